@@ -1,0 +1,116 @@
+"""The table of signals: every number foreshock measures, defined once.
+
+A signal is measured once per optimizer step, or less often. A run-wide signal is stored under its own name; a
+per-tensor one under `name/parameter.name` (or `name/module.name` where large models are grouped by module).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Reduction = Literal["mean", "sum", "max", "min", "l2", "same", "any"]
+"""How one value is made of the ranks' (and, inside a module group, of the tensors') values.
+
+`l2` is the root of the sum of squares; `same` says that every rank holds the same value, so none is reduced.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One row of the table.
+
+    Attributes:
+        name: as stored; the part before the slash for per-tensor values.
+        unit: "loss", "1" for ratios and counts, "parameter" for parameter units, "gradient" for loss/parameter.
+        meaning: one sentence, with the formula where there is one.
+        reduction: how ranks and grouped tensors combine.
+        reference: where the definition comes from; empty where it is common knowledge.
+        per_tensor: whether `name/parameter.name` exists as well as (or instead of) the run-wide value.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    reduction: Reduction
+    reference: str = ""
+    per_tensor: bool = False
+
+
+_ADAM_SPIKES = "Bai et al. 2025, arXiv 2506.04805, section on decoupled decay"
+
+_TABLE = (
+    Signal("loss", "loss", "training loss as observed, mean over the micro-batches of the step", "mean"),
+    Signal(
+        "grad_norm", "gradient", "Euclidean norm of the gradient as the optimizer consumed it", "l2", per_tensor=True
+    ),
+    Signal("param_norm", "parameter", "Euclidean norm of the parameters after the step", "l2", per_tensor=True),
+    Signal(
+        "update_norm", "parameter", "Euclidean norm of the step taken, |theta_{t+1} - theta_t|", "l2", per_tensor=True
+    ),
+    Signal(
+        "update_rms", "parameter", "root mean square of the step taken, |theta_{t+1} - theta_t| / sqrt(n)", "l2",
+        per_tensor=True,
+    ),
+    Signal("lr", "1", "learning rate; `lr/group0`, `lr/group1`, ... where parameter groups differ", "same"),
+    Signal(
+        "v_ratio", "1", "growth of the second moment in norm, |v_t| / |v_{t-1}|; it decays freely at beta2", "mean",
+        _ADAM_SPIKES, per_tensor=True,
+    ),
+    Signal(
+        "grad_sq_over_v_mean", "1",
+        "mean over coordinates of g_t^2 / v_{t-1}, with v_{t-1} recovered from v_t and g_t (bias-corrected v)", "mean",
+        _ADAM_SPIKES, per_tensor=True,
+    ),
+    Signal(
+        "grad_sq_over_v_max", "1",
+        "largest coordinate of g_t^2 / v_{t-1} (bias-corrected v): a burst that v has not seen", "max",
+        _ADAM_SPIKES, per_tensor=True,
+    ),
+    Signal(
+        "effective_step", "parameter",
+        "lr / (sqrt(vhat) + eps) at the tensor's root-mean-square second moment: how far a unit gradient moves a "
+        "typical coordinate", "max", "Kingma and Ba 2015, arXiv 1412.6980, algorithm 1", per_tensor=True,
+    ),
+    Signal(
+        "grad_cosine", "1",
+        "cosine of successive gradients, g_t.g_{t-1} / (|g_t| |g_{t-1}|); near -1 at the edge of stability", "mean",
+        "Cohen et al. 2022, arXiv 2207.14484", per_tensor=True,
+    ),
+    Signal("nonfinite", "1", "number of tensors that hold a NaN or infinite gradient or parameter", "sum"),
+    Signal(
+        "nonfinite_first", "1", "index of the first tensor, in model order, with a non-finite gradient or parameter; "
+        "-1 where all are finite; the metadata's `tensors` holds the names", "min",
+    ),
+    Signal("loss_scale", "1", "loss scale of the GradScaler in use", "same"),
+    Signal("skipped", "1", "1 where the gradient scaler skipped the step because it found an overflow", "max"),
+    Signal("micro_batches", "1", "losses observed in this optimizer step (gradient accumulation)", "same"),
+    Signal("step_seconds", "s", "wall time from one optimizer step to the next", "max"),
+    Signal("monitor_seconds", "s", "part of it spent inside foreshock on the host", "max"),
+)
+
+SIGNALS: Mapping[str, Signal] = MappingProxyType({signal.name: signal for signal in _TABLE})
+
+
+def lookup(column: str) -> Signal | None:
+    """Returns the table row of a column such as "grad_norm/fc.weight", or None where the user named it.
+
+    >>> lookup("grad_norm/fc.weight").unit
+    'gradient'
+    """
+    return SIGNALS.get(column.partition("/")[0])
+
+
+def markdown_table() -> str:
+    """Returns the table as the documentation page shows it (`docs/signals.md` is generated from here)."""
+    lines = ["| signal | unit | per tensor | over ranks | meaning | reference |", "|---|---|---|---|---|---|"]
+    for signal in _TABLE:
+        per_tensor = "yes" if signal.per_tensor else "-"
+        meaning = signal.meaning.replace("|", "\\|")
+        lines.append(
+            f"| `{signal.name}` | {signal.unit} | {per_tensor} | {signal.reduction} | {meaning} "
+            f"| {signal.reference or '-'} |"
+        )
+    return "\n".join(lines) + "\n"
