@@ -1,0 +1,268 @@
+"""A run as it is read: records, metadata, events and other happenings."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from foreshock.errors import CorruptRunError, ForeshockWarning, RunError, UsageError
+from foreshock.run import directory as stored
+from foreshock.run import files
+from foreshock.run.absent import ABSENT, is_absent
+from foreshock.run.arrays import tables_from_arrays
+from foreshock.run.event import Event, latest
+from foreshock.run.record import StepRecord
+from foreshock.run.table import Floats, Steps, Table, assemble
+from foreshock.run.writer import RunWriter
+
+_SAVE_BYTES = 16 << 20  # written per system call by `save`
+
+
+class UnknownColumnError(UsageError, KeyError):
+    """A column the run does not have; also a KeyError, as for any mapping."""
+
+    __str__ = Exception.__str__
+
+
+@dataclass(frozen=True, slots=True)
+class RankData:
+    """What one rank contributed: its tables by name ("step" first), every version of its events, its notes."""
+
+    tables: Mapping[str, Table]
+    events: Sequence[Event]
+    notes: Sequence[Mapping[str, Any]]
+
+
+class Run:
+    """A run: what was measured at each step, with metadata, events and notes; made by `load` and `from_arrays`.
+
+    Attributes:
+        path: the directory it was read from; None for a run in memory.
+        meta: the metadata.
+        problems: what was damaged or broke off, each naming file and byte offset; empty for a sound run.
+        ranks: the ranks that wrote, ascending; this object shows the first, `rank(r)` another.
+    """
+
+    def __init__(
+        self, data: Mapping[int, RankData], meta: Mapping[str, Any], *, path: Path | None = None,
+        problems: Sequence[CorruptRunError] = (), shown: int | None = None,
+    ) -> None:
+        self.path = path
+        self.meta: dict[str, Any] = dict(meta)
+        self.problems = list(problems)
+        self.ranks: tuple[int, ...] = tuple(sorted(data))
+        self._data = dict(data)
+        self._shown = min(data) if shown is None else shown
+        self._tables = self._data[self._shown].tables
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, strict: bool = False) -> Run:
+        """Returns the run in a directory, which may still be written to while it is read.
+
+        A record that breaks off at the end of a file (what a kill leaves) is left out and listed in `problems`.
+        Damage is listed there too and warned about; everything before it in that file is read.
+
+        Args:
+            path: the run directory.
+            strict: raise the first problem instead.
+
+        Raises:
+            RunError: there is no run at that path.
+            CorruptRunError: with `strict`, anything that is damaged or breaks off.
+        """
+        root = Path(path)
+        ranks = stored.ranks_in(root) if root.is_dir() else ()
+        document = root / stored.META
+        if not document.exists() and not ranks:
+            raise RunError(_no_run(root))
+        corrupt: list[CorruptRunError] = []
+        meta: dict[str, Any] = {}
+        if document.exists():
+            meta, wrong = files.decode(document.read_bytes())
+            if wrong:
+                corrupt.append(CorruptRunError(f"{document} (byte 0) {wrong}; it was edited by hand or damaged"))
+        else:
+            corrupt.append(CorruptRunError(f"{document} (byte 0) is missing; the metadata is lost"))
+        torn: list[CorruptRunError] = []
+        data: dict[int, RankData] = {}
+        for rank in ranks:
+            found = stored.read_rank(stored.rank_directory(root, rank))
+            torn += found.torn
+            corrupt += found.corrupt
+            tables = {name: assemble(segments) for name, segments in found.segments.items()}
+            data[rank] = RankData(tables, found.events, found.notes)
+        if strict and (corrupt or torn):
+            raise (corrupt + torn)[0]
+        for problem in corrupt:
+            warnings.warn(str(problem), ForeshockWarning, stacklevel=2)
+        return cls(data or {0: RankData({}, (), ())}, meta, path=root, problems=corrupt + torn)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.ArrayLike], **meta: Any) -> Run:
+        """Returns a run in memory, made of one array a signal.
+
+        Args:
+            arrays: signal name -> (n,) numbers; "step" (strictly increasing integers; 0, 1, ... where it is not
+                given) and "time" (seconds since the epoch) are the records' own. NaN counts as measured; use
+                `absent` for what was not.
+            meta: metadata.
+
+        Raises:
+            UsageError: lengths differ, steps do not increase, or something is not a number.
+
+        >>> Run.from_arrays({"loss": [2.0, 1.5]}, name="a")["loss"].tolist()
+        [2.0, 1.5]
+        """
+        return cls({0: RankData(tables_from_arrays(arrays), (), ())}, meta)
+
+    def rank(self, rank: int) -> Run:
+        """Returns the run as that rank recorded it."""
+        if rank not in self._data:
+            raise UsageError(f"no rank {rank} in this run; it has {', '.join(map(str, self.ranks))}")
+        return Run(self._data, self.meta, path=self.path, problems=self.problems, shown=rank)
+
+    @property
+    def steps(self) -> Steps:
+        """Step numbers of the records, strictly increasing; a step written twice counts as written last."""
+        return self._tables["step"].steps if "step" in self._tables else np.empty(0, np.int64)
+
+    @property
+    def times(self) -> Floats:
+        """Seconds since the epoch of each record, 0 where unknown; aligned with `steps`."""
+        return self._tables["step"].times if "step" in self._tables else np.empty(0, np.float64)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all signals: run-wide ones, then those with a cadence of their own (per tensor)."""
+        tables = sorted(self._tables, key=lambda name: name != "step")
+        return tuple(dict.fromkeys(column for name in tables for column in self._tables[name].columns))
+
+    @property
+    def events(self) -> list[Event]:
+        """The last version of each event that was recorded, ordered by the step at which it was raised."""
+        return latest(list(self._data[self._shown].events))
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """Other happenings, each with "step", "time" and "kind", as written."""
+        return [dict(note) for note in self._data[self._shown].notes]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in table.columns for table in self._tables.values())
+
+    def __getitem__(self, name: str) -> Floats:
+        """Returns a signal as (len(run),) float64, aligned with `steps`; NaN where it was not measured."""
+        table = self._table_of(name)
+        values = table.column(name)
+        if table is self._tables.get("step"):
+            return values
+        steps = self.steps
+        aligned = np.full(len(steps), ABSENT)
+        if len(table.steps):
+            place = np.minimum(np.searchsorted(table.steps, steps), len(table.steps) - 1)
+            found = table.steps[place] == steps
+            aligned[found] = values[place[found]]
+        return aligned
+
+    def measured(self, name: str) -> tuple[Steps, Floats]:
+        """Returns the steps at which a signal was measured and its values there; a measured NaN stays."""
+        table = self._table_of(name)
+        values = table.column(name)
+        there = ~is_absent(values)
+        return table.steps[there], values[there]
+
+    def window(self, start: float, stop: float) -> Run:
+        """Returns the part of the run with start <= step < stop, and the events and notes that touch it."""
+        data = self._data[self._shown]
+        tables = {name: table.window(start, stop) for name, table in data.tables.items()}
+        events = [
+            event for event in data.events
+            if min(event.onset, event.raised) < stop and (event.end is None or event.end >= start)
+        ]
+        notes = [note for note in data.notes if note.get("step") is None or start <= note["step"] < stop]
+        return Run({self._shown: RankData(tables, events, notes)}, self.meta, path=self.path, problems=self.problems)
+
+    def records(self) -> Iterator[StepRecord]:
+        """Yields one record a step with the run-wide signals that were measured there."""
+        if "step" in self._tables:
+            for step, time, values in self._tables["step"].records():
+                yield StepRecord(step, values, time)
+
+    def tensors(self, signal: str) -> tuple[str, ...]:
+        """Returns the tensors (or modules, or groups) for which a signal was recorded, in stored order."""
+        prefix = f"{signal}/"
+        return tuple(column[len(prefix) :] for column in self.columns if column.startswith(prefix))
+
+    def matrix(self, signal: str) -> tuple[Steps, tuple[str, ...], npt.NDArray[Any]]:
+        """Returns a per-tensor signal as (steps (T,), tensor names (U,), values (T, U)); NaN where not measured.
+
+        The values may be a read-only view of the file in its own precision, so that a long run can be thinned out
+        before it is read.
+        """
+        names = self.tensors(signal)
+        if not names:
+            signals = dict.fromkeys(column.partition("/")[0] for column in self.columns if "/" in column)
+            raise UnknownColumnError(
+                f"no per-tensor values of {signal!r} in this run; it has them for: {', '.join(signals) or 'nothing'}"
+            )
+        table = self._table_of(f"{signal}/{names[0]}")
+        names = tuple(name for name in names if f"{signal}/{name}" in table.columns)
+        return table.steps, names, table.matrix([f"{signal}/{name}" for name in names])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the run into a new directory and returns its path.
+
+        Raises:
+            RunError: the directory holds a run already or cannot be written.
+        """
+        run_id = None
+        for rank in self.ranks:
+            data = self._data[rank]
+            meta = self.meta if run_id is None else {**self.meta, "id": run_id}
+            with RunWriter(path, meta, rank=rank) as writer:
+                run_id = writer.id
+                for name, table in data.tables.items():
+                    for segment in table.segments():
+                        stride = max(1, _SAVE_BYTES // segment.rows.dtype.itemsize)
+                        for first in range(0, max(1, len(segment.rows)), stride):
+                            rows = segment.rows[first : first + stride]
+                            writer.append(name, segment.columns, rows["step"], rows["time"], rows["values"])
+                for event in data.events:
+                    writer.event(event)
+                for note in data.notes:
+                    writer.note(**{"kind": "note", **note})
+        return Path(path)
+
+    def __repr__(self) -> str:
+        name = self.meta.get("name") or (self.path.name if self.path else "in memory")
+        return f"<Run {name}: {len(self)} steps, {len(self.columns)} signals, {len(self.events)} events>"
+
+    def _table_of(self, name: str) -> Table:
+        for table in sorted(self._tables, key=lambda table: table != "step"):
+            if name in self._tables[table].columns:
+                return self._tables[table]
+        near = difflib.get_close_matches(str(name), self.columns, n=3, cutoff=0.5)
+        some = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has: {some or 'none'}"
+        raise UnknownColumnError(f"no signal {name!r} in this run; {hint}")
+
+
+def _no_run(path: Path) -> str:
+    if not path.exists():
+        return f"there is no run at {path}: no such directory"
+    if not path.is_dir():
+        return f"{path} is a file, not a run directory; to read a log of another tool use `foreshock import {path}`"
+    inside = sorted(entry.parent.name for entry in path.glob(f"*/{stored.META}"))
+    hint = f"; there are runs inside it: {', '.join(inside[:8])}" if inside else ""
+    return f"{path} is not a run directory: it has no {stored.META}{hint}"
