@@ -1,0 +1,54 @@
+"""Full-batch regression on 200 patients with Adam: its second moment decays until the step is too long."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foreshock.demo.scenario import Scenario, Training, datasets, seeded
+
+__all__ = ["BETA2", "SCENARIO", "build"]
+
+PATIENTS = 200
+WIDTH = 500
+BETA2 = 0.999
+
+
+def build(seed: int, *, eps: float = 1e-8) -> Training:
+    """Returns 2000 full-batch Adam steps of a 10-500-1 tanh network on the progression of diabetes in 200 patients.
+
+    The fit becomes so good that gradients fall faster than v can follow: v decays freely at beta2, the preconditioner
+    grows, and the loss jumps once the preconditioned curvature chi has passed the edge of stability. Measured on seed
+    0, for the spike that peaks at step 935: chi passes 1 at step 870, the loss turns at 916, chi falls below 1 at 936;
+    the plain curvature along the gradient stays under 0.72 of gradient descent's limit 2 / lr. Seeds 0 to 4 spike 4
+    or 5 times each; with `eps=0.1`, which bounds the preconditioner, none does.
+    """
+    table = datasets().load_diabetes()
+    scale = len(table.data) ** 0.5  # scikit-learn scales its columns to unit norm; this makes them unit variance
+    progression = (table.target - table.target.mean()) / table.target.std()
+    inputs = torch.tensor(table.data[:PATIENTS] * scale, dtype=torch.float64)
+    targets = torch.tensor(progression[:PATIENTS, None], dtype=torch.float64)
+    with seeded(seed):
+        model = nn.Sequential(nn.Linear(10, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)).double()
+        for parameter in model.parameters():  # N(0, 1) / width, as in the paper's 50-dimensional example
+            nn.init.normal_(parameter, std=1 / WIDTH)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02, betas=(0.9, BETA2), eps=eps)
+
+    def loss(step: int) -> Tensor:
+        return functional.mse_loss(model(inputs), targets)
+
+    return Training(model, optimizer, loss, steps=2000)
+
+
+SCENARIO = Scenario(
+    name="preconditioner",
+    title="Decaying preconditioner",
+    mechanism=(
+        "Full-batch regression on 200 patients with Adam. Gradients shrink faster than the second moment v can follow; "
+        "v decays freely at beta2, steps lengthen, and the loss jumps although the landscape has not changed."
+    ),
+    look="`v_ratio` of every tensor sits at beta2 = 0.999 before each spike, and successive gradients turn opposite.",
+    source="arXiv 2506.04805",
+    build=build,
+)
