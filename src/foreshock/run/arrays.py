@@ -57,7 +57,8 @@ def _numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _steps(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    whole = np.isfinite(values) & (np.floor(values) == values) if values.dtype.kind == "f" else np.ones(len(values), bool)
+    real = values.astype(np.float64)
+    whole = np.isfinite(real) & (np.floor(real) == real)
     if not whole.all():
         place = int(np.flatnonzero(~whole)[0])
         raise UsageError(f"'step' must hold whole numbers, got {values[place]} at index {place}")

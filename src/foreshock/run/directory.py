@@ -16,7 +16,17 @@ from foreshock.run.event import Event
 from foreshock.run.layout import FORMAT, Segment, record_dtype, sound_records
 
 META = "run.json"
-_HEADER = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)(?:\.(\d+))?\.json")
+_PAIR = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)(?:\.(\d+))?\.(?:json|bin)")
+_RANK = re.compile(r"rank-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A file pair: its number in the table, its records (None where the header is lost), and whether all is sound."""
+
+    index: int
+    segment: Segment | None
+    sound: bool
 
 
 @dataclass(slots=True)
@@ -24,18 +34,23 @@ class RankFiles:
     """What one rank's folder holds.
 
     Attributes:
-        segments: table name -> its sound segments, in the order in which they were written.
+        pairs: table name -> its file pairs, in the order in which they were written.
         events: every version of every event, as written.
         notes: the other happenings, as written.
         torn: what breaks off at the end of a file, as a kill leaves it.
         corrupt: what is damaged.
     """
 
-    segments: dict[str, list[Segment]] = field(default_factory=dict)
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     torn: list[CorruptRunError] = field(default_factory=list)
     corrupt: list[CorruptRunError] = field(default_factory=list)
+
+    @property
+    def segments(self) -> dict[str, list[Segment]]:
+        """The readable segments of each table, in the order in which they were written."""
+        return {table: [pair.segment for pair in pairs if pair.segment] for table, pairs in self.pairs.items()}
 
 
 def rank_directory(path: Path, rank: int) -> Path:
@@ -45,8 +60,7 @@ def rank_directory(path: Path, rank: int) -> Path:
 
 def ranks_in(path: Path) -> tuple[int, ...]:
     """Returns the ranks that have a folder, ascending."""
-    found = (re.fullmatch(r"rank-(\d+)", entry.name) for entry in path.iterdir())
-    return tuple(sorted(int(match[1]) for match in found if match))
+    return tuple(sorted(int(match[1]) for entry in path.iterdir() if (match := _RANK.fullmatch(entry.name))))
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -55,94 +69,72 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_rank(directory: Path) -> RankFiles:
-    """Returns everything a rank's folder holds; damage is collected, not raised."""
+    """Returns everything a rank's folder holds; damage is collected, not raised.
+
+    Raises:
+        RunError: a file is in the format of a newer version.
+    """
     found = RankFiles()
-    for table, pairs in _pairs(directory).items():
-        segments = found.segments.setdefault(table, [])
-        for header in pairs:
-            segment = read_pair(header, found)
-            if segment is not None:
-                segments.append(segment)
+    for table, indexed in _stems(directory).items():
+        found.pairs[table] = [_read_pair(directory / stem, index, found) for index, stem in indexed]
     for fields, place in _lines(directory / "events.jsonl", found):
         try:
             found.events.append(Event.from_dict(fields))
-        except (KeyError, TypeError) as error:
-            found.corrupt.append(CorruptRunError(f"{place} is not an event: {error!r} is missing"))
+        except KeyError as error:
+            found.corrupt.append(CorruptRunError(f"{place} is not an event: {error} is missing"))
     found.notes = [fields for fields, _ in _lines(directory / "notes.jsonl", found)]
-    return found
-
-
-def read_pair(header: Path, found: RankFiles) -> Segment | None:
-    """Returns the sound records of a file pair, memory-mapped; None where the header cannot be read."""
-    fields, wrong = files.decode(header.read_bytes())
-    if wrong:
-        found.corrupt.append(CorruptRunError(f"{header} (byte 0) {wrong}; its records cannot be read"))
-        return None
-    if fields["format"] > FORMAT:
-        raise RunError(f"{header} is in format {fields['format']}, written by a newer foreshock; this one reads {FORMAT}")
-    columns = tuple(fields["columns"])
-    record = record_dtype(len(columns), fields["values"])
-    path = header.with_suffix(".bin")
-    size = path.stat().st_size if path.exists() else 0
-    total, torn = divmod(size, record.itemsize)
-    if total == 0:
-        rows: Any = np.empty(0, record)
-    else:
-        rows = np.memmap(path, record, "r", shape=(total,))
-        sound = sound_records(memoryview(rows.view(np.uint8)), record.itemsize)
-        if sound < total:
-            found.corrupt.append(
-                CorruptRunError(
-                    f"{path} is damaged in the record at byte {sound * record.itemsize}; the {sound} records before "
-                    f"it were read, {total - sound} from there on were not"
-                )
-            )
-            return Segment(columns, rows[:sound])
-    if torn:
-        found.torn.append(
-            CorruptRunError(f"{path} breaks off inside the record at byte {total * record.itemsize} ({torn} bytes)")
-        )
-    return Segment(columns, rows)
-
-
-def last_segments(directory: Path) -> dict[str, tuple[int, Segment | None, int]]:
-    """Returns, per table, the number of pairs, the last one (None where it is damaged) and its whole records."""
-    found: dict[str, tuple[int, Segment | None, int]] = {}
-    for table, pairs in _pairs(directory).items():
-        report = RankFiles()
-        segment = read_pair(pairs[-1], report)
-        count = int(_index(pairs[-1])) + 1
-        found[table] = (count, None if report.corrupt or segment is None else segment, len(segment.rows) if segment else 0)
     return found
 
 
 def steps_written(directory: Path) -> int:
     """Returns the number of records in the step table, from the file sizes alone."""
     total = 0
-    for header in _pairs(directory).get("step", []):
-        fields = files.decode(header.read_bytes())[0]
-        path = header.with_suffix(".bin")
-        if path.exists() and fields:
+    for _, stem in _stems(directory).get("step", []):
+        path = directory / f"{stem}.bin"
+        header = path.with_suffix(".json")
+        if path.exists() and header.exists() and (fields := files.decode(header.read_bytes())[0]):
             total += path.stat().st_size // record_dtype(len(fields["columns"]), fields["values"]).itemsize
     return total
 
 
-def line_bytes(path: Path) -> int:
+def whole_lines(path: Path) -> int:
     """Returns the bytes up to and including the last newline."""
     return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
 
-def _pairs(directory: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    headers = [entry for entry in directory.iterdir() if _HEADER.fullmatch(entry.name)] if directory.exists() else []
-    for header in sorted(headers, key=_index):
-        found.setdefault(header.name.split(".")[0], []).append(header)
-    return found
+def _read_pair(stem: Path, index: int, found: RankFiles) -> Pair:
+    header, path = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.bin")
+    fields, wrong = files.decode(header.read_bytes()) if header.exists() else ({}, "is missing")
+    if wrong:
+        found.corrupt.append(CorruptRunError(f"{header} (byte 0) {wrong}; the records of {path.name} are lost with it"))
+        return Pair(index, None, False)
+    if fields["format"] > FORMAT:
+        raise RunError(f"{header} has format {fields['format']}; this version of foreshock reads {FORMAT}. Update it.")
+    columns = tuple(fields["columns"])
+    record = record_dtype(len(columns), fields["values"])
+    total, torn = divmod(path.stat().st_size if path.exists() else 0, record.itemsize)
+    rows: Any = np.memmap(path, record, "r", shape=(total,)) if total else np.empty(0, record)
+    sound = sound_records(rows.view(np.uint8).data, record.itemsize) if total else 0
+    if sound < total:
+        found.corrupt.append(
+            CorruptRunError(
+                f"{path} is damaged in the record at byte {sound * record.itemsize}: {sound} records before it were "
+                f"read, {total - sound} from there on were not"
+            )
+        )
+    elif torn:
+        place = total * record.itemsize
+        found.torn.append(CorruptRunError(f"{path} breaks off inside the record at byte {place}, {torn} bytes into it"))
+    return Pair(index, Segment(columns, rows[:sound]), sound == total)
 
 
-def _index(header: Path) -> int:
-    match = _HEADER.fullmatch(header.name)
-    return int(match[2] or 0) if match else 0
+def _stems(directory: Path) -> dict[str, list[tuple[int, str]]]:
+    """Returns table -> (index, file name without its ending) of each pair, in order; one file of the two is enough."""
+    found: dict[str, set[tuple[int, str]]] = {}
+    for entry in directory.iterdir() if directory.exists() else ():
+        if match := _PAIR.fullmatch(entry.name):
+            found.setdefault(match[1], set()).add((int(match[2] or 0), entry.name.rpartition(".")[0]))
+    return {table: sorted(stems) for table, stems in sorted(found.items())}
 
 
 def _lines(path: Path, found: RankFiles) -> Iterator[tuple[dict[str, Any], str]]:
@@ -151,11 +143,12 @@ def _lines(path: Path, found: RankFiles) -> Iterator[tuple[dict[str, Any], str]]
     *whole, rest = path.read_bytes().split(b"\n")
     offset = 0
     for line in whole:
+        place = f"{path} (byte {offset})"
         fields, wrong = files.decode(line)
         if wrong:
-            found.corrupt.append(CorruptRunError(f"{path} (byte {offset}) {wrong}; the lines before it were read"))
-            return
-        yield fields, f"{path} (byte {offset})"
+            found.corrupt.append(CorruptRunError(f"{place} {wrong}; this line was left out"))
+        else:
+            yield fields, place
         offset += len(line) + 1
     if rest:
         found.torn.append(CorruptRunError(f"{path} breaks off inside the line at byte {offset}"))

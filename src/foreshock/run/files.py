@@ -63,6 +63,23 @@ def replace(path: Path, content: bytes) -> None:
         raise
 
 
+def create(path: Path, content: bytes) -> bool:
+    """Writes a whole new file as `replace` does and returns True, or False where somebody else just made it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links here
+        if path.exists():
+            return False
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
 def to_plain(value: Any) -> Any:
     """Returns the value as plain JSON data; what JSON does not know is kept as its text."""
     if value is None or isinstance(value, bool | int | float | str):

@@ -41,6 +41,11 @@ class Segment:
     columns: tuple[str, ...]
     rows: npt.NDArray[Any]
 
+    @property
+    def value_type(self) -> np.dtype[Any]:
+        """float32 or float64, in the machine's byte order."""
+        return self.rows.dtype["values"].base.newbyteorder("=")
+
 
 def record_dtype(columns: int, value_type: npt.DTypeLike) -> np.dtype[Any]:
     """Returns the packed numpy type of one record with that many values of `value_type` (float32 or float64).
@@ -52,12 +57,10 @@ def record_dtype(columns: int, value_type: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype([("step", "<i8"), ("time", "<f8"), ("values", value, (columns,)), ("crc32", "<u4")])
 
 
-def seal(rows: npt.NDArray[Any]) -> None:
-    """Writes the checksum of each record into its last field, in place."""
-    size = rows.dtype.itemsize
-    body = memoryview(rows.view(np.uint8).reshape(-1))
+def checksums(body: memoryview, size: int) -> list[int]:
+    """Returns the checksum of each record of `size` bytes, computed over all of it but its last field."""
     crc32 = zlib.crc32
-    rows["crc32"] = [crc32(body[start : start + size - 4], RESIDUE) for start in range(0, len(body), size)]
+    return [crc32(body[start : start + size - 4], RESIDUE) for start in range(0, len(body), size)]
 
 
 def sound_records(body: memoryview, size: int) -> int:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from foreshock.run import rewind
+from foreshock.run.column_sets import ColumnSets, as_values
 from foreshock.run.event import Event
 from foreshock.run.layout import FORMAT, Segment, record_dtype
-from foreshock.run.run import RankData, Run
-from foreshock.run.table import assemble
+from foreshock.run.load import RankData
+from foreshock.run.run import Run
 
 
 class RunMemory:
@@ -25,9 +27,11 @@ class RunMemory:
     """
 
     def __init__(self, meta: Mapping[str, Any] | None = None) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._meta: dict[str, Any] = {"format": FORMAT, "id": uuid.uuid4().hex, "created": now} | dict(meta or {})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self._meta: dict[str, Any] = {"id": uuid.uuid4().hex, "created": now} | dict(meta or {}) | {"format": FORMAT}
         self._tables: dict[str, list[_Growing]] = {}
+        self._sets: dict[str, ColumnSets] = {}
+        self._rewinds = rewind.Rewinds()
         self._events: list[Event] = []
         self._notes: list[dict[str, Any]] = []
 
@@ -41,14 +45,23 @@ class RunMemory:
         return self
 
     def append(
-        self, table: str, columns: tuple[str, ...], steps: npt.ArrayLike, times: npt.ArrayLike, values: npt.NDArray[Any]
+        self, table: str, columns: tuple[str, ...], steps: Sequence[int] | npt.NDArray[Any], times: npt.ArrayLike,
+        values: npt.NDArray[Any],
     ) -> None:
         """Adds records to a table; see `RunWriter.append`."""
-        values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+        values = as_values(columns, steps, values)
         parts = self._tables.setdefault(table, [])
         if not parts or parts[-1].columns != columns or parts[-1].value_type != values.dtype:
-            parts.append(_Growing(tuple(columns), values.dtype))
+            columns, values = self._sets.setdefault(table, ColumnSets()).place(tuple(columns), values)
+            if not parts or parts[-1].columns != columns or parts[-1].value_type != values.dtype:
+                parts.append(_Growing(columns, values.dtype))
+        if not len(values):
+            return
+        going_back = self._rewinds.before(table, int(steps[0]))
+        if going_back is not None:
+            self.note(rewind.KIND, **going_back)
         parts[-1].append(steps, times, values)
+        self._rewinds.after(table, int(steps[-1]), len(values))
 
     def event(self, event: Event) -> None:
         """Adds a version of an event."""
@@ -60,7 +73,7 @@ class RunMemory:
 
     def update_meta(self, **fields: Any) -> None:
         """Adds or replaces metadata."""
-        self._meta |= fields
+        self._meta |= {name: value for name, value in fields.items() if name not in ("format", "id")}
 
     def sync(self) -> None:
         """Does nothing: there is no disk."""
@@ -70,7 +83,8 @@ class RunMemory:
 
     def run(self) -> Run:
         """Returns the run so far; records added later do not show in it. Nothing is copied."""
-        tables = {name: assemble([part.segment() for part in parts]) for name, parts in self._tables.items()}
+        segments = {name: [part.segment() for part in parts] for name, parts in self._tables.items()}
+        tables = rewind.follow(segments, self._notes)
         return Run({0: RankData(tables, tuple(self._events), tuple(self._notes))}, self._meta)
 
     def __enter__(self) -> RunMemory:

@@ -6,39 +6,26 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from foreshock.errors import CorruptRunError, ForeshockWarning, RunError, UsageError
-from foreshock.run import directory as stored
-from foreshock.run import files
+from foreshock.errors import CorruptRunError, ForeshockWarning, UsageError
 from foreshock.run.absent import ABSENT, is_absent
 from foreshock.run.arrays import tables_from_arrays
 from foreshock.run.event import Event, latest
+from foreshock.run.load import RankData, load
 from foreshock.run.record import StepRecord
-from foreshock.run.table import Floats, Steps, Table, assemble
-from foreshock.run.writer import RunWriter
-
-_SAVE_BYTES = 16 << 20  # written per system call by `save`
+from foreshock.run.save import save
+from foreshock.run.table import Floats, Steps, Table
 
 
 class UnknownColumnError(UsageError, KeyError):
     """A column the run does not have; also a KeyError, as for any mapping."""
 
     __str__ = Exception.__str__
-
-
-@dataclass(frozen=True, slots=True)
-class RankData:
-    """What one rank contributed: its tables by name ("step" first), every version of its events, its notes."""
-
-    tables: Mapping[str, Table]
-    events: Sequence[Event]
-    notes: Sequence[Mapping[str, Any]]
 
 
 class Run:
@@ -79,31 +66,13 @@ class Run:
             CorruptRunError: with `strict`, anything that is damaged or breaks off.
         """
         root = Path(path)
-        ranks = stored.ranks_in(root) if root.is_dir() else ()
-        document = root / stored.META
-        if not document.exists() and not ranks:
-            raise RunError(_no_run(root))
-        corrupt: list[CorruptRunError] = []
-        meta: dict[str, Any] = {}
-        if document.exists():
-            meta, wrong = files.decode(document.read_bytes())
-            if wrong:
-                corrupt.append(CorruptRunError(f"{document} (byte 0) {wrong}; it was edited by hand or damaged"))
-        else:
-            corrupt.append(CorruptRunError(f"{document} (byte 0) is missing; the metadata is lost"))
-        torn: list[CorruptRunError] = []
-        data: dict[int, RankData] = {}
-        for rank in ranks:
-            found = stored.read_rank(stored.rank_directory(root, rank))
-            torn += found.torn
-            corrupt += found.corrupt
-            tables = {name: assemble(segments) for name, segments in found.segments.items()}
-            data[rank] = RankData(tables, found.events, found.notes)
-        if strict and (corrupt or torn):
-            raise (corrupt + torn)[0]
-        for problem in corrupt:
+        loaded = load(root)
+        problems = [*loaded.corrupt, *loaded.torn]
+        if strict and problems:
+            raise problems[0]
+        for problem in loaded.corrupt:
             warnings.warn(str(problem), ForeshockWarning, stacklevel=2)
-        return cls(data or {0: RankData({}, (), ())}, meta, path=root, problems=corrupt + torn)
+        return cls(loaded.ranks, loaded.meta, path=root, problems=problems)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.ArrayLike], **meta: Any) -> Run:
@@ -121,7 +90,7 @@ class Run:
         >>> Run.from_arrays({"loss": [2.0, 1.5]}, name="a")["loss"].tolist()
         [2.0, 1.5]
         """
-        return cls({0: RankData(tables_from_arrays(arrays), (), ())}, meta)
+        return cls({0: RankData(tables_from_arrays(arrays))}, meta)
 
     def rank(self, rank: int) -> Run:
         """Returns the run as that rank recorded it."""
@@ -194,10 +163,8 @@ class Run:
         return Run({self._shown: RankData(tables, events, notes)}, self.meta, path=self.path, problems=self.problems)
 
     def records(self) -> Iterator[StepRecord]:
-        """Yields one record a step with the run-wide signals that were measured there."""
-        if "step" in self._tables:
-            for step, time, values in self._tables["step"].records():
-                yield StepRecord(step, values, time)
+        """Returns an iterator over one record a step, with the run-wide signals that were measured there."""
+        return self._tables["step"].records() if "step" in self._tables else iter(())
 
     def tensors(self, signal: str) -> tuple[str, ...]:
         """Returns the tensors (or modules, or groups) for which a signal was recorded, in stored order."""
@@ -226,22 +193,7 @@ class Run:
         Raises:
             RunError: the directory holds a run already or cannot be written.
         """
-        run_id = None
-        for rank in self.ranks:
-            data = self._data[rank]
-            meta = self.meta if run_id is None else {**self.meta, "id": run_id}
-            with RunWriter(path, meta, rank=rank) as writer:
-                run_id = writer.id
-                for name, table in data.tables.items():
-                    for segment in table.segments():
-                        stride = max(1, _SAVE_BYTES // segment.rows.dtype.itemsize)
-                        for first in range(0, max(1, len(segment.rows)), stride):
-                            rows = segment.rows[first : first + stride]
-                            writer.append(name, segment.columns, rows["step"], rows["time"], rows["values"])
-                for event in data.events:
-                    writer.event(event)
-                for note in data.notes:
-                    writer.note(**{"kind": "note", **note})
+        save(Path(path), self._data, self.meta)
         return Path(path)
 
     def __repr__(self) -> str:
@@ -256,13 +208,3 @@ class Run:
         some = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has: {some or 'none'}"
         raise UnknownColumnError(f"no signal {name!r} in this run; {hint}")
-
-
-def _no_run(path: Path) -> str:
-    if not path.exists():
-        return f"there is no run at {path}: no such directory"
-    if not path.is_dir():
-        return f"{path} is a file, not a run directory; to read a log of another tool use `foreshock import {path}`"
-    inside = sorted(entry.parent.name for entry in path.glob(f"*/{stored.META}"))
-    hint = f"; there are runs inside it: {', '.join(inside[:8])}" if inside else ""
-    return f"{path} is not a run directory: it has no {stored.META}{hint}"

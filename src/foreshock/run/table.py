@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, repeat
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from foreshock.run.absent import absent, is_absent, to_float64
 from foreshock.run.layout import Segment
+from foreshock.run.record import StepRecord
 
 Floats = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
@@ -26,11 +28,10 @@ class Table:
     """
 
     def __init__(self, segments: Sequence[Segment], selections: Sequence[Selection]) -> None:
-        self._parts = tuple(
-            (segment, chosen) for segment, chosen in zip(segments, selections, strict=True)
-        )
+        self._parts = tuple(zip(segments, selections, strict=True))
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(name for segment in segments for name in segment.columns))
         self.steps: Steps = _joined((part.rows["step"][chosen] for part, chosen in self._parts), np.int64)
+        self.steps.flags.writeable = False
 
     @property
     def times(self) -> Floats:
@@ -74,24 +75,17 @@ class Table:
         for segment, chosen in self._parts:
             yield Segment(segment.columns, segment.rows[chosen])
 
-    def records(self) -> Iterator[tuple[int, float, dict[str, float]]]:
-        """Yields step, time and the measured values of each record."""
+    def records(self) -> Iterator[StepRecord]:
+        """Yields the records with the values that were measured (nothing but C loops inside: a run has many)."""
         for segment in self.segments():
             names = segment.columns
             for first in range(0, len(segment.rows), _CHUNK):
                 rows = segment.rows[first : first + _CHUNK]
                 values = np.array(rows["values"])
-                lists = values.tolist()
-                gone = is_absent(values) if np.isnan(values).any() else None
-                steps, times = rows["step"].tolist(), rows["time"].tolist()
-                if gone is None or not gone.any():
-                    for step, time, row in zip(steps, times, lists, strict=True):
-                        yield step, time, dict(zip(names, row, strict=True))
-                    continue
-                for step, time, row, masked in zip(steps, times, lists, gone.tolist(), strict=True):
-                    yield step, time, {
-                        name: value for name, value, out in zip(names, row, masked, strict=True) if not out
-                    }
+                pairs: Iterator[Any] = map(zip, repeat(names), values.tolist())
+                if np.isnan(values).any() and (gone := is_absent(values)).any():
+                    pairs = map(compress, pairs, (~gone).tolist())
+                yield from map(StepRecord, rows["step"].tolist(), map(dict, pairs), rows["time"].tolist())
 
 
 def assemble(segments: Sequence[Segment], rewinds: Iterable[tuple[int, int]] = ()) -> Table:
