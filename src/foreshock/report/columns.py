@@ -1,0 +1,58 @@
+"""Which columns a run has, and how to show them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foreshock.run import Run
+from foreshock.signals import SIGNALS, lookup
+
+BOOKKEEPING = frozenset({"step_seconds", "monitor_seconds", "micro_batches", "nonfinite_first"})
+"""Signals about the measurement, not about the training: never ranked, never the first sign of anything."""
+
+WIDE_RANGE = 30.0  # a positive signal that spans more than this factor is drawn on a logarithmic axis
+
+
+def tensor_signals(run: Run) -> tuple[str, ...]:
+    """Returns the names of the signals the run holds per tensor, in the order of the table of signals.
+
+    A signal that is not in the table ("mine/fc.weight") counts where all its units are tensors the run knows; imported
+    names such as "train/accuracy" are run-wide.
+    """
+    order = {name: place for place, name in enumerate(SIGNALS)}
+    bases = list(dict.fromkeys(column.partition("/")[0] for column in run.columns if "/" in column))
+    known = [base for base in bases if base in SIGNALS and SIGNALS[base].per_tensor]
+    units = {unit for base in known for unit in run.tensors(base)} | {str(name) for name in run.meta.get("tensors") or ()}
+    own = [base for base in bases if base not in SIGNALS and set(run.tensors(base)) <= units]
+    return tuple(sorted([*known, *own], key=lambda name: (order.get(name, len(order)), name)))
+
+
+def wide_columns(run: Run) -> tuple[str, ...]:
+    """Returns the run-wide columns, loss first, then in the order of the table of signals."""
+    per_tensor = {f"{base}/{unit}" for base in tensor_signals(run) for unit in run.tensors(base)}
+    order = {name: place for place, name in enumerate(SIGNALS)}
+    found = [column for column in run.columns if column not in per_tensor]
+    return tuple(sorted(found, key=lambda name: (order.get(name.partition("/")[0], len(order)), name)))
+
+
+def describe(column: str) -> dict[str, str]:
+    """Returns the unit and the meaning of a column, from the table of signals; empty where the user named it."""
+    signal = lookup(column)
+    if signal is None:
+        return {"unit": "", "meaning": "recorded by this run's own probe or script"}
+    return {"unit": "" if signal.unit == "1" else signal.unit, "meaning": signal.meaning}
+
+
+def wants_log(values: NDArray[np.float64]) -> bool:
+    """Returns whether a curve reads better on a logarithmic axis: all positive, and wide in range."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < 2 or finite.min() <= 0:
+        return False
+    return bool(finite.max() / finite.min() > WIDE_RANGE)
+
+
+def can_log(values: NDArray[np.float64]) -> bool:
+    """Returns whether a logarithmic axis can show every finite value."""
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool(finite.min() > 0)

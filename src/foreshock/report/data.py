@@ -1,0 +1,213 @@
+"""What one run puts into the page: decimated curves, event details, heat maps, as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from foreshock.report import encode
+from foreshock.report.columns import can_log, describe, tensor_signals, wants_log, wide_columns
+from foreshock.report.decimate import Floats, Ints, keep, thin
+from foreshock.report.departures import Departure, ranked
+from foreshock.report.detail import Curve, Detail, Span, detail, gather, span_of
+from foreshock.report.heat import whole
+from foreshock.report.sections import Section, free_signals
+from foreshock.report.summary import HARM, baseline, by_severity, peak_values
+from foreshock.run import Run
+from foreshock.run.event import KINDS, Event
+
+Explain = Callable[[Run, Event], Sequence[Section]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of a run goes into the page; the defaults keep one large run well under 3 MB.
+
+    Attributes:
+        loss: buckets of the loss curve (two points each).
+        signal: buckets of each small curve over the whole run.
+        signals: most small curves.
+        details: events shown with all their signals, the most severe ones.
+        listed: events listed in the table, the most severe ones.
+        panels: signals drawn around an event.
+        rows: tensors in a heat map.
+        columns: columns of a heat map over the whole run.
+        ticks: non-finite positions drawn.
+    """
+
+    loss: int = 16_000
+    signal: int = 300
+    signals: int = 60
+    details: int = 12
+    listed: int = 5000
+    panels: int = 8
+    rows: int = 40
+    columns: int = 480
+    ticks: int = 2000
+
+    def shared(self, runs: int) -> Budget:
+        """Returns the part of the budget that each of several runs in one page gets."""
+        if runs <= 1:
+            return self
+        return Budget(
+            loss=max(400, self.loss // runs),
+            signal=max(100, self.signal * 2 // (runs + 1)),
+            signals=max(12, self.signals * 2 // (runs + 1)),
+            details=max(2, self.details * 2 // (runs + 1)),
+            listed=max(100, self.listed // runs),
+            panels=self.panels,
+            rows=max(16, self.rows * 3 // (runs + 2)),
+            columns=max(160, self.columns * 3 // (runs + 2)),
+            ticks=max(200, self.ticks // runs),
+        )
+
+
+def details(run: Run, events: Sequence[Event], budget: Budget) -> list[Detail]:
+    """Returns the details of the most severe events, the most severe first."""
+    if len(run) == 0:
+        return []
+    spans = [span_of(run, event, events) for event in by_severity(events)[: budget.details]]
+    return [detail(run, span, gather(run, span), rows=budget.rows) for span in spans]
+
+
+def run_json(
+    run: Run, events: Sequence[Event], found: Sequence[Detail], budget: Budget, explain: Explain | None
+) -> dict[str, object]:
+    """Returns the JSON value of one run.
+
+    Args:
+        run: the run.
+        events: all its events.
+        found: from `details`.
+        budget: how much to keep.
+        explain: what to say about an event; None for what the free signals did.
+    """
+    steps = run.steps
+    listed = sorted(by_severity(events)[: budget.listed], key=lambda event: (event.onset, event.raised))
+    place = {id(item.span.event): index for index, item in enumerate(found)}
+    heats = [whole(run, signal, rows=budget.rows, columns=budget.columns) for signal in tensor_signals(run)]
+    return {
+        "n": len(steps),
+        "span": [int(steps[0]), int(steps[-1])] if len(steps) else [0, 0],
+        "loss": _loss(run, [item.span for item in found], budget),
+        "signals": _small_curves(run, budget),
+        "events": [
+            _event(event, peak, place.get(id(event)))
+            for event, peak in zip(listed, peak_values(run, listed), strict=True)
+        ],
+        "unlisted": len(events) - len(listed),
+        "kinds": dict(KINDS),
+        "details": [_detail(run, item, budget, explain) for item in found],
+        "heats": [heat.to_json() for heat in heats if heat is not None],
+    }
+
+
+def _loss(run: Run, spans: Sequence[Span], budget: Budget) -> dict[str, object] | None:
+    if "loss" not in run:
+        return None
+    steps, values = run.measured("loss")
+    kept = [keep(values, budget.loss)]
+    for span in spans:  # full resolution where something happened, as far as it is short enough to see
+        inside = slice(*np.searchsorted(steps, [span.first, span.last + 1]))
+        kept.append(inside.start + keep(values[inside], 600))
+    chosen = np.unique(np.concatenate(kept))
+    bad = np.flatnonzero(~np.isfinite(values))
+    trend = _trend(steps, values)
+    return {
+        "x": encode.steps(steps[chosen]),
+        "y": encode.floats(values[chosen]),
+        "trend": trend,
+        "log": wants_log(values),
+        "can_log": can_log(values),
+        "bad": encode.steps(steps[thin(bad, budget.ticks)]),
+        "bad_total": len(bad),
+        "decimated": len(chosen) < len(steps),
+    }
+
+
+def _trend(steps: Ints, values: Floats) -> dict[str, object] | None:
+    """Returns medians of 240 groups of records where the curve is noisy enough to want one."""
+    size = len(values) // 240
+    if size < 5:
+        return None
+    n = size * 240
+    groups = np.sort(np.where(np.isfinite(values[:n]), values[:n], np.inf).reshape(240, size), axis=1)
+    middle = groups[:, size // 2]
+    spread = groups[:, (size * 9) // 10] - groups[:, size // 10]
+    finite = np.isfinite(middle) & np.isfinite(spread)
+    if finite.sum() < 60 or np.median(spread[finite]) < 0.02 * np.ptp(middle[finite]):
+        return None
+    return {"x": encode.steps(steps[:n].reshape(240, size)[:, size // 2]), "y": encode.floats(middle)}
+
+
+def _small_curves(run: Run, budget: Budget) -> list[dict[str, object]]:
+    result = []
+    for column in wide_columns(run)[: budget.signals]:
+        steps, values = run.measured(column)
+        if column != "loss" and len(values):
+            result.append(_curve(column, steps, values, budget.signal))
+    return result
+
+
+def _curve(column: str, steps: Ints, values: Floats, buckets: int) -> dict[str, object]:
+    kept = keep(values, buckets)
+    x, y = steps[kept], values[kept]
+    log = wants_log(y)
+    return {"column": column, **describe(column), "log": log, "x": encode.steps(x), "y": encode.floats(y)}
+
+
+def _event(event: Event, peak: float, place: int | None) -> dict[str, object]:
+    row: dict[str, object] = {
+        "kind": event.kind, "raised": event.raised, "onset": event.onset, "peak": event.peak, "end": event.end,
+        "severity": encode.plain(event.severity), "signal": event.signal, "value": encode.plain(peak),
+        "base": encode.plain(baseline(event, peak)),
+    }  # fmt: skip
+    if place is not None:
+        row["detail"] = place
+    if event.data.get("width"):
+        row["width"] = str(event.data["width"])
+    return row
+
+
+def _detail(run: Run, found: Detail, budget: Budget, explain: Explain | None) -> dict[str, object]:
+    event = found.span.event
+    said = free_signals(event, found.wide, found.tensors) if explain is None else explain(run, event)
+    return {
+        "first": found.span.first,
+        "last": found.span.last,
+        "panels": [_panel(found, column, item) for column, item in _panels(found, budget.panels)],
+        "heats": [heat.to_json() for heat in found.heats],
+        "sections": [asdict(section) for section in said],
+        "moved": [_departure(item) for item in ranked([*found.wide, *found.tensors])[:12]],
+    }
+
+
+def _panels(found: Detail, most: int) -> list[tuple[str, Departure | None]]:
+    """Returns the signals to draw: the event's own, the loss, those that moved most, then the ordinary ones."""
+    by_column = {item.column: item for item in found.wide}
+    first = [column for column in (found.span.event.signal, "loss") if column in found.curves]
+    first = first[::-1] if found.span.event.kind in HARM else first
+    moved = [item.column for item in ranked(list(found.wide))]
+    usual = [column for column in ("grad_norm", "update_rms", "v_ratio", "lr") if column in found.curves]
+    order = list(dict.fromkeys([*first, *moved]))
+    if len(order) < 4:
+        order = list(dict.fromkeys([*order, *usual]))[:4]
+    return [(column, by_column.get(column)) for column in order[:most] if column in found.curves]
+
+
+def _panel(found: Detail, column: str, item: Departure | None) -> dict[str, object]:
+    steps, values = _shown(found.curves[column], found.span)
+    return _curve(column, steps, values, 700) | {"departure": _departure(item) if item else None}
+
+
+def _shown(curve: Curve, span: Span) -> Curve:
+    steps, values = curve
+    inside = slice(*np.searchsorted(steps, [span.first, span.last + 1]))
+    return steps[inside], values[inside]
+
+
+def _departure(item: Departure) -> dict[str, object]:
+    row = asdict(item)
+    return {key: encode.plain(value) for key, value in row.items()}

@@ -1,0 +1,164 @@
+"""How far, and how early, each signal leaves its own range around an event.
+
+The range of a signal is learnt from records well before the event: its centre (a robust straight line, so that a trend
+is not a departure) and its half-range (the 98 % quantile of the distance from it). Positive signals are compared in
+logarithms. `score` is the largest distance during the event in half-ranges; `first` is the step from which the signal
+stays outside three half-ranges (7 standard deviations where the noise is Gaussian) until the event begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LOOKBACK = 60  # records before the onset that may already be part of the event's story
+HISTORY = 240  # records before those, from which the range is learnt
+LEFT = 3.0  # half-ranges beyond which a signal has left its range
+STAYS = 0.7  # share of the records up to the onset that must be outside for an early departure to count
+SMALLEST = 1e-3  # relative half-range below which a wiggle is not a departure: 0.1 %
+CAP = 1e6  # scores are capped here, non-finite values score this
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What one signal did around one event.
+
+    Attributes:
+        column: name of the signal, e.g. "v_ratio" or "v_ratio/fc.weight".
+        score: largest distance from its centre during the event, in half-ranges of its own history; NaN where there
+            was too little history.
+        first: step at which it left its range; None where it did not.
+        lead: `onset - first` in steps, positive where it moved before the loss; None where it did not leave.
+        before: centre of the history just before the event.
+        extreme: the value farthest from it during the event.
+        low: lower end of its range just before the event, `LEFT` half-ranges below the centre.
+        high: upper end.
+    """
+
+    column: str
+    score: float
+    first: int | None
+    lead: int | None
+    before: float
+    extreme: float
+    low: float = np.nan
+    high: float = np.nan
+
+    @property
+    def moved(self) -> bool:
+        """Whether the signal left its range at all."""
+        return self.score > LEFT
+
+
+def departures(
+    columns: tuple[str, ...], steps: Ints, table: Floats, *, onset: int, end: int, since: int | None = None
+) -> list[Departure]:
+    """Returns one `Departure` per column, in the order given.
+
+    Args:
+        columns: (n,) names.
+        steps: (rows,) increasing.
+        table: (rows, n) values, NaN where not measured.
+        onset: first step of the event.
+        end: last step of the event.
+        since: last step of the event before this one, whose records are kept out of the history if enough remain.
+    """
+    start, stop = np.searchsorted(steps, onset), np.searchsorted(steps, end, side="right")
+    look = max(0, start - min(LOOKBACK, start // 3))
+    begin = max(0, look - HISTORY)
+    if since is not None:
+        begin = min(max(begin, int(np.searchsorted(steps, since, side="right"))), max(begin, look - 20))
+    rows = slice(look, max(stop, look + 1))
+    if look - begin < 5 or look >= len(steps):
+        return [Departure(name, np.nan, None, None, np.nan, np.nan) for name in columns]
+    distance, centre, low, high = _distance(table[begin : rows.stop], look - begin)
+    during = table[rows]
+    at = np.argmax(np.where(np.isnan(distance), -1.0, distance), axis=0)
+    extremes = during[at, np.arange(len(columns))]
+    outside = distance > LEFT
+    firsts = _first_outside(outside, np.isfinite(distance), start - look)
+    result = []
+    for j, name in enumerate(columns):
+        score = float(distance[at[j], j])
+        first = int(steps[look + firsts[j]]) if firsts[j] >= 0 else None
+        lead = None if first is None else onset - first
+        levels = float(centre[j]), float(extremes[j]), float(low[j]), float(high[j])
+        result.append(Departure(name, score, first, lead, *levels))
+    return result
+
+
+def ranked(found: list[Departure]) -> list[Departure]:
+    """Returns the departures that left their range, the largest score first, the earlier one first among equals."""
+    moved = [item for item in found if item.moved]
+    return sorted(moved, key=lambda item: (-item.score, -(item.lead if item.lead is not None else -1)))
+
+
+def earliest(found: list[Departure]) -> Departure | None:
+    """Returns the departure that came first, the larger score among equals; None where none left its range early."""
+    early = [item for item in found if item.moved and item.lead is not None and item.lead > 0]
+    return max(early, key=lambda item: (item.lead or 0, item.score), default=None)
+
+
+def _distance(table: Floats, history: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Returns distances of the rows after `history` in half-ranges, and the last centre, low and high of history."""
+    with np.errstate(all="ignore"):
+        positive = np.all(np.isnan(table) | (table > 0), axis=0)
+        work = np.where(positive, np.log(np.where(table > 0, table, np.nan)), table)
+        # Infinities lose their sign of distance in the logarithm only where the column also holds non-positive values.
+        work = np.where(np.isposinf(table), np.inf, work)
+    past, rows = work[:history], np.arange(len(work), dtype=float)[:, None]
+    past = np.where(np.isfinite(past), past, np.nan)
+    half = history // 2
+    early, late = _median(past[:half]), _median(past[half:])
+    slope = np.where(np.isfinite(early) & np.isfinite(late), (late - early) / (history / 2), 0.0)
+    middle = _median(past - slope * rows[:history])
+    line = middle + slope * np.minimum(rows, history + LOOKBACK)  # the trend is not carried on through the event
+    spread = _quantile(np.abs(past - line[:history]), 0.98)
+    floor = np.where(positive, SMALLEST, SMALLEST * np.abs(middle))
+    spread = np.maximum(spread, np.maximum(floor, 1e-12))
+    with np.errstate(invalid="ignore", over="ignore"):
+        distance = np.minimum(np.abs(work[history:] - line[history:]) / spread, CAP)
+    distance[np.isinf(table[history:])] = CAP
+    distance[:, np.isnan(middle)] = np.nan
+    centre = line[history - 1]
+    levels = (centre, centre - LEFT * spread, centre + LEFT * spread)
+    back = [np.where(positive, np.exp(np.minimum(level, 700.0)), level) for level in levels]
+    return distance, back[0], back[1], back[2]
+
+
+def _first_outside(outside: NDArray[np.bool_], known: NDArray[np.bool_], onset: int) -> NDArray[np.int64]:
+    """Returns per column the row from which it stays outside until the onset, or the first after it, or -1."""
+    rows, n = outside.shape
+    result = np.full(n, -1, dtype=np.int64)
+    after = outside[onset:]
+    if len(after):
+        hit = after.any(axis=0)
+        result[hit] = onset + after.argmax(axis=0)[hit]
+    if onset > 0:
+        reach = min(onset + 1, rows)  # up to and with the onset
+        out = np.cumsum(outside[:reach][::-1], axis=0)[::-1]
+        seen = np.cumsum(known[:reach][::-1], axis=0)[::-1]
+        stays = outside[:reach] & (out >= STAYS * seen)
+        early = stays.any(axis=0) & (result >= 0)
+        result[early] = stays.argmax(axis=0)[early]
+    return result
+
+
+def _median(table: Floats) -> Floats:
+    return _quantile(table, 0.5)
+
+
+def _quantile(table: Floats, q: float) -> Floats:
+    """Returns the q-quantile per column over its finite values (nearest rank; NaN where there is none)."""
+    rows = np.isfinite(table).sum(axis=0)
+    ordered = np.sort(np.where(np.isfinite(table), table, np.inf), axis=0)
+    if len(ordered) == 0:
+        return np.full(table.shape[1], np.nan)
+    at = np.clip(np.round(q * (rows - 1)).astype(np.int64), 0, len(ordered) - 1)
+    picked: Floats = np.take_along_axis(ordered, at[None, :], axis=0)[0]
+    return np.where(rows > 0, picked, np.nan)

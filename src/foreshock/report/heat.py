@@ -1,0 +1,171 @@
+"""Tensors over time: how far each tensor's signal is from its own normal level, as a heat map.
+
+A cell is ln(value / reference), the reference being the tensor's median before the event (or over the whole run), so
+that tensors of any size are comparable: 0 is normal, ln 2 is twice. Signals that are not positive (cosines) show the
+difference from the reference instead. A cell covers several steps and keeps the one farthest from the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foreshock.report import encode
+from foreshock.report.decimate import edges, signed_extremes
+from foreshock.run import Run
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CELLS_AT_ONCE = 4_000_000  # values of a per-tensor signal read at a time (32 MB)
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """One heat map.
+
+    Attributes:
+        signal: e.g. "grad_norm".
+        names: (rows,) tensors shown, in model order.
+        total: how many tensors the run has for this signal.
+        starts: (columns,) first step of each column.
+        stop: last step of the last column.
+        values: (rows, columns) ln(value / reference), or differences where `ratio` is False.
+        reference: (rows,) the level that is 0.
+        ratio: whether cells are logarithms of ratios.
+    """
+
+    signal: str
+    names: tuple[str, ...]
+    total: int
+    starts: Ints
+    stop: int
+    values: Floats
+    reference: Floats
+    ratio: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Returns what the page draws it from."""
+        return {
+            "signal": self.signal,
+            "names": list(self.names),
+            "total": self.total,
+            "starts": encode.steps(self.starts),
+            "stop": self.stop,
+            "cells": encode.quantised(self.values),
+            "reference": encode.floats(self.reference),
+            "ratio": self.ratio,
+        }
+
+
+def around(
+    signal: str, names: tuple[str, ...], steps: Ints, table: Floats, *, before: int, rows: int, columns: int
+) -> Heat | None:
+    """Returns the heat map of a window of records, or None where nothing was measured.
+
+    Args:
+        signal: name of the per-tensor signal.
+        names: (units,) tensors.
+        steps: (records,) increasing.
+        table: (records, units) values.
+        before: step of the onset; the reference is the median of the records before it.
+        rows: most tensors to show: those that go farthest from their reference.
+        columns: most columns.
+    """
+    if len(steps) == 0 or not np.isfinite(table).any():
+        return None
+    past = int(np.searchsorted(steps, before))
+    past = past if past >= 3 else len(steps)
+    ratio = _positive(table)
+    reference = _median(table[:past])
+    starts = edges(len(steps), columns)
+    cells = signed_extremes(_against(table, reference, ratio), starts)
+    return _farthest(signal, names, steps[starts[:-1]], int(steps[-1]), cells, reference, ratio, rows)
+
+
+def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
+    """Returns the heat map of a whole run, each tensor against its own median over the run.
+
+    The run is read in pieces, so that a million steps of hundreds of tensors need little memory; the median is then
+    the median of the columns' medians.
+    """
+    units = run.tensors(signal)
+    steps = run.steps
+    if not units or len(steps) == 0:
+        return None
+    starts = edges(len(steps), columns)
+    lows, highs, middles, firsts = [], [], [], []
+    ratio, last = True, int(steps[-1])
+    per_piece = max(1, int(CELLS_AT_ONCE / len(units) / max(1, len(steps) / (len(starts) - 1))))
+    for piece in range(0, len(starts) - 1, per_piece):
+        bounds = starts[piece : piece + per_piece + 1]
+        past_end = int(steps[bounds[-1]]) if bounds[-1] < len(steps) else last + 1
+        found, names, stored = run.window(int(steps[bounds[0]]), past_end).matrix(signal)
+        table = _in_order(np.asarray(stored, dtype=np.float64), names, units)
+        cut = np.searchsorted(found, steps[bounds[:-1]])
+        for begin, end in zip(cut, [*cut[1:], len(found)], strict=True):
+            block = table[begin:end]
+            if begin == end or not np.isfinite(block).any():
+                continue  # a signal measured every k steps leaves columns empty: they join the column before
+            ratio = ratio and _positive(block)
+            firsts.append(int(found[begin]))
+            lows.append(_nan_extreme(block, np.inf))
+            highs.append(_nan_extreme(block, -np.inf))
+            middles.append(_median(block))
+    if not firsts:
+        return None
+    reference = _median(np.array(middles))
+    low, high = (_against(np.array(side), reference, ratio) for side in (lows, highs))
+    cells = np.where(np.nan_to_num(np.abs(high), nan=-1.0) >= np.nan_to_num(np.abs(low), nan=-1.0), high, low)
+    return _farthest(signal, units, np.array(firsts, dtype=np.int64), last, cells, reference, ratio, rows)
+
+
+def _farthest(
+    signal: str, names: tuple[str, ...], starts: Ints, stop: int, cells: Floats, reference: Floats, ratio: bool,
+    rows: int,
+) -> Heat:  # fmt: skip
+    reach = np.nan_to_num(np.abs(cells), nan=-1.0).max(axis=0)
+    chosen = np.sort(np.argsort(-reach, kind="stable")[:rows])
+    return Heat(
+        signal, tuple(names[j] for j in chosen), len(names), starts, stop, cells[:, chosen].T, reference[chosen], ratio
+    )
+
+
+def _positive(table: Floats) -> bool:
+    """Whether values are magnitudes (a few exact zeros allowed: dead units), so that ratios make sense."""
+    return not bool(np.any(table < 0))
+
+
+def _against(table: Floats, reference: Floats, ratio: bool) -> Floats:
+    with np.errstate(all="ignore"):
+        result: Floats = np.log(table / reference) if ratio else table - reference
+    return result
+
+
+def _median(table: Floats) -> Floats:
+    """Returns the median per column over finite values; NaN where there is none."""
+    finite = np.isfinite(table)
+    rows = finite.sum(axis=0)
+    ordered = np.sort(np.where(finite, table, np.inf), axis=0)
+    at = np.clip((rows - 1) // 2, 0, max(0, len(ordered) - 1))
+    return np.where(rows > 0, np.take_along_axis(ordered, at[None, :], axis=0)[0], np.nan)
+
+
+def _nan_extreme(block: Floats, empty: float) -> Floats:
+    filled = np.where(np.isnan(block), empty, block)
+    extreme = filled.min(axis=0) if empty > 0 else filled.max(axis=0)
+    return np.where(np.isnan(block).all(axis=0), np.nan, extreme)
+
+
+def _in_order(table: Floats, names: tuple[str, ...], units: tuple[str, ...]) -> Floats:
+    """Returns the columns of `table` in the order of `units`; tensors that this piece does not hold are NaN."""
+    if tuple(names) == tuple(units):
+        return table
+    place = {name: j for j, name in enumerate(names)}
+    result = np.full((len(table), len(units)), np.nan)
+    for j, unit in enumerate(units):
+        if unit in place:
+            result[:, j] = table[:, place[unit]]
+    return result

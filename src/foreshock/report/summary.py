@@ -1,0 +1,233 @@
+"""The run in words: one verdict, the key figures, and a short text for terminals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from foreshock.report.departures import earliest
+from foreshock.report.detail import Detail, detail, gather, most_affected, span_of
+from foreshock.report.sections import free_signals
+from foreshock.report.wording import count, date, duration, listing, number
+from foreshock.run import Run
+from foreshock.run.event import Event
+
+NOUNS = {
+    "nonfinite": ("non-finite episode", "non-finite episodes"),
+    "spike": ("spike", "spikes"),
+    "divergence": ("divergence", "divergences"),
+    "drift": ("slow drift", "slow drifts"),
+    "precursor": ("early warning", "early warnings"),
+    "watch": ("curvature watch", "curvature watches"),
+    "imminent": ("curvature alarm", "curvature alarms"),
+    "absorbing": ("absorption", "absorptions"),
+    "inflating": ("head inflation", "head inflations"),
+}
+HARM = ("nonfinite", "divergence", "spike", "drift")
+"""Kinds that are damage; the others announce or explain it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A piece of the verdict; `style` is "", "figure" (a number that matters) or "name" (a signal or tensor)."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One key figure: a label, its value, and a note in small print."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def run_name(run: Run) -> str:
+    """Returns what to call a run: its title, its name, its directory, or "run"."""
+    meta = run.meta
+    return str(meta.get("title") or meta.get("name") or (run.path.name if run.path is not None else "") or "run")
+
+
+def by_severity(events: Sequence[Event]) -> list[Event]:
+    """Returns events, damage first, the most severe first; NaN severities last."""
+
+    def rank(event: Event) -> tuple[int, float, float, int]:
+        severity = event.severity if event.severity == event.severity else -1.0
+        height = event.height if event.height == event.height else -1.0
+        return (event.kind not in HARM, -severity, -height, event.raised)
+
+    return sorted(events, key=rank)
+
+
+def worst(run: Run, events: Sequence[Event]) -> Detail | None:
+    """Returns the detail of the most severe event, or None where there is no event."""
+    ordered = by_severity(events)
+    if not ordered or len(run) == 0:
+        return None
+    span = span_of(run, ordered[0], events)
+    return detail(run, span, gather(run, span))
+
+
+def peak_values(run: Run, events: Sequence[Event]) -> list[float]:
+    """Returns the value of each event's signal at its peak; NaN where it was not recorded."""
+    steps = run.steps
+    columns = {signal: run[signal] for signal in {event.signal for event in events} if signal in run}
+    result = []
+    for event in events:
+        at = int(np.searchsorted(steps, event.peak))
+        known = event.signal in columns and at < len(steps) and int(steps[at]) == event.peak
+        result.append(float(columns[event.signal][at]) if known else float("nan"))
+    return result
+
+
+def baseline(event: Event, peak: float) -> float:
+    """Returns the level before the event: as the detector says, else peak minus height."""
+    stored = event.data.get("baseline")
+    return float(stored) if isinstance(stored, (int, float)) else peak - event.height
+
+
+def verdict(run: Run, events: Sequence[Event], found: Detail | None) -> list[Phrase]:
+    """Returns what happened in this run, in two or three sentences.
+
+    Args:
+        run: the run.
+        events: all its events.
+        found: the detail of the most severe one, from `worst`; None where there is none.
+    """
+    if len(run) == 0:
+        return [Phrase("This run holds no records yet.")]
+    steps = count(len(run), "step")
+    if found is None:
+        return _calm(run, steps)
+    kinds = Counter(event.kind for event in events)
+    harm = [count(kinds[kind], *NOUNS[kind]) for kind in HARM if kinds[kind]]
+    signs = [count(n, *NOUNS.get(kind, (kind, kind))) for kind, n in kinds.items() if kind not in HARM]
+    head = listing(harm) if harm else f"{listing(signs)} but no damage"
+    result = [Phrase(head[0].upper() + head[1:], "figure"), Phrase(f" in {steps}")]
+    if harm and signs:
+        result.append(Phrase(f", with {listing(signs)}"))
+    return [*result, Phrase(". "), *_largest(run, found, len(harm) > 0 and sum(kinds[k] for k in HARM) > 1)]
+
+
+def _calm(run: Run, steps: str) -> list[Phrase]:
+    result = [Phrase("No event", "figure"), Phrase(f" in {steps}.")]
+    if "loss" not in run:
+        return [*result, Phrase(" The run has no loss.")]
+    _, values = run.measured("loss")
+    finite = values[np.isfinite(values)]
+    if len(finite) == 0:
+        return [*result, Phrase(" The loss was never finite.")]
+    if finite.min() == finite.max():
+        return [*result, Phrase(" The loss stayed at "), Phrase(number(float(finite[0])), "figure"), Phrase(".")]
+    start, final = (Phrase(number(float(value)), "figure") for value in (finite[0], finite[-1]))
+    return [*result, Phrase(" The loss went from "), start, Phrase(" to "), final, Phrase(" inside its own noise.")]
+
+
+def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
+    event = found.span.event
+    peak = peak_values(run, [event])[0]
+    which = "The largest, at step " if several else "At step "
+    result = [Phrase(which), Phrase(f"{event.peak:,}", "figure")]
+    if event.kind == "nonfinite":
+        result += [Phrase(": "), Phrase(event.signal, "name"), Phrase(" is not finite")]
+    else:
+        took = ", took the " if several else " it took the "
+        name = Phrase("loss") if event.signal == "loss" else Phrase(event.signal, "name")
+        result += [Phrase(took), name, Phrase(f" from {number(baseline(event, peak))} to ")]
+        result += [Phrase(number(peak), "figure")]
+        if event.severity == event.severity and event.severity != float("inf"):
+            result.append(Phrase(f", {number(event.severity)} robust sigmas above its level"))
+    result.append(Phrase(". "))
+    tensor = most_affected(found)
+    if tensor is not None:
+        signal, _, unit = tensor.column.partition("/")
+        moved = _moved(signal, tensor.before, tensor.extreme)
+        result += [Phrase(unit, "name"), Phrase(f" moved most: {moved}. ")]
+    first = earliest([item for item in (*found.wide, *found.tensors) if item.column != event.signal])
+    if first is not None and event.kind != "precursor":
+        result += [Phrase("First sign: "), Phrase(first.column, "name"), Phrase(" left its range ")]
+        result += [Phrase(count(first.lead or 0, "step"), "figure"), Phrase(" before.")]
+    elif event.kind in HARM and (found.wide or found.tensors):
+        result.append(Phrase("No free signal announced it."))
+    return result
+
+
+def _moved(signal: str, before: float, extreme: float) -> str:
+    if before > 0 and abs(extreme) < float("inf") and extreme > 0:
+        ratio = extreme / before
+        return f"{signal} {number(ratio)}x" if ratio >= 1 else f"{signal} down to 1/{number(1 / ratio)}"
+    return f"{signal} from {number(before)} to {number(extreme)}"
+
+
+def tiles(run: Run, events: Sequence[Event]) -> list[Tile]:
+    """Returns the key figures of a run."""
+    steps = run.steps
+    n = len(steps)
+    span = f"{int(steps[0]):,} to {int(steps[-1]):,}" if n else ""
+    result = [Tile("Steps", f"{n:,}", span)]
+    times = run.times[np.isfinite(run.times) & (run.times > 0)] if n else np.empty(0)
+    if len(times) > 1 and times[-1] > times[0]:
+        wall = float(times[-1] - times[0])
+        result.append(Tile("Wall time", duration(wall), f"{duration(wall / max(1, n - 1))} a step"))
+    if "loss" in run:
+        at, loss = run.measured("loss")
+        finite = np.isfinite(loss)
+        if finite.any():
+            best = int(np.argmin(np.where(finite, loss, np.inf)))
+            note = f"at step {int(at[-1]):,}"
+            result.append(Tile("Final loss", number(float(loss[-1])), note))
+            result.append(Tile("Best loss", number(float(loss[best])), f"at step {int(at[best]):,}"))
+    kinds = Counter(event.kind for event in events)
+    harm = sum(kinds[kind] for kind in HARM)
+    parts = [count(n, *NOUNS.get(kind, (kind, kind))) for kind, n in kinds.most_common()]
+    result.append(Tile("Events", f"{harm:,}", listing(parts) if parts else "none found"))
+    spent = _inside_foreshock(run)
+    if spent is not None:
+        seconds, share = spent
+        result.append(Tile("In foreshock", f"{100 * share:.2g} %", f"{duration(seconds)} of host time"))
+    return result
+
+
+def _inside_foreshock(run: Run) -> tuple[float, float] | None:
+    if "monitor_seconds" not in run or "step_seconds" not in run:
+        return None
+    inside, total = (float(np.nansum(run.measured(name)[1])) for name in ("monitor_seconds", "step_seconds"))
+    return (inside, inside / total) if total > 0 else None
+
+
+def summary(run: Run, events: Sequence[Event]) -> str:
+    """Returns a short plain-text summary of a run, for terminals: name, verdict, figures, the largest events.
+
+    Args:
+        run: the run.
+        events: its events, e.g. from `foreshock.detect.scan(run)`.
+    """
+    found = worst(run, events)
+    name = run_name(run)
+    lines = [name, "=" * len(name), "".join(phrase.text for phrase in verdict(run, events, found)).strip(), ""]
+    lines += [f"  {tile.label:<13} {tile.value:<14} {tile.note}".rstrip() for tile in tiles(run, events)]
+    created = run.meta.get("created")
+    if isinstance(created, (int, float)):
+        lines.append(f"  {'Started':<13} {date(float(created))}")
+    if events:
+        lines += ["", "  kind            onset      peak       end  value at peak  severity"]
+        shown = by_severity(events)[:8]
+        lines += [_row(event, value) for event, value in zip(shown, peak_values(run, shown), strict=True)]
+        if len(events) > 8:
+            lines.append(f"  ... and {len(events) - 8:,} more")
+    if found is not None:
+        lines += ["", *(section.plain() for section in free_signals(found.span.event, found.wide, found.tensors))]
+    for problem in run.problems:
+        lines += ["", f"Problem: {problem}"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(event: Event, value: float) -> str:
+    end = "open" if event.end is None else f"{event.end:,}"
+    figures = f"{number(value):>13}  {number(event.severity):>8}"
+    return f"  {event.kind:<12} {event.onset:>8,}  {event.peak:>8,}  {end:>8}  {figures}"
