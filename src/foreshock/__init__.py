@@ -1,0 +1,68 @@
+"""foreshock measures, predicts, explains and prevents loss spikes in neural-network training.
+
+>>> import foreshock as fs
+>>> run = fs.Run.from_arrays({"loss": [1.0] * 200 + [9.0] + [1.0] * 200})
+>>> [(event.kind, event.peak) for event in fs.scan(run)]
+[('spike', 200)]
+
+`Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page. Names
+are imported at first use, so that reading runs never waits for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from foreshock.errors import (
+    CorruptRunError,
+    ForeshockError,
+    ForeshockWarning,
+    ImportFormatError,
+    MissingExtraError,
+    RunError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from foreshock import report
+    from foreshock.detect import scan
+    from foreshock.run import Event, Run
+
+__version__ = "0.1.0.dev0"
+
+# name -> module; an empty string stands for the module of that name itself (`foreshock.report(run, path)` is callable).
+_LAZY = {
+    "Event": "foreshock.run",
+    "Run": "foreshock.run",
+    "report": "",
+    "scan": "foreshock.detect",
+}
+
+__all__ = [
+    "CorruptRunError",
+    "Event",
+    "ForeshockError",
+    "ForeshockWarning",
+    "ImportFormatError",
+    "MissingExtraError",
+    "Run",
+    "RunError",
+    "UsageError",
+    "__version__",
+    "report",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'foreshock' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name] or f"foreshock.{name}")
+    value = getattr(module, name) if _LAZY[name] else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,109 @@
+"""What the commands print with: tables on standard output, progress and remarks on standard error."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from foreshock.run import Event, Run
+
+__all__ = ["busy", "event_table", "number", "plain_json", "print_table", "stderr", "stdout", "table", "verdict_line"]
+
+KIND_STYLE = {"spike": "yellow", "divergence": "red", "nonfinite": "red", "drift": "magenta"}
+
+
+def stdout() -> Console:
+    """Returns a console on standard output; tables are not squeezed into 80 columns when it is a pipe."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Returns a console on standard error, for progress and remarks."""
+    return _console(sys.stderr)
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:  # rich would exit with 1, which means "found something" to `scan`
+            raise BrokenPipeError
+
+    width = None if stream.isatty() else max(120, shutil.get_terminal_size().columns)
+    return Quiet(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Shows that something is being done, on a terminal only."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """Returns an empty table; the columns in `numbers` are set flush right."""
+    from rich import box
+    from rich.table import Table
+
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return result
+
+
+def print_table(rows: Table) -> None:
+    """Prints a table on standard output."""
+    stdout().print(rows)
+
+
+def event_table(run: Run, events: Sequence[Event]) -> Table:
+    """Returns the events of a run as a table, one row each."""
+    result = table(
+        "kind", "signal", "onset", "peak", "end", "value", "before", "severity",
+        numbers=("onset", "peak", "end", "value", "before", "severity"),
+    )
+    from foreshock.report.summary import baseline, peak_values
+
+    for event, value in zip(events, peak_values(run, events), strict=True):
+        style = KIND_STYLE.get(event.kind, "cyan")
+        result.add_row(
+            f"[{style}]{event.kind}[/]", event.signal, str(event.onset), str(event.peak),
+            "open" if event.end is None else str(event.end),
+            number(value), number(baseline(event, value)), number(event.severity),
+        )
+    return result
+
+
+def verdict_line(run: Run, events: Sequence[Event]) -> str:
+    """Returns what happened in a run as one line of plain text."""
+    from foreshock.report.summary import verdict, worst
+
+    return "".join(phrase.text for phrase in verdict(run, events, worst(run, events))).strip()
+
+
+def number(value: float) -> str:
+    """Returns a number in four digits, e.g. "0.06173", "1.25e-07", "nan"."""
+    return f"{value:.4g}"
+
+
+def plain_json(value: Any) -> Any:
+    """Returns plain values for JSON, which has no NaN and no infinity: they become "nan", "inf" and "-inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(inner) for inner in value]
+    return value

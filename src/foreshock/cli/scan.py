@@ -1,0 +1,74 @@
+"""`foreshock scan`: what happened in a run, for people and for pipelines."""
+
+from __future__ import annotations
+
+import click
+
+from foreshock.cli.reading import open_run, reading_options
+
+__all__ = ["scan"]
+
+FOUND = 1
+
+
+def _known_kinds(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    from foreshock.run.event import KINDS  # here, so that --help does not wait for numpy
+
+    for value in values:
+        if value not in KINDS:
+            raise click.BadParameter(f"{value!r} is none of {', '.join(KINDS)}", ctx, parameter)
+    return values
+
+
+@click.command(short_help="Find spikes, divergence and NaN in a run; exit 1 when there are any.")
+@click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a run and line, instead of tables.")
+@click.option(
+    "--kind", "kinds", multiple=True, callback=_known_kinds, metavar="KIND",
+    help="Only events of this kind (spike, divergence, drift, nonfinite, precursor) count and are shown. Repeatable.",
+)
+@reading_options
+@click.pass_context
+def scan(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    as_json: bool,
+    kinds: tuple[str, ...],
+    form: str | None,
+    columns: dict[str, str],
+) -> None:
+    """Finds the events of one run or several: spikes, divergence, drift, NaN, early warnings.
+
+    RUN is a run directory or a file of another tool (W&B export, TensorBoard folder, trainer_state.json, CSV,
+    JSONL). The detectors are the ones that watch a live run, fed with the stored records.
+
+    \b
+    Exit code: 0 nothing found, 1 something found, 2 an error.
+    JSON has no NaN or infinity: such numbers are the strings "nan", "inf" and "-inf".
+
+    \b
+    foreshock scan runs/train
+    foreshock scan runs/* --kind spike --kind nonfinite
+    foreshock scan history.csv --column loss=train/loss --json | jq '.events[].peak'
+    """
+    import json
+
+    from foreshock.cli import console
+    from foreshock.detect import scan as find
+
+    found = False
+    for path in paths:
+        run = open_run(path, form=form, columns=columns)
+        with console.busy(f"scanning {path}, {len(run):,} steps"):
+            events = [event for event in find(run) if not kinds or event.kind in kinds]
+        found = found or bool(events)
+        if as_json:
+            row = {"run": path, "steps": len(run), "events": [event.to_dict() for event in events]}
+            click.echo(json.dumps(console.plain_json(row), allow_nan=False))
+            continue
+        what = f"{len(events)} event{'s' if len(events) > 1 else ''}" if events else "nothing found"
+        click.echo(f"{click.style(path, bold=True)}: {len(run):,} steps, {what}")
+        if events:
+            console.print_table(console.event_table(run, events))
+            click.echo()
+    ctx.exit(FOUND if found else 0)
