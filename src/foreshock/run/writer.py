@@ -92,9 +92,9 @@ class RunWriter:
 
         Args:
             table: "step" for run-wide signals, another name (such as "tensors") for signals of their own cadence.
+                Whoever writes several writes "step" first: going back there rewinds all of them.
             columns: signal names; a changed set starts a new file pair.
-            steps: (k,) step numbers, increasing. Going back to a step rewinds the run: the new records replace all
-                from that step on, in every table.
+            steps: (k,) step numbers, increasing. Going back to a step replaces all that was recorded from there on.
             times: (k,) seconds since the epoch.
             values: (k, len(columns)) float32 or float64; `absent` marks what was not measured.
 
