@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
@@ -59,7 +60,7 @@ def find_code(target: str, *, module: bool = False) -> Code:
             near = sorted(str(found) for found in path.parent.glob("*.py"))[:5] if path.parent.is_dir() else []
             raise UsageError(f"there is no script {target!r}" + (f"; scripts there: {', '.join(near)}" if near else ""))
         # `python` follows links for sys.path[0] but shows the path as it was given in __file__.
-        return Code(os.path.abspath(target), target, str(path.resolve().parent), None)
+        return Code(os.path.join(os.getcwd(), target), target, str(path.resolve().parent), None)
     _put_first(os.getcwd())
     try:
         spec = importlib.util.find_spec(target)
@@ -67,7 +68,7 @@ def find_code(target: str, *, module: bool = False) -> Code:
             spec = importlib.util.find_spec(f"{target}.__main__")
     except (ImportError, ValueError) as error:
         raise UsageError(f"there is no module {target!r} to run: {error}") from error
-    if spec is None or spec.origin is None or not hasattr(spec.loader, "get_code"):
+    if spec is None or spec.origin is None or not spec.has_location:
         raise UsageError(f"there is no module {target!r} with Python code to run, in {os.getcwd()} or installed")
     return Code(spec.origin, target, os.getcwd(), spec)
 
@@ -139,11 +140,13 @@ def without_our_frames(error: BaseException) -> BaseException:
 
 
 def _strip(traceback: TracebackType | None) -> TracebackType | None:
-    kept = []
+    kept: list[TracebackType] = []
     while traceback is not None:
         if not traceback.tb_frame.f_code.co_filename.startswith(_OUR_FOLDER):
             kept.append(traceback)
         traceback = traceback.tb_next
-    for link, following in zip(kept, [*kept[1:], None], strict=True):
+    for link, following in pairwise(kept):
         link.tb_next = following
+    if kept:
+        kept[-1].tb_next = None
     return kept[0] if kept else None

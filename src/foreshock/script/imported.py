@@ -49,10 +49,10 @@ class _Finder:
         run = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
             run(module)
-            self.call()
+            if module.__name__ == self.name and self in sys.meta_path:  # a loader may serve other modules as well
+                vars(loader).pop("exec_module", None)
+                sys.meta_path.remove(self)
+                self.call()
 
         setattr(loader, "exec_module", exec_module)  # noqa: B010
