@@ -12,6 +12,7 @@ BOOKKEEPING = frozenset({"step_seconds", "monitor_seconds", "micro_batches", "no
 """Signals about the measurement, not about the training: never ranked, never the first sign of anything."""
 
 WIDE_RANGE = 30.0  # a positive signal that spans more than this factor is drawn on a logarithmic axis
+MOST_ZEROS = 0.4  # share of exact zeros up to which a logarithmic axis still tells the story
 
 
 def tensor_signals(run: Run) -> tuple[str, ...]:
@@ -23,7 +24,8 @@ def tensor_signals(run: Run) -> tuple[str, ...]:
     order = {name: place for place, name in enumerate(SIGNALS)}
     bases = list(dict.fromkeys(column.partition("/")[0] for column in run.columns if "/" in column))
     known = [base for base in bases if base in SIGNALS and SIGNALS[base].per_tensor]
-    units = {unit for base in known for unit in run.tensors(base)} | {str(name) for name in run.meta.get("tensors") or ()}
+    units = {unit for base in known for unit in run.tensors(base)}
+    units |= {str(name) for name in run.meta.get("tensors") or ()}
     own = [base for base in bases if base not in SIGNALS and set(run.tensors(base)) <= units]
     return tuple(sorted([*known, *own], key=lambda name: (order.get(name, len(order)), name)))
 
@@ -45,14 +47,14 @@ def describe(column: str) -> dict[str, str]:
 
 
 def wants_log(values: NDArray[np.float64]) -> bool:
-    """Returns whether a curve reads better on a logarithmic axis: all positive, and wide in range."""
-    finite = values[np.isfinite(values)]
-    if len(finite) < 2 or finite.min() <= 0:
+    """Returns whether a curve reads better on a logarithmic axis: it can be drawn there, and is wide in range."""
+    if not can_log(values):
         return False
-    return bool(finite.max() / finite.min() > WIDE_RANGE)
+    positive = values[np.isfinite(values) & (values > 0)]
+    return bool(positive.max() / positive.min() > WIDE_RANGE)
 
 
 def can_log(values: NDArray[np.float64]) -> bool:
-    """Returns whether a logarithmic axis can show every finite value."""
+    """Returns whether a logarithmic axis can show the values: none negative, few exact zeros (drawn at its foot)."""
     finite = values[np.isfinite(values)]
-    return len(finite) > 0 and bool(finite.min() > 0)
+    return len(finite) > 1 and bool(finite.min() >= 0) and bool(np.mean(finite == 0) <= MOST_ZEROS)

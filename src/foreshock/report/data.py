@@ -85,7 +85,9 @@ def run_json(
         explain: what to say about an event; None for what the free signals did.
     """
     steps = run.steps
-    listed = sorted(by_severity(events)[: budget.listed], key=lambda event: (event.onset, event.raised))
+    severe = by_severity(events)[: budget.listed]
+    rank = {id(event): place for place, event in enumerate(severe)}
+    listed = sorted(severe, key=lambda event: (event.onset, event.raised))
     place = {id(item.span.event): index for index, item in enumerate(found)}
     heats = [whole(run, signal, rows=budget.rows, columns=budget.columns) for signal in tensor_signals(run)]
     return {
@@ -94,7 +96,7 @@ def run_json(
         "loss": _loss(run, [item.span for item in found], budget),
         "signals": _small_curves(run, budget),
         "events": [
-            _event(event, peak, place.get(id(event)))
+            _event(event, peak, rank[id(event)], place.get(id(event)))
             for event, peak in zip(listed, peak_values(run, listed), strict=True)
         ],
         "unlisted": len(events) - len(listed),
@@ -158,11 +160,11 @@ def _curve(column: str, steps: Ints, values: Floats, buckets: int) -> dict[str, 
     return {"column": column, **describe(column), "log": log, "x": encode.steps(x), "y": encode.floats(y)}
 
 
-def _event(event: Event, peak: float, place: int | None) -> dict[str, object]:
+def _event(event: Event, peak: float, rank: int, place: int | None) -> dict[str, object]:
     row: dict[str, object] = {
         "kind": event.kind, "raised": event.raised, "onset": event.onset, "peak": event.peak, "end": event.end,
         "severity": encode.plain(event.severity), "signal": event.signal, "value": encode.plain(peak),
-        "base": encode.plain(baseline(event, peak)),
+        "base": encode.plain(baseline(event, peak)), "rank": rank,
     }  # fmt: skip
     if place is not None:
         row["detail"] = place

@@ -18,9 +18,10 @@ Ints = NDArray[np.int64]
 
 LOOKBACK = 60  # records before the onset that may already be part of the event's story
 HISTORY = 240  # records before those, from which the range is learnt
+RECENT = 30  # last records of the history, whose median is the level just before the event
 LEFT = 3.0  # half-ranges beyond which a signal has left its range
 STAYS = 0.7  # share of the records up to the onset that must be outside for an early departure to count
-SMALLEST = 1e-3  # relative half-range below which a wiggle is not a departure: 0.1 %
+SMALLEST = 1e-2  # least half-range, relative to the level: less than 3 % is never a departure
 CAP = 1e6  # scores are capped here, non-finite values score this
 
 
@@ -68,7 +69,7 @@ def departures(
         end: last step of the event.
         since: last step of the event before this one, whose records are kept out of the history if enough remain.
     """
-    start, stop = np.searchsorted(steps, onset), np.searchsorted(steps, end, side="right")
+    start, stop = int(np.searchsorted(steps, onset)), int(np.searchsorted(steps, end, side="right"))
     look = max(0, start - min(LOOKBACK, start // 3))
     begin = max(0, look - HISTORY)
     if since is not None:
@@ -125,7 +126,8 @@ def _distance(table: Floats, history: int) -> tuple[Floats, Floats, Floats, Floa
         distance = np.minimum(np.abs(work[history:] - line[history:]) / spread, CAP)
     distance[np.isinf(table[history:])] = CAP
     distance[:, np.isnan(middle)] = np.nan
-    centre = line[history - 1]
+    centre = _median(past[-RECENT:])
+    centre = np.where(np.isfinite(centre), centre, middle)
     levels = (centre, centre - LEFT * spread, centre + LEFT * spread)
     back = [np.where(positive, np.exp(np.minimum(level, 700.0)), level) for level in levels]
     return distance, back[0], back[1], back[2]

@@ -1,3 +1,206 @@
-"""Figures for papers, made with matplotlib: the same pictures as the page's, as `matplotlib.figure.Figure` objects."""
+"""Figures for papers, made with matplotlib: the page's pictures as `matplotlib.figure.Figure` objects.
+
+No pyplot and no global state: `figure.savefig("spike.pdf")` is all that is left to do. Widths are those of one and
+two columns of a paper. Needs `pip install 'foreshock[figures]'`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from foreshock.errors import MissingExtraError, UsageError
+from foreshock.report.columns import describe, tensor_signals, wants_log
+from foreshock.report.decimate import Floats, Ints, keep, thin
+from foreshock.report.departures import ranked
+from foreshock.report.detail import Detail, detail, gather, span_of
+from foreshock.report.heat import Heat, whole
+from foreshock.report.summary import HARM, run_name
+from foreshock.run import Run
+from foreshock.run.event import Event
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["event", "heatmap", "loss"]
+
+WIDTH = 6.3  # inches: the text width of a usual two-column page, and of a one-column one on A4
+COLOURS = {
+    "line": "#2358a8", "curve": "#3b414d", "spike": "#c2410c", "divergence": "#8f3a84", "nonfinite": "#15171c",
+    "drift": "#7a6200", "precursor": "#b37400",
+}  # fmt: skip
+_STYLE: Any = {
+    "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlelocation": "left",
+    "axes.grid": True, "grid.color": "#e6e5e0", "grid.linewidth": 0.5, "axes.axisbelow": True, "lines.linewidth": 0.9,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "pdf.fonttype": 42, "svg.fonttype": "none",
+    "figure.dpi": 150, "savefig.dpi": 300,
+}  # fmt: skip
+BUCKETS = 1500  # two points each: more than the printed dots of a full-width line
+
+
+def loss(run: Run, events: Sequence[Event] = ()) -> Figure:
+    """Returns the loss over steps with its events marked: bands from onset to end, peaks, early warnings.
+
+    Values that are not finite are ticks on the top edge; the axis is logarithmic where that reads better.
+
+    Args:
+        run: the run.
+        events: its events, e.g. from `foreshock.detect.scan(run)`.
+
+    Raises:
+        UsageError: the run has no loss.
+        MissingExtraError: matplotlib is not installed.
+    """
+    with _figure(WIDTH, 2.4) as figure:
+        axes = figure.subplots()
+        steps, values = run.measured("loss")
+        _curve(axes, steps, values, COLOURS["line"])
+        _bands(axes, run, events)
+        for item in events:
+            at = int(np.searchsorted(steps, item.peak))
+            if item.kind in HARM and item.kind != "nonfinite" and at < len(steps):
+                axes.plot(item.peak, values[at], marker="^", markersize=3.5, color=_colour(item.kind), clip_on=False)
+            elif item.kind not in HARM:
+                mark: dict[str, Any] = {"marker": ">", "markersize": 3, "color": _colour(item.kind), "clip_on": False}
+                axes.plot(item.raised, 0, transform=axes.get_xaxis_transform(), **mark)
+        axes.set(xlabel="step", ylabel="loss", title=run_name(run))
+    return figure
+
+
+def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int = 6) -> Figure:
+    """Returns the signals around one event on a common time axis, and the tensors that moved most below them.
+
+    Args:
+        run: the run.
+        item: the event.
+        events: all events of the run; keeps earlier ones out of what counts as normal.
+        signals: most signals to draw: the event's own, the loss, and those that left their range farthest.
+
+    Raises:
+        UsageError: the run holds no records.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if len(run) == 0:
+        raise UsageError("figures.event: the run holds no records")
+    span = span_of(run, item, events)
+    found = detail(run, span, gather(run, span))
+    columns = _columns(found, signals)
+    heat = found.heats[0] if found.heats else None
+    heights = [1.5, *[1.0] * (len(columns) - 1)] + ([max(1.0, 0.14 * len(heat.names))] if heat else [])
+    with _figure(WIDTH, 0.75 * sum(heights) + 0.6) as figure:
+        grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        by_column = {departure.column: departure for departure in found.wide}
+        for axes, column in zip(grid, columns, strict=False):
+            steps, values = found.curves[column]
+            inside = slice(*np.searchsorted(steps, [span.first, span.last + 1]))
+            _curve(axes, steps[inside], values[inside], COLOURS["line" if column == item.signal else "curve"])
+            axes.axvspan(item.onset, span.end, color=_colour(item.kind), alpha=0.13, linewidth=0)
+            moved = by_column.get(column)
+            if moved is not None and moved.first is not None and moved.lead and column != item.signal:
+                axes.axvline(moved.first, color=COLOURS["precursor"], linewidth=0.9)
+            unit = describe(column)["unit"]
+            axes.set_title(column + (f" [{unit}]" if unit and unit != column else ""), fontsize=7.5, pad=2)
+        if heat is not None:
+            _heat(figure, grid[-1], heat)
+        grid[-1].set(xlabel="step", xlim=(span.first, max(span.last, span.first + 1)))
+        figure.suptitle(f"{item.kind} at step {item.peak:,}", x=0.01, ha="left", fontsize=9)
+    return figure
+
+
+def heatmap(run: Run, signal: str | None = None, *, tensors: int = 40, columns: int = 480) -> Figure:
+    """Returns a per-tensor signal over the whole run: ln(value / the tensor's median), blue below, red above.
+
+    Args:
+        run: the run.
+        signal: name of the signal; None for the first one the run holds per tensor.
+        tensors: most tensors to show, those that go farthest from their median.
+        columns: most columns; a cell keeps the most extreme of its steps.
+
+    Raises:
+        UsageError: the run does not hold this signal per tensor.
+        MissingExtraError: matplotlib is not installed.
+    """
+    known = tensor_signals(run)
+    name = signal if signal is not None else (known[0] if known else "grad_norm")
+    if name not in known:
+        raise UsageError(f"figures.heatmap: no per-tensor {name!r} in this run; it has: {', '.join(known) or 'none'}")
+    heat = whole(run, name, rows=tensors, columns=columns)
+    if heat is None:
+        raise UsageError(f"figures.heatmap: {name!r} was never finite in this run")
+    with _figure(WIDTH, 0.13 * len(heat.names) + 1.0) as figure:
+        axes = figure.subplots()
+        _heat(figure, axes, heat)
+        axes.set(xlabel="step", title=f"{name}, {run_name(run)}")
+    return figure
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as MplFigure
+    except ImportError as error:
+        raise MissingExtraError("figures need matplotlib: pip install 'foreshock[figures]'") from error
+    with mpl.rc_context(_STYLE):
+        figure = MplFigure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+
+
+def _columns(found: Detail, most: int) -> list[str]:
+    moved = [item.column for item in ranked(list(found.wide))]
+    order = dict.fromkeys([found.span.event.signal, "loss", *moved])
+    return [column for column in order if column in found.curves][: max(1, most)]
+
+
+def _curve(axes: Axes, steps: Ints, values: Floats, colour: str) -> None:
+    if wants_log(values):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.yaxis.set_minor_formatter("")
+    chosen = keep(values, BUCKETS)
+    finite = np.where(np.isfinite(values[chosen]), values[chosen], np.nan)
+    axes.plot(steps[chosen], finite, color=colour, marker="." if len(chosen) < 3 else None)
+    bad = thin(np.flatnonzero(~np.isfinite(values)), 500)
+    if len(bad):
+        mark: dict[str, Any] = {"marker": "|", "markersize": 5, "color": COLOURS["nonfinite"], "clip_on": False}
+        axes.plot(steps[bad], np.ones(len(bad)), linestyle="", transform=axes.get_xaxis_transform(), **mark)
+    if len(steps) > 1:
+        axes.set_xlim(int(steps[0]), int(steps[-1]))
+
+
+def _bands(axes: Axes, run: Run, events: Sequence[Event]) -> None:
+    last = int(run.steps[-1]) if len(run) else 0
+    for item in events:
+        if item.kind in HARM:
+            end = last if item.end is None else item.end
+            axes.axvspan(item.onset, max(end, item.onset), color=_colour(item.kind), alpha=0.13, linewidth=0)
+            axes.axvline(item.onset, color=_colour(item.kind), alpha=0.25, linewidth=0.6)
+
+
+def _heat(figure: Figure, axes: Axes, heat: Heat) -> None:
+    finite = np.abs(heat.values[np.isfinite(heat.values)])
+    end = float(np.quantile(finite, 0.995)) if len(finite) else 1.0
+    end = end if end > 0 else 1e-6
+    edges = np.append(heat.starts, max(heat.stop + 1, int(heat.starts[-1]) + 1))
+    cells = np.ma.masked_invalid(np.clip(heat.values, -end, end))
+    mesh = axes.pcolormesh(
+        edges, np.arange(len(heat.names) + 1), cells, cmap="RdBu_r", vmin=-end, vmax=end, rasterized=True
+    )
+    axes.grid(False)
+    axes.set_yticks(np.arange(len(heat.names)) + 0.5, [name.replace("$", r"\$") for name in heat.names], fontsize=6)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    what = f"ln({heat.signal} / level)" if heat.ratio else f"{heat.signal} - level"
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12)
+    bar.set_label(what, fontsize=7)
+    bar.outline.set_visible(False)
+
+
+def _colour(kind: str) -> str:
+    return COLOURS.get(kind, "#0f766e")

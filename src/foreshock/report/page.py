@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from foreshock.errors import UsageError
 from foreshock.report import encode
 from foreshock.report.data import Budget, Explain, details, run_json
-from foreshock.report.settings import settings
-from foreshock.report.summary import HARM, run_name, tiles, verdict
+from foreshock.report.settings import Row, settings
+from foreshock.report.summary import HARM, Phrase, Tile, run_name, tiles, verdict
 from foreshock.run import Run
 from foreshock.run.event import Event
 from foreshock.signals import SIGNALS
@@ -69,46 +70,63 @@ def render(
     """Returns the page as text; the arguments are those of `write`, with one list of events per run."""
     budget = Budget().shared(len(runs))
     views = [
-        _view(run, found, budget, explain, place) for place, (run, found) in enumerate(zip(runs, events, strict=True))
+        view(run, found, budget, explain, place) for place, (run, found) in enumerate(zip(runs, events, strict=True))
     ]
     style, script = _styles(), _scripts()
-    heading = title or (str(views[0]["name"]) if len(views) == 1 else f"{len(views)} runs")
-    return _template().render(
+    heading = title or (views[0].name if len(views) == 1 else f"{len(views)} runs")
+    page: str = _template().render(
         title=heading,
         runs=views,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        glossary=[signal for signal in SIGNALS.values() if any(signal.name in view["bases"] for view in views)],
+        glossary=[signal for signal in SIGNALS.values() if any(signal.name in view.signals for view in views)],
+    )
+    return page
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the template shows of one run; `json` is what the page's script draws from."""
+
+    id: str
+    name: str
+    subtitle: str
+    mechanism: str
+    verdict: list[Phrase]
+    tiles: list[Tile]
+    harm: int
+    settings: list[tuple[str, list[Row]]]
+    notes: list[str]
+    problems: list[str]
+    signals: frozenset[str]
+    json: Markup
+
+
+def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None, place: int) -> View:
+    """Returns what the page shows of one run."""
+    found = details(run, events, budget)
+    subtitle, mechanism = (str(run.meta.get(key) or "") for key in ("subtitle", "mechanism"))
+    return View(
+        id=f"run-{place + 1}",
+        name=run_name(run),
+        subtitle=subtitle,
+        mechanism=mechanism if mechanism != subtitle else "",
+        verdict=verdict(run, events, found[0] if found else None),
+        tiles=tiles(run, events),
+        harm=sum(event.kind in HARM for event in events),
+        settings=settings(run),
+        notes=_at_most([_note(note) for note in run.notes], "more notes"),
+        problems=_at_most([str(problem) for problem in run.problems], "more problems"),
+        signals=frozenset(column.partition("/")[0] for column in run.columns),
+        json=Markup(encode.script_json(run_json(run, events, found, budget, explain))),
     )
 
 
-def _view(
-    run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None, place: int
-) -> dict[str, object] | dict[str, list[str]]:
-    found = details(run, events, budget)
-    meta = run.meta
-    subtitle = str(meta.get("subtitle") or "")
-    mechanism = str(meta.get("mechanism") or "")
-    notes = [_note(note) for note in run.notes]
-    problems = [str(problem) for problem in run.problems]
-    return {
-        "id": f"run-{place + 1}",
-        "name": run_name(run),
-        "subtitle": subtitle,
-        "mechanism": mechanism if mechanism != subtitle else "",
-        "verdict": verdict(run, events, found[0] if found else None),
-        "tiles": tiles(run, events),
-        "harm": sum(event.kind in HARM for event in events),
-        "settings": settings(run),
-        "notes": notes[:NOTE_LIMIT],
-        "notes_total": len(notes),
-        "problems": problems[:NOTE_LIMIT],
-        "problems_total": len(problems),
-        "bases": {column.partition("/")[0] for column in run.columns},
-        "json": Markup(encode.script_json(run_json(run, events, found, budget, explain))),
-    }
+def _at_most(lines: list[str], rest: str) -> list[str]:
+    left = len(lines) - NOTE_LIMIT
+    return lines if left <= 0 else [*lines[:NOTE_LIMIT], f"and {left:,} {rest}"]
 
 
 def _note(note: object) -> str:
@@ -119,7 +137,8 @@ def _note(note: object) -> str:
     kind, step = str(fields.pop("kind", "note")).replace("_", " "), fields.pop("step", None)
     fields.pop("time", None)
     where = f" at step {step:,}" if isinstance(step, int) else ""
-    said = "; ".join(f"{key}: {str(value).strip().splitlines()[-1]}" for key, value in fields.items() if str(value).strip())
+    lines = {key: str(value).strip().splitlines() for key, value in fields.items()}
+    said = "; ".join(f"{key}: {text[-1]}" for key, text in lines.items() if text)
     return f"{kind}{where}" + (f" ({said})" if said else "")
 
 
@@ -162,7 +181,7 @@ def _scripts() -> str:
 
 
 @cache
-def _template():  # type: ignore[no-untyped-def]
+def _template() -> Template:
     source = resources.files("foreshock.report").joinpath("templates", "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source)

@@ -69,9 +69,17 @@ def free_signals(event: Event, wide: Sequence[Departure], tensors: Sequence[Depa
                 also = listing(same[:3]) if len(same) <= 3 else f"{listing(same[:2], ', ')} and {len(same) - 2} others"
                 text += f" With it: {also}."
         sections.append(Section("First sign", text))
-    points = tuple(f"{item.column}: {_change(item)}" for item in moved[:4])
+    points = tuple(f"{item.column}: {_change(item)}" for item in _one_a_signal(moved)[:4])
     sections.append(Section("Moved most", points=points))
     return sections
+
+
+def _one_a_signal(moved: Sequence[Departure]) -> list[Departure]:
+    """Returns the first departure of each signal, so that one signal's many tensors do not hide the others."""
+    firsts: dict[str, Departure] = {}
+    for item in moved:
+        firsts.setdefault(item.column.partition("/")[0], item)
+    return list(firsts.values())
 
 
 def _change(item: Departure) -> str:

@@ -9,8 +9,8 @@ from foreshock.report.wording import count, date, number
 from foreshock.run import Run
 
 _SHOWN = frozenset(
-    "name title subtitle mechanism created argv git versions platform device optimizers tensors parameters threads "
-    "format id".split()
+    {"name", "title", "subtitle", "mechanism", "created", "argv", "git", "versions", "platform", "device", "threads"}
+    | {"optimizers", "tensors", "parameters", "format", "id"}
 )
 
 Row = tuple[str, str]
@@ -25,7 +25,7 @@ def settings(run: Run) -> list[tuple[str, list[Row]]]:
         sets = _maps(optimizer.get("groups"))
         for index, group in enumerate(sets):
             title = name + (f" {place}" if place else "") + (f", group {index}" if len(sets) > 1 else "")
-            groups.append((title, [(str(key), _value(value)) for key, value in group.items() if value is not None]))
+            groups.append((title, [(str(key), _value(value)) for key, value in group.items() if _says(value)]))
         if not sets:
             groups.append((name, []))
     tensors = meta.get("tensors")
@@ -64,6 +64,11 @@ def _code(meta: Mapping[str, Any]) -> list[Row]:
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
+
+
+def _says(value: Any) -> bool:
+    """Whether an optimizer option is worth a row: those that are off (False, None) are not."""
+    return value is not None and value is not False
 
 
 def _value(value: Any) -> str:

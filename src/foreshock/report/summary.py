@@ -28,6 +28,8 @@ NOUNS = {
 }
 HARM = ("nonfinite", "divergence", "spike", "drift")
 """Kinds that are damage; the others announce or explain it."""
+TIMES = "\N{MULTIPLICATION SIGN}"
+_ABRUPT = ("nonfinite", "divergence", "spike")  # come before slow drifts, whatever their severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,12 @@ def run_name(run: Run) -> str:
 
 
 def by_severity(events: Sequence[Event]) -> list[Event]:
-    """Returns events, damage first, the most severe first; NaN severities last."""
+    """Returns events, abrupt damage first, then drifts, then warnings; the most severe first, NaN severities last."""
 
-    def rank(event: Event) -> tuple[int, float, float, int]:
+    def rank(event: Event) -> tuple[bool, bool, float, float, int]:
         severity = event.severity if event.severity == event.severity else -1.0
         height = event.height if event.height == event.height else -1.0
-        return (event.kind not in HARM, -severity, -height, event.raised)
+        return (event.kind not in HARM, event.kind not in _ABRUPT, -severity, -height, event.raised)
 
     return sorted(events, key=rank)
 
@@ -160,7 +162,7 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
 def _moved(signal: str, before: float, extreme: float) -> str:
     if before > 0 and abs(extreme) < float("inf") and extreme > 0:
         ratio = extreme / before
-        return f"{signal} {number(ratio)}x" if ratio >= 1 else f"{signal} down to 1/{number(1 / ratio)}"
+        return f"{signal} {TIMES}{number(ratio)}" if ratio >= 1 else f"{signal} down to 1/{number(1 / ratio)}"
     return f"{signal} from {number(before)} to {number(extreme)}"
 
 

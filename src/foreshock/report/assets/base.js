@@ -18,6 +18,14 @@ function steps(code) {
 // uPlot wants null where a curve has a gap.
 const gaps = (values) => Array.from(values, (v) => (Number.isFinite(v) ? v : null));
 
+// The same for an axis that may be logarithmic: exact zeros are drawn at its foot, half the smallest positive value.
+function onAxis(values, log) {
+  if (!log) return gaps(values);
+  let least = Infinity;
+  for (const v of values) if (v > 0 && v < least) least = v;
+  return Array.from(values, (v) => (!Number.isFinite(v) ? null : v > 0 ? v : least / 2));
+}
+
 function table(code) {
   const raw = new Int16Array(bytes(code.i2));
   const values = Float32Array.from(raw, (v) =>

@@ -30,16 +30,16 @@ function eventView(holder, heatHolder, detail, event, span, events) {
   holder.replaceChildren();
 
   detail.panels.forEach((panel, at) => {
-    const xs = steps(panel.x), raw = floats(panel.y), ys = gaps(raw), moved = panel.departure;
+    const xs = steps(panel.x), raw = floats(panel.y), ys = onAxis(raw, panel.log), moved = panel.departure;
     const last = at === detail.panels.length - 1, first = at === 0;
     const height = (first ? 132 : 76) + (last ? 26 : 0);
     const now = el("span", { class: "now" });
     const name = el("b", {}, el("span", { text: panel.column, "data-tip": panel.meaning, tabindex: "0" }),
-      panel.unit ? el("span", { class: "unit", text: panel.unit }) : null);
+      panel.unit && panel.unit !== panel.column ? el("span", { class: "unit", text: panel.unit }) : null);
     const lead = panel.column === event.signal ? "" : leadText(moved);
     const plot = el("div", { class: "plot" });
     holder.append(el("div", { class: "panel" }, el("div", { class: "label" }, name,
-      moved && moved.score > 3 && lead ? el("span", { class: "lead", text: lead }) : null, now), plot));
+      moved && moved.score > 3 && lead ? el("span", { class: moved.lead > 0 ? "lead early" : "lead", text: lead }) : null, now), plot));
     const rest = () => {
       const quiet = !moved || typeof moved.score !== "number" || !(moved.score > 3);
       now.textContent = quiet ? "inside its range" : `${number(real(moved.before))} → ${number(real(moved.extreme))}`;
@@ -48,7 +48,7 @@ function eventView(holder, heatHolder, detail, event, span, events) {
     const bad = xs.filter((_, i) => !Number.isFinite(raw[i]));
     const stroke = first ? "line" : "curve";
     const options = (width) => ({
-      width, height, legend: { show: false }, padding: [8, 12, last ? 0 : 4, 0],
+      width, height, legend: { show: false }, padding: [8, 20, last ? 0 : 4, 0],
       scales: { x: { time: false, range: (u, a, b) => (a === null ? range : [a, b]) }, y: { distr: panel.log ? 3 : 1, log: 10, range: yRange(panel.log) } },
       axes: [
         axisStyle({ size: last ? 26 : 0, space: 90, values: (u, ticks) => ticks.map((v) => (last && Number.isInteger(v) ? whole(v) : "")) }),
@@ -60,7 +60,7 @@ function eventView(holder, heatHolder, detail, event, span, events) {
         sync: { key, setSeries: false, scales: ["x", null] },
       },
       hooks: {
-        drawAxes: [(u) => { drawRange(u, moved); drawBands(u, [event], span, event); drawFirst(u, moved, lead); }],
+        drawAxes: [(u) => { drawRange(u, moved); drawBands(u, [event], span, event, first ? 0.8 : 0.5); drawFirst(u, moved, lead); }],
         draw: [(u) => drawTicks(u, bad)],
         setCursor: [(u) => {
           const i = u.cursor.idx;
@@ -134,7 +134,7 @@ function drawFirst(u, moved, lead) {
   if (moved.first < u.scales.x.min || moved.first > u.scales.x.max) return;
   const { ctx: context, bbox: box } = u, x = u.valToPos(moved.first, "x", true), ratio = devicePixelRatio || 1;
   context.save();
-  context.strokeStyle = colour("precursor");
+  context.strokeStyle = colour(moved.lead > 0 ? "precursor" : "mute");
   context.lineWidth = 1.5 * ratio;
   context.beginPath();
   context.moveTo(x, box.top);

@@ -34,10 +34,10 @@ function heatMap(holder, heats, given) {
   const maps = heats.map((heat) => ({
     ...heat, starts: steps(heat.starts), cells: table(heat.cells), reference: floats(heat.reference),
   }));
-  const inset = { left: 58, right: 12, top: 8 };
+  const inset = { left: 58, right: 20, top: 8 };
   const canvas = el("canvas"), cross = el("div", { class: "cross", hidden: true });
   const area = el("div", { class: "heat-area", role: "img" }, canvas, cross), names = el("div", { class: "heat-names" });
-  const bar = el("canvas"), low = el("span"), high = el("span"), caption = el("p", { class: "caption" });
+  const bar = el("canvas"), low = el("span"), high = el("span"), caption = el("p");
   const pick = el("span", { class: "switch", role: "group", "aria-label": "Signal" });
   maps.forEach((map, i) => pick.append(el("button", { type: "button", text: map.signal, title: map.meaning, onclick: () => show(i) })));
   const order = el("span", { class: "switch", role: "group", "aria-label": "Order of tensors" });
@@ -45,9 +45,10 @@ function heatMap(holder, heats, given) {
     order.append(el("button", { type: "button", text: label, onclick: () => { state.sorted = sorted; draw(); } }));
   }
   holder.replaceChildren(
-    el("div", { class: "heat-head" }, given.title ? el("h3", { text: given.title }) : null, pick, order,
-      el("span", { class: "spacer" }), el("span", { class: "scale" }, low, bar, high)),
-    el("div", { class: "heat-body" }, names, area), caption);
+    el("div", { class: "heat-head" }, given.title ? el("h3", { text: given.title }) : null, pick,
+      el("span", { class: "spacer" }), order),
+    el("div", { class: "heat-body" }, names, area),
+    el("div", { class: "heat-foot" }, caption, el("span", { class: "scale" }, low, bar, high)));
 
   const map = () => maps[state.at];
   const rowHeight = () => (map().names.length <= 14 ? 20 : map().names.length <= 26 ? 16 : 13);

@@ -1,18 +1,19 @@
 // The loss over the whole run: one zoomable chart, an overview strip below it, keys, event marks.
 function lossChart(section, data, events, onSelect) {
   const slot = (name) => section.querySelector(`[data-slot="${name}"]`);
-  const xs = steps(data.loss.x), raw = floats(data.loss.y), ys = gaps(raw);
+  const xs = steps(data.loss.x), raw = floats(data.loss.y);
   const bad = steps(data.loss.bad);
   const trend = data.loss.trend && { x: steps(data.loss.trend.x), y: floats(data.loss.trend.y) };
   const full = data.span[0] === data.span[1] ? [data.span[0] - 1, data.span[1] + 1] : data.span;
   const holder = slot("plot"), readout = slot("readout"), reset = section.querySelector('[data-act="reset"]');
   const state = { log: data.loss.log, selected: null, chart: null };
+  let ys = onAxis(raw, state.log);
   const valueAt = (step) => (xs.length ? ys[nearest(xs, step)] : null);
 
   function options(width) {
     const dots = xs.length <= 120;
     return {
-      width, height: holder.clientHeight || 340, legend: { show: false }, padding: [10, 12, 0, 0],
+      width, height: holder.clientHeight || 340, legend: { show: false }, padding: [10, 20, 0, 0],
       scales: {
         x: { time: false, range: (u, low, high) => (low === null ? full : [low, high]) },
         y: { distr: state.log ? 3 : 1, log: 10, range: yRange(state.log) },
@@ -80,6 +81,7 @@ function lossChart(section, data, events, onSelect) {
     if (!width) return;
     const old = state.chart && { ...state.chart.scales.x };
     state.chart?.destroy();
+    ys = onAxis(raw, state.log);
     state.chart = new uPlot(options(width), [xs, ys], holder);
     view(...(old ? [old.min, old.max] : full));
     section.querySelectorAll("[data-scale]").forEach((button) => {
@@ -149,7 +151,7 @@ function overview(holder, given) {
   const { xs, raw, full, events, span, view } = given;
   const canvas = el("canvas");
   holder.append(canvas);
-  const inset = { left: 58, right: 12 };
+  const inset = { left: 58, right: 20 };
   let width = 0, window_ = [...full], drag = null;
   const toX = (step) => inset.left + ((step - full[0]) / (full[1] - full[0])) * (width - inset.left - inset.right);
   const toStep = (x) => full[0] + ((x - inset.left) / (width - inset.left - inset.right)) * (full[1] - full[0]);

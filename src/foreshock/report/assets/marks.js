@@ -34,7 +34,7 @@ function drawShape(context, kind, x, y, size) {
 const lastStep = (event, span) => (event.end === null ? span[1] : event.end);
 
 // Bands behind the curve: onset to end, at least two pixels wide. Overlapping ones of a kind are drawn once.
-function drawBands(u, events, span, selected) {
+function drawBands(u, events, span, selected, faint = 1) {
   const { ctx: context, bbox: box } = u;
   const ratio = devicePixelRatio || 1;
   const reach = {};
@@ -51,7 +51,7 @@ function drawBands(u, events, span, selected) {
     if (event !== selected && reach[event.kind] !== undefined && left < reach[event.kind]) left = reach[event.kind];
     if (right <= left) continue;
     reach[event.kind] = right;
-    context.fillStyle = alpha(kindColour(event.kind), event === selected ? 0.2 : 0.11);
+    context.fillStyle = alpha(kindColour(event.kind), faint * (event === selected ? 0.2 : event.kind === "drift" ? 0.06 : 0.1));
     context.fillRect(left, box.top, right - left, box.height);
   }
   context.restore();
@@ -78,11 +78,15 @@ function drawMarks(u, events, values, selected) {
       y = Math.min(low, Math.max(box.top + 20 * ratio, u.valToPos(value, "y", true) - 10 * ratio));
     }
     if (x < box.left || x > box.left + box.width) continue;
-    if (taken.some(([tx, ty]) => Math.abs(tx - x) < 13 * ratio && Math.abs(ty - y) < 20 * ratio)) continue;
+    if (taken.some(([tx, ty]) => Math.abs(tx - x) < 13 * ratio && Math.abs(ty - y) < 27 * ratio)) continue;
     taken.push([x, y]);
     drawShape(context, event.kind, x, y, (event === selected ? 11 : 9) * ratio);
     if (flag) continue;
     context.fillStyle = event === selected ? colour("ink") : colour("mute");
+    context.lineWidth = 3 * ratio;
+    context.strokeStyle = colour("paper");
+    context.lineJoin = "round";
+    context.strokeText(String(event.place), x, y - 8 * ratio);
     context.fillText(String(event.place), x, y - 8 * ratio);
   }
   context.restore();
@@ -114,7 +118,7 @@ function axisStyle(extra) {
   };
 }
 
-function yRange(log, flat = 0.05) {
+function yRange(log) {
   return (u, low, high) => {
     if (low === null || high === null || !Number.isFinite(low) || !Number.isFinite(high)) return log ? [0.1, 10] : [0, 1];
     if (log) {
@@ -122,14 +126,14 @@ function yRange(log, flat = 0.05) {
       const pad = Math.max(0.04, (Math.log10(high) - Math.log10(low)) * 0.08);
       return [10 ** (Math.log10(low) - pad), 10 ** (Math.log10(high) + pad)];
     }
-    const pad = high > low ? (high - low) * 0.08 : Math.max(Math.abs(high) * flat, 1e-9);
+    const pad = high > low ? (high - low) * 0.08 : Math.abs(high) * 0.05 || 1;
     return [low - pad, high + pad];
   };
 }
 
 const yTicks = (log) => ({
   values: (u, ticks) => ticks.map((v) => (v === null ? "" : tickText(v))),
-  ...(log ? { filter: (u, ticks) => logTicks(u, ticks) } : {}),
+  ...(log ? { splits: (u) => logTicks(u.scales.y.min, u.scales.y.max, u.height - 30), filter: (u, ticks) => ticks } : {}),
 });
 
 function tickText(v) {
@@ -140,14 +144,20 @@ function tickText(v) {
   return `${Number(m)}e${Number(e)}`;
 }
 
-// On a wide logarithmic axis only decades carry a label, at most about six of them; on a narrow one 1, 2 and 5.
-function logTicks(u, ticks) {
-  const span = Math.log10(u.scales.y.max) - Math.log10(u.scales.y.min);
-  const fits = Math.max(2, u.over.clientHeight / 34);
-  const skip = Math.max(1, Math.ceil(span / fits));
-  return ticks.map((v) => {
-    const exponent = Math.floor(Math.log10(v) + 1e-9), lead = Math.round(v / 10 ** exponent);
-    if (span > 1.5) return lead === 1 && exponent % skip === 0 ? v : null;
-    return span > 0.7 ? ([1, 2, 5].includes(lead) ? v : null) : v;
-  });
+// Few, round ticks: decades (every k-th when there are many), 1-2-5 within few decades, even steps within less than one.
+function logTicks(low, high, height) {
+  const span = Math.log10(high) - Math.log10(low), fits = Math.max(2, Math.floor(height / 34));
+  const ticks = [];
+  if (!(span > 0) || !Number.isFinite(span)) return ticks;
+  if (span < 0.7) {
+    const unit = 10 ** Math.floor(Math.log10((high - low) / fits)), step = [1, 2, 5, 10].map((m) => m * unit).find((s) => (high - low) / s <= fits) || unit * 10;
+    for (let v = Math.ceil(low / step) * step; v <= high; v += step) ticks.push(v);
+    return ticks;
+  }
+  const skip = Math.max(1, Math.ceil(span / fits)), leads = span * 3 <= fits + 1 ? [1, 2, 5] : [1];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) {
+    if (((e % skip) + skip) % skip) continue;
+    for (const lead of leads) if (lead * 10 ** e >= low && lead * 10 ** e <= high) ticks.push(lead * 10 ** e);
+  }
+  return ticks;
 }

@@ -32,11 +32,11 @@ const COLUMNS = [
 function eventTable(section, data, select) {
   const head = section.querySelector('[data-slot="head"]'), body = section.querySelector('[data-slot="body"]');
   const more = section.querySelector('[data-act="more"]');
-  const state = { key: data.events.length > PAGE ? "severity" : "place", down: data.events.length > PAGE, shown: PAGE, current: null };
+  const state = { key: data.events.length > PAGE ? "rank" : "place", down: false, shown: PAGE, current: null };
   const most = Math.log10(Math.max(10, ...data.events.map((e) => (Number.isFinite(e.z) ? e.z : 10))));
 
   function sorted() {
-    const value = COLUMNS.find(([, key]) => key === state.key)[2];
+    const value = state.key === "rank" ? (e) => e.rank : COLUMNS.find(([, key]) => key === state.key)[2];
     const list = data.events.slice().sort((a, b) => {
       const [x, y] = [value(a), value(b)].map((v) => (Number.isNaN(v) ? -Infinity : v));
       return x < y ? -1 : x > y ? 1 : a.place - b.place;
@@ -110,7 +110,7 @@ function smallCurves(section, data, events) {
     onWidth(plot, (width) => {
       if (chart) { chart.setSize({ width, height: 104 }); return; }
       chart = new uPlot({
-        width, height: 104, legend: { show: false }, padding: [8, 6, 0, 0],
+        width, height: 104, legend: { show: false }, padding: [8, 16, 0, 0],
         scales: { x: { time: false, range: () => span }, y: { distr: signal.log ? 3 : 1, log: 10, range: yRange(signal.log) } },
         axes: [axisStyle({ size: 20, space: 80, values: (u, ticks) => ticks.map((v) => (Number.isInteger(v) ? whole(v) : "")) }), axisStyle({ size: 54, space: 24, ...yTicks(signal.log) })],
         series: [{}, { stroke: () => colour("curve"), width: 1, spanGaps: false, points: { show: xs.length < 40, size: 4, fill: () => colour("curve") } }],
@@ -119,7 +119,7 @@ function smallCurves(section, data, events) {
           drawAxes: [(u) => drawBands(u, harm, data.span, null)], draw: [(u) => drawTicks(u, bad)],
           setCursor: [(u) => { const i = u.cursor.idx; value.textContent = i === null || i === undefined ? final : `${number(raw[i], 4)} at ${whole(xs[i])}`; }],
         },
-      }, [xs, gaps(raw)], plot);
+      }, [xs, onAxis(raw, signal.log)], plot);
     });
     redraws.add(() => chart?.redraw(false));
   });
@@ -162,7 +162,7 @@ function buildRun(article) {
   if (data.events.length) {
     part("events").hidden = false;
     const unlisted = data.unlisted ? ` The ${whole(data.unlisted)} least severe are not listed.` : "";
-    slot("events", "lede").textContent = `Choose one to look at it closely.${unlisted}`;
+    slot("events", "lede").textContent = `${data.events.length > PAGE ? "The most severe first. " : ""}Choose one to look at it closely.${unlisted}`;
     rows = eventTable(part("events"), data, page.select);
     part("event").querySelector('[data-act="prev"]').addEventListener("click", () => page.select(-1));
     part("event").querySelector('[data-act="next"]').addEventListener("click", () => page.select(1));
@@ -186,7 +186,11 @@ function route() {
   const articles = [...document.querySelectorAll("article.run")];
   const article = articles.find((node) => node.id === id) || articles[0];
   articles.forEach((node) => { node.hidden = node !== article; });
-  document.querySelectorAll(".tabs a").forEach((tab) => tab.setAttribute("aria-selected", String(tab.dataset.run === article.dataset.run)));
+  document.querySelectorAll(".tabs a").forEach((tab) => {
+    const chosen = tab.dataset.run === article.dataset.run;
+    tab.setAttribute("aria-selected", String(chosen));
+    if (chosen) tab.parentElement.scrollLeft = tab.offsetLeft - 60;
+  });
   if (!pages.has(article.id)) pages.set(article.id, buildRun(article));
   const place = /^event-(\d+)$/.exec(sub || "");
   const page = pages.get(article.id);
