@@ -1,0 +1,194 @@
+"""What a monitor asks of a model, an optimizer and a loss before it attaches to them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from foreshock.errors import RunError, UsageError
+from foreshock.probes import Every, Part, name_of
+from foreshock.run import RunWriter
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
+
+
+def usable(optimizer: Any) -> Optimizer:
+    """Returns the torch optimizer, taken out of a wrapper that holds it as `.optimizer`.
+
+    Raises:
+        UsageError: it is none, it has no parameters, or its step evaluates the loss several times (LBFGS).
+    """
+    inner = optimizer
+    while not isinstance(inner, Optimizer) and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if not isinstance(inner, Optimizer):
+        raise UsageError(
+            f"Monitor(model, optimizer): the optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if not any(group["params"] for group in inner.param_groups):
+        raise UsageError(f"Monitor(model, optimizer): the {type(inner).__name__} has no parameters to watch")
+    closure = inspect.signature(type(inner).step).parameters.get("closure")
+    if isinstance(inner, torch.optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
+        raise UsageError(
+            f"Monitor(model, optimizer): {type(inner).__name__} needs a closure, which it may call several times within "
+            "one step, so a step has no single loss and gradient to measure. Use an optimizer that takes one gradient "
+            "a step (SGD, Adam, ...), or record the loss yourself with Run.from_arrays."
+        )
+    return inner
+
+
+def parameter_names(
+    model: nn.Module | Iterable[tuple[str, Tensor]] | None, optimizer: Optimizer
+) -> tuple[dict[int, str], list[int]]:
+    """Returns id -> name of the model's parameters, and their ids in model order.
+
+    Raises:
+        UsageError: the model is neither a module nor (name, tensor) pairs, or holds none of the optimizer's parameters.
+    """
+    if model is None:
+        return {}, []
+    try:
+        pairs = list(model.named_parameters() if isinstance(model, nn.Module) else model)
+        names = {id(tensor): _clean(name) for name, tensor in pairs}
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            "Monitor(model, optimizer): the model must be a torch.nn.Module, (name, tensor) pairs or None, got "
+            f"{type(model).__name__}"
+        ) from error
+    held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    if not held & names.keys():
+        raise UsageError(
+            "Monitor(model, optimizer): none of the optimizer's parameters belongs to this model. Was the model replaced "
+            "or moved after the optimizer was made?"
+        )
+    return names, [id(tensor) for _, tensor in pairs]
+
+
+def _clean(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name.removeprefix("module.")
+
+
+def sort_probes(probes: Sequence[Any]) -> tuple[list[Part | Every], list[Any]]:
+    """Returns the probes that look at every element, which share one pass, and the others, which are called."""
+    parts: list[Part | Every] = []
+    functions: list[Any] = []
+    if isinstance(probes, (str, Mapping)) or not isinstance(probes, Iterable):
+        raise UsageError(f"Monitor(probes=...): a list of probes is wanted, got {type(probes).__name__}")
+    for probe in probes:
+        made = probe() if isinstance(probe, type) else probe
+        inner = made.probe if isinstance(made, Every) else made
+        if isinstance(inner, Part):
+            parts.append(made)
+        elif callable(made):
+            functions.append(made)
+        else:
+            raise UsageError(
+                f"Monitor(probes=...): a probe is a function of a Step or one of foreshock.probes, got {name_of(made)!r}"
+            )
+    return parts, functions
+
+
+def positive(name: str, value: Any) -> int:
+    """Returns a positive integer argument."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"Monitor({name}=...): must be a positive integer, got {value!r}")
+    return value
+
+
+def open_writer(path: str | os.PathLike[str], meta: dict[str, Any], resumes: str | None) -> RunWriter:
+    """Returns an open writer: going on with run `resumes` where the directory holds it, else starting a new one."""
+    rank, ranks = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    meta = {"name": Path(path).name, "ranks": ranks} | meta
+    if resumes is not None and (Path(path) / "run.json").exists():
+        return RunWriter(path, meta, rank=rank, resume=resumes).open()
+    if resumes is not None:
+        meta["resumed_from"] = resumes
+    try:
+        return RunWriter(path, meta, rank=rank).open()
+    except RunError as error:
+        if "already holds" in str(error):
+            raise RunError(
+                f"{error} To go on with it here, call monitor.load_state_dict(checkpoint) before `with monitor:`."
+            ) from error
+        raise
+
+
+def as_loss(loss: Any) -> Tensor | None:
+    """Returns a loss as a detached 0-D tensor, or None where it is not one number."""
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1 or loss.is_complex():
+            return None
+        value = loss.detach().reshape(())
+        return value if value.is_floating_point() else value.to(torch.float64)
+    try:
+        return torch.tensor(float(loss), dtype=torch.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def shape_of(value: Any) -> str:
+    """Returns how an error message describes a value that is not one number."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def as_signal(name: Any, value: Any) -> Any:
+    """Returns what a probe measured, detached.
+
+    Raises:
+        UsageError: the name is not a string or the value not one number.
+    """
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"a signal's name must be a non-empty string, got {name!r}")
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise UsageError(f"signal {name!r} must be one number, got {shape_of(value)}")
+        return value.detach().clone()  # the probe may go on to change it in place
+    return float(value)
+
+
+def learning_rates(optimizer: Optimizer, host: dict[str, float], device: dict[str, Tensor]) -> None:
+    """Writes `lr`, of the first parameter group, and `lr/group0`, ... where there are several."""
+    groups = optimizer.param_groups
+    names = ["lr"] if len(groups) == 1 else ["lr", *(f"lr/group{i}" for i in range(len(groups)))]
+    for name, group in zip(names, [groups[0], *groups] if len(groups) > 1 else groups, strict=True):
+        rate = group.get("lr")
+        if isinstance(rate, Tensor):
+            device[name] = rate.detach().clone()
+        elif rate is not None:
+            host[name] = float(rate)
+
+
+def scale_of(optimizer: Optimizer) -> Tensor | None:
+    """Returns the loss scale that a GradScaler has left to this fused optimizer, if any."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None
+
+
+def veto_of(optimizer: Optimizer) -> Tensor | None:
+    """Returns whether a GradScaler has told this fused optimizer to skip the step, if it told anything."""
+    found = getattr(optimizer, "found_inf", None)
+    return found if isinstance(found, Tensor) else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No gradients are recorded inside, and no autocast changes the type of what is computed."""
+    with torch.no_grad():
+        active = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        if not active:
+            yield
+            return
+        with torch.autocast(active[0], enabled=False), torch.autocast(active[-1], enabled=False):
+            yield

@@ -1,0 +1,370 @@
+"""Attaches probes to an optimizer and feeds recorder and detectors; reads, never writes, and never ends a run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from foreshock import attach
+from foreshock.detect.base import Detector
+from foreshock.detect.scan import default_detectors
+from foreshock.errors import RunError, UsageError
+from foreshock.mishaps import Mishaps
+from foreshock.probes import DEFAULT, Every, Part, Step, name_of
+from foreshock.probes.plan import Plan, name_tensors, signature
+from foreshock.probes.sweep import Sweep
+from foreshock.provenance import metadata
+from foreshock.recorder import Measured, Recorder
+from foreshock.run import Event, Run, RunMemory, RunWriter, latest
+
+STATE_VERSION = 1
+
+
+class Monitor:
+    """Watches one optimizer: measures every step, records it, and raises events.
+
+    Nothing else in the loop changes, and the run stays bit for bit what it would have been::
+
+        with Monitor(model, optimizer, run="runs/a") as monitor:
+            for x, y in loader:
+                loss = loss_fn(model(x), y)
+                monitor.observe(loss)          # before backward, once for each micro-batch
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    A mistake in the call is an error; once training is under way a failure inside foreshock is a single
+    `ForeshockWarning`, and training goes on.
+
+    Args:
+        model: the module that the optimizer trains, for the names of its tensors; or (name, tensor) pairs; or None.
+        optimizer: any `torch.optim.Optimizer` whose `step` takes one step (LBFGS, which takes several, is refused).
+        run: directory to record into; None keeps the run in memory.
+        probes: what to measure beside the loss: probes of `foreshock.probes`, `every(n, probe)`, or functions that
+            take a `Step` and return signals by name.
+        every: distance, in steps, at which probes that cost a pass of their own are run.
+        max_overhead: share of the wall time that those may take.
+        detectors: what raises events; None takes the shipped ones.
+
+    Raises:
+        UsageError: an argument that cannot work.
+        RunError: on entering, a directory that cannot be written or holds another run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[tuple[str, Tensor]] | None,
+        optimizer: Optimizer,
+        run: str | os.PathLike[str] | None = None,
+        *,
+        probes: Sequence[Any] = DEFAULT,
+        every: int = 100,
+        max_overhead: float = 0.03,
+        detectors: Sequence[Detector] | None = None,
+    ) -> None:
+        self.optimizer = attach.usable(optimizer)
+        self._names, self._order = attach.parameter_names(model, self.optimizer)
+        self.path = run
+        self.every, self.max_overhead = attach.positive("every", every), float(max_overhead)
+        parts, functions = attach.sort_probes(probes)
+        self._sweep = Sweep(parts)
+        self._functions = functions
+        self.detectors: list[Detector] = list(default_detectors() if detectors is None else detectors)
+        self._sink: RunWriter | RunMemory | None = None
+        self._recorder: Recorder | None = None
+        self._mishaps = Mishaps(self._note)
+        self._hooks: list[Any] = []
+        self._plan: Plan | None = None
+        self._step = 0
+        self._resumes: str | None = None
+        self._losses: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._seen: int | None = None
+        self._batch: Any = None
+        self._closure: Callable[..., Any] | None = None
+        self._events: dict[tuple[str, str, int], Event] = {}
+        self._spent = 0.0
+        self._costly = 0.0
+        self._started = self._last_step = 0.0
+
+    def __enter__(self) -> Monitor:
+        tensors = [name for name, _, _ in name_tensors(self._names, self._order, self.optimizer)]
+        meta = metadata(self.optimizer, tensors)
+        if self.path is None:
+            self._sink = RunMemory(meta)
+        else:
+            self._sink = attach.open_writer(self.path, meta, self._resumes)
+        self._recorder = Recorder(self._sink, self._drop_part)
+        if self._step:
+            self._note("resumed", step=self._step)
+        self._started = time.perf_counter()
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(None if kind is None else kind.__name__)
+
+    def close(self, ended: str | None = None) -> None:
+        """Detaches from the optimizer, writes what is held back and closes the run.
+
+        Args:
+            ended: what ended the run, where it was an error; kept in the metadata.
+        """
+        if not self._hooks:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.flush()
+        assert self._sink is not None
+        with self._mishaps.said("closing the run"):
+            for detector in self.detectors:
+                for event in detector.finish():
+                    self._keep(event)
+            self._sink.update_meta(ended=ended or "normally", steps=self._step)
+            self._sink.close()
+
+    def observe(
+        self, loss: Tensor | float, closure: Callable[..., Any] | None = None, batch: Any = None
+    ) -> None:
+        """Takes the loss of this step, or of one micro-batch of it; call it before `backward`.
+
+        Args:
+            loss: one number: a tensor of one element or a float. Only its detached value is kept.
+            closure: recomputes the loss, for probes that need a pass of their own.
+            batch: whatever identifies the data, for probes and reports.
+
+        Raises:
+            UsageError: the loss is not one number. After the first step this is a warning and the loss is left out.
+        """
+        begun = time.perf_counter()
+        if not self._hooks:
+            self._complain("observe() was called on a monitor that is not attached: use `with Monitor(...)`.")
+            return
+        self._forget_skipped()
+        value = attach.as_loss(loss)
+        if value is None:
+            self._complain(
+                f"observe(loss): the loss must be one number, got {attach.shape_of(loss)}. Reduce it first, for example "
+                "by loss.mean()."
+            )
+            return
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            if id(loss) == self._seen:
+                self._mishaps.say("observed twice", f"the same loss was observed twice in step {self._step}; it counts "
+                                  "once. Call observe() once for each forward pass.")
+                return
+            self._seen = id(loss)
+            loss.register_hook(self._weights.append)  # type: ignore[no-untyped-call]  # what backward multiplies it with: accumulation and loss scale
+        self._losses.append(value)
+        self._batch = batch if batch is not None else self._batch
+        self._closure = closure if closure is not None else self._closure
+        self._spent += time.perf_counter() - begun
+
+    @property
+    def events(self) -> list[Event]:
+        """What the detectors have raised so far, last versions, ordered by the step they were raised at."""
+        self.flush()
+        return latest(self._events)
+
+    @property
+    def run(self) -> Run:
+        """The run so far, as `Run.load` would show it."""
+        self.flush()
+        if self._sink is None:
+            raise UsageError("the monitor has recorded nothing yet: use `with Monitor(...) as monitor:`")
+        return self._sink.run() if isinstance(self._sink, RunMemory) else Run.load(self._sink.path)
+
+    def flush(self) -> None:
+        """Brings over and records everything measured so far, and runs the detectors on it; waits for the device."""
+        recorder = self._recorder
+        if recorder is None:
+            return
+        begun = time.perf_counter()
+        with self._mishaps.said("recording", "; the steps held back are lost"):
+            records = recorder.flush()
+            if recorder.broken is not None:
+                self._mishaps.say("disk", f"the run is not being recorded: {recorder.broken}. Training goes on, and so "
+                                  "do the detectors; recording starts again when the disk can be written.")
+                recorder.broken = None
+            for detector in list(self.detectors):
+                try:
+                    for record in records:
+                        for event in detector.update(record):
+                            self._keep(event)
+                except Exception as error:
+                    self.detectors.remove(detector)
+                    self._mishaps.disabled("detector", name_of(detector), error, self._step)
+        self._spent += time.perf_counter() - begun
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs to go on as if it had not stopped; save it with the checkpoint."""
+        self.flush()
+        return {
+            "version": STATE_VERSION,
+            "run": self._sink.id if self._sink is not None else self._resumes,
+            "step": self._step,
+            "detectors": [[name_of(detector), detector.state_dict()] for detector in self.detectors],
+            "probes": [[name_of(probe), probe.state_dict()] for probe in self._stateful()],
+            "events": [event.to_dict() for event in latest(self._events)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned.
+
+        Called before `with`, the monitor goes on in the run directory that it recorded into, if that is the one given;
+        what was recorded there after the checkpoint is replaced. A probe or detector that was not there starts afresh.
+
+        Raises:
+            UsageError: the state is not a monitor's, or of a later version.
+        """
+        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            found = state.get("version") if isinstance(state, dict) else type(state).__name__
+            raise UsageError(f"not the state of a monitor of version {STATE_VERSION}: found {found!r}")
+        self.flush()
+        self._step, self._resumes = int(state["step"]), state["run"]
+        for owners, saved in ((self.detectors, state["detectors"]), (self._stateful(), state["probes"])):
+            waiting = list(saved)
+            for owner in owners:
+                for i, (name, kept) in enumerate(waiting):
+                    if name == name_of(owner):
+                        owner.load_state_dict(kept)
+                        del waiting[i]
+                        break
+        self._events = {event.key: event for event in map(Event.from_dict, state["events"])}
+        self._drop_pending()
+        if self._recorder is not None:
+            self._recorder.rewind(self._step)
+            self._note("resumed", step=self._step)
+
+    def _stateful(self) -> list[Any]:
+        probes: list[Any] = [*self._sweep.parts, *self._functions]
+        return [probe for probe in probes if hasattr(probe, "state_dict") and hasattr(probe, "load_state_dict")]
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        begun = time.perf_counter()
+        with self._mishaps.said("preparing a step"), attach.quiet():
+            self._sweep.before(self._step, self._current_plan())
+        self._spent += time.perf_counter() - begun
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        begun = time.perf_counter()
+        with self._mishaps.said("measuring a step"), attach.quiet():
+            self._measure(begun)
+        self._step += 1
+        self._drop_pending()
+        self._spent += time.perf_counter() - begun
+
+    def _measure(self, begun: float) -> None:
+        assert self._recorder is not None
+        plan = self._current_plan()
+        self._recorder.dtype = plan.recorded
+        step = Step(
+            self._step, self.optimizer, plan, plan.values(), plan.grads(), list(self._losses), self._batch,
+            self._closure, attach.scale_of(self.optimizer), attach.veto_of(self.optimizer),
+        )
+        measured = Measured(self._step, time.time(), {})
+        self._free_signals(measured, step, begun)
+        measured.swept = self._sweep(step, self._drop_part)
+        for probe in tuple(self._functions):
+            self._run_function(probe, step, measured)
+        if not step.losses:
+            self._mishaps.say("no loss", f"no loss was observed for step {self._step}: call monitor.observe(loss) "
+                              "before backward. Everything else is measured.")
+        if self._recorder.take(measured):
+            self.flush()
+
+    def _free_signals(self, measured: Measured, step: Step, begun: float) -> None:
+        host, device, losses = measured.host, measured.device, step.losses
+        if losses:
+            device["loss"] = losses[0] if len(losses) == 1 else torch.stack(
+                [loss.to(losses[0].device, torch.float64 if loss.device.type != "mps" else None) for loss in losses]
+            ).mean()
+        host["micro_batches"] = float(len(losses))
+        if self._weights:
+            weights = self._weights
+            device["loss_scale"] = weights[0] if len(weights) == 1 else torch.stack(weights).sum()
+        if step.found_inf is not None:
+            device["skipped"] = step.found_inf
+        attach.learning_rates(self.optimizer, host, device)
+        if self._last_step:
+            host["step_seconds"] = begun - self._last_step
+        self._last_step = begun
+        host["monitor_seconds"], self._spent = self._spent, 0.0
+
+    def _run_function(self, probe: Any, step: Step, measured: Measured) -> None:
+        costly = getattr(probe, "cost", "free") == "costly"
+        begun = time.perf_counter()
+        if costly and (self._step % self.every or self._costly > self.max_overhead * (begun - self._started)):
+            return
+        try:
+            for name, value in probe(step).items():
+                (measured.device if isinstance(value, Tensor) else measured.host)[name] = attach.as_signal(name, value)
+        except Exception as error:
+            self._functions.remove(probe)
+            self._mishaps.disabled("probe", name_of(probe), error, self._step)
+        if costly:
+            self._costly += time.perf_counter() - begun
+
+    def _current_plan(self) -> Plan:
+        if self._plan is None or self._plan.signature != signature(self.optimizer):
+            self._plan = Plan(name_tensors(self._names, self._order, self.optimizer), self.optimizer)
+        return self._plan
+
+    def _forget_skipped(self) -> None:
+        """Records losses whose step never came: their backward ran, and then the gradients were cleared, as they are
+        when a GradScaler skips an overflow."""
+        if not (self._losses and self._weights) or self._plan is None:
+            return
+        if any(param.grad is not None for param in self._plan.params):
+            return
+        measured = Measured(self._step, time.time(), {"skipped": 1.0, "micro_batches": float(len(self._losses))})
+        measured.device["loss"] = torch.stack([loss.reshape(()) for loss in self._losses]).mean()
+        self._step += 1
+        self._drop_pending()
+        assert self._recorder is not None
+        if self._recorder.take(measured):
+            self.flush()
+
+    def _drop_pending(self) -> None:
+        self._losses, self._weights, self._seen = [], [], None
+        self._batch = self._closure = None
+
+    def _keep(self, event: Event) -> None:
+        fresh = event.key not in self._events
+        self._events[event.key] = event
+        assert self._sink is not None
+        assert self._recorder is not None
+        try:
+            self._sink.event(event)
+            if fresh:
+                self._recorder.detail(event.raised)
+        except (RunError, OSError) as error:
+            self._recorder.broken = error
+
+    def _drop_part(self, part: Part | Every, error: Exception) -> None:
+        if part in self._sweep.parts:
+            self._sweep.parts.remove(part)
+            self._mishaps.disabled("probe", name_of(part), error, self._step)
+
+    def _complain(self, message: str) -> None:
+        """Raises before the first step, warns once after it."""
+        if self._step == 0:
+            raise UsageError(message)
+        self._mishaps.say(message[:24], message)
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        if self._sink is not None:
+            self._sink.note(kind, **fields)

@@ -1,0 +1,101 @@
+"""What a probe is: a function from one optimizer step to signals. Probes read, never write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from foreshock.errors import UsageError
+from foreshock.probes.plan import Plan
+
+Signals = Mapping[str, Tensor | float]
+"""Signal name -> value of this step: a number, or a tensor of one element (left on its device)."""
+
+Probe = Callable[["Step"], Signals]
+"""A probe. An object may also have `name`, `cost` ("free", the default, or "costly": then it runs every
+`Monitor(every=...)` steps and within `max_overhead`), `state_dict()` and `load_state_dict(state)`."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One optimizer step as probes see it: after the update, before gradients are cleared.
+
+    Attributes:
+        number: optimizer steps done before this one.
+        optimizer: the live optimizer; its state already holds this step's gradient.
+        plan: names, sizes and memory layout of the tensors it updates.
+        params: the tensors after the step, in the order of `plan.tensors`.
+        grads: their gradients as the optimizer consumed them (None where a tensor had none); a fused optimizer under
+            a GradScaler has unscaled them by now.
+        losses: losses observed for this step, one for each micro-batch; detached.
+        batch: whatever was last given to `observe(batch=...)`.
+        closure: whatever was last given to `observe(closure=...)`.
+        grad_scale: loss scale that a GradScaler left to a fused optimizer; None where there is none.
+        found_inf: above 0 where the scaler vetoed the update; None without a scaler in the optimizer.
+    """
+
+    number: int
+    optimizer: Optimizer
+    plan: Plan
+    params: list[Tensor]
+    grads: list[Tensor | None]
+    losses: list[Tensor]
+    batch: Any = None
+    closure: Callable[..., Any] | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
+def name_of(probe: object) -> str:
+    """Returns the name that reports and warnings use for a probe."""
+    return str(getattr(probe, "name", None) or getattr(probe, "__name__", None) or type(probe).__name__)
+
+
+class Every:
+    """Runs a probe at every n-th step; see `every`."""
+
+    def __init__(self, n: int, probe: Any) -> None:
+        self.n, self.probe = n, probe
+        self.name = f"every({n}, {name_of(probe)})"
+        self.cost = str(getattr(probe, "cost", "free"))
+
+    def due(self, number: int) -> bool:
+        """Returns whether the probe measures at this step."""
+        return number % self.n == 0
+
+    def __call__(self, step: Step) -> Signals:
+        return self.probe(step) if self.due(step.number) else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.probe.state_dict()) if hasattr(self.probe, "state_dict") else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if hasattr(self.probe, "load_state_dict"):
+            self.probe.load_state_dict(state)
+
+
+def every(n: int, probe: Any) -> Every:
+    """Returns a probe that measures at steps 0, n, 2n, ... and nothing in between.
+
+    Args:
+        n: steps from one measurement to the next.
+        probe: a function from `Step` to signals, or one of the probes of `foreshock.probes`.
+
+    Raises:
+        UsageError: n is not a positive integer, or `probe` is not a probe.
+
+    >>> every(10, lambda step: {"mine": 1.0}).name
+    'every(10, <lambda>)'
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UsageError(f"every(n, probe): n must be a positive integer, got {n!r}")
+    if isinstance(probe, type):
+        probe = probe()
+    if not callable(probe) and not hasattr(probe, "visit"):
+        raise UsageError(f"every(n, probe): probe must be a function of a Step, got {type(probe).__name__}")
+    return Every(n, probe)

@@ -1,0 +1,187 @@
+"""The second moment against the gradient: does v follow g^2, or is it history that decays?
+
+Source: Bai et al. 2025, arXiv 2506.04805: before a spike of Adam's preconditioner g^2/v is far below 1 and v shrinks
+like beta2^t, tensor by tensor. Deviations: (1) v_{t-1} = (v_t - (1 - beta2) g_t^2) / beta2 is not stored but recovered,
+which float32 allows up to g^2/v of about 1e6/(1 - beta2), where it saturates; (2) it is floored at eps^2, below which
+eps rules the denominator, so that a coordinate that wakes up gives a large finite number; (3) where the Euclidean norm
+of v would under- or overflow float32 (v of 1e-19), its growth is that of the sum of v instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreshock.probes.base import Step
+from foreshock.probes.memory import Memory
+from foreshock.probes.norms import gradient, gradient_squared
+from foreshock.probes.packs import Pack, local
+from foreshock.probes.second_moment import SecondMoment
+from foreshock.probes.sweep import Tally, Totals
+from foreshock.run.absent import ABSENT
+
+_SATURATION = 2.0**-20  # share of g^2 left in v_{t-1} so that rounding never makes it negative
+_SAFE = (1e-30, 1e30)  # sums of v^2 that float32 holds to full precision
+
+
+class Moments:
+    """Measures `v_ratio`, `grad_sq_over_v_mean`, `grad_sq_over_v_max` and `effective_step`, run-wide and per tensor.
+
+    Run-wide values: the ratio of the norms of all v together, the mean over all coordinates, the maximum over all,
+    the largest effective step. Absent for tensors without a second moment, at steps that a gradient scaler skipped,
+    and `v_ratio` where the step before was not seen.
+    """
+
+    name = "moments"
+
+    def __init__(self) -> None:
+        self._memory = Memory(["v_squares", "v"])
+
+    def begin(self, step: Step, tally: Tally) -> None:
+        tally.sums += ["v", "ratio"]
+        tally.squares.append("v_squares")
+        tally.maxima.append("ratio_most")
+        _note_constants(step, tally)
+
+    def recall(self, step: Step, tally: Tally) -> None:
+        """Prepares to take the size of v alone, so that the next step has one to compare with."""
+        tally.sums.append("v")
+        tally.squares.append("v_squares")
+
+    def visit(self, step: Step, pack: Pack) -> None:
+        moment = step.plan.moments[pack.group]
+        ledger = step.plan.ledger
+        v = self.remember(step, pack)
+        if moment is None or v is None:
+            ledger.nothing("ratio", pack)
+            ledger.nothing("ratio_most", pack)
+            return
+        squared = _seen_gradient_squared(step, pack, moment)
+        old = torch.sub(v, squared, alpha=moment.admit * (1.0 - _SATURATION), out=pack.scratch(2))
+        old.clamp_min_(max(moment.keep * moment.eps**2, torch.finfo(old.dtype).tiny))
+        ratio = torch.div(squared, old, out=old)
+        ledger.sum("ratio", pack, ratio)
+        ledger.top("ratio_most", pack, ratio)
+
+    def remember(self, step: Step, pack: Pack) -> Tensor | None:
+        """Writes the size of v; returns v as rows, in scratch 2 unless it could be viewed, or None without one."""
+        moment = step.plan.moments[pack.group]
+        v = self._rows(step, pack, moment)
+        if v is None:
+            step.plan.ledger.nothing("v_squares", pack)
+            step.plan.ledger.nothing("v", pack)
+        else:
+            step.plan.ledger.squares("v_squares", pack, v)
+            step.plan.ledger.sum("v", pack, v)
+        return v
+
+    def settle(self, totals: Totals) -> Mapping[str, np.ndarray]:
+        plan = totals.plan
+        constants = [plan.moments[group] for group in plan.group_of]
+        keep = np.array([1.0 if moment is None else moment.keep for moment in constants])
+        eps = np.array([0.0 if moment is None else moment.eps for moment in constants])
+        corrected = np.array([moment is not None and moment.corrected for moment in constants])
+        divides = np.array([moment is not None and moment.divides for moment in constants])
+        groups = range(len(plan.moments))
+        t = np.stack([totals.scalars[f"t{g}"] for g in groups], 1)[:, plan.group_of]
+        lr = np.stack([totals.scalars[f"lr{g}"] for g in groups], 1)[:, plan.group_of]
+
+        held = totals.sums["v"] > 0
+        held |= ~np.isfinite(totals.sums["v"])
+        gone = ~held | totals.skipped[:, None]
+        # bias correction of v_{t-1} and v_t: 1 - beta2^t, exact for beta2 near 1
+        older = np.where(corrected, -np.expm1((t - 1) * np.log(keep)), 1.0)
+        newer = np.where(corrected, -np.expm1(t * np.log(keep)), 1.0)
+        first = gone | (older <= 0)
+        numel = plan.numel
+        mean = np.where(first, 0.0, totals.sums["ratio"] * keep * older)
+        most = np.where(first, -np.inf, totals.maxima["ratio_most"] * keep * older)
+        weight = np.where(first, 0.0, numel)
+        step = np.where(gone | ~divides, -np.inf, lr / (np.sqrt(totals.sums["v"] / numel / newer) + eps))
+        by_unit = plan.by_unit
+        signals = {
+            "grad_sq_over_v_mean": _known(mean.sum(1) / weight.sum(1), weight.sum(1) > 0),
+            "grad_sq_over_v_mean/": _known(by_unit(mean) / by_unit(weight), by_unit(weight) > 0),
+        }
+        for name, values in (("grad_sq_over_v_max", most), ("effective_step", step)):
+            whole, units = values.max(1), by_unit(values, np.maximum)
+            signals |= {name: _known(whole, whole != -np.inf), f"{name}/": _known(units, units != -np.inf)}
+        return signals | self._growth(totals)
+
+    def note(self, totals: Totals) -> None:
+        """Takes what `remember` left."""
+        self._memory.keep(totals)
+
+    def _growth(self, totals: Totals) -> dict[str, np.ndarray]:
+        """Returns `v_ratio` against the step before, wherever that was seen."""
+        plan, squared, plain = totals.plan, totals.sums["v_squares"], totals.sums["v"]
+        known, before = self._memory.follow(totals)
+        known &= ~totals.skipped
+
+        def ratio(new: np.ndarray, old: np.ndarray, new_plain: np.ndarray, old_plain: np.ndarray) -> np.ndarray:
+            low, high = np.minimum(new, old), np.maximum(new, old)
+            growth = np.where((low > _SAFE[0]) & (high < _SAFE[1]), np.sqrt(new / old), new_plain / old_plain)
+            return _known(growth, known.reshape(-1, *[1] * (new.ndim - 1)) & (old_plain > 0))
+
+        columns = squared, before["v_squares"], plain, before["v"]
+        whole = [each.sum(1) for each in columns]
+        units = [plan.by_unit(each) for each in columns]
+        return {"v_ratio": ratio(*whole), "v_ratio/": ratio(*units)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"memory": self._memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self._memory.load_state_dict(state["memory"])
+
+    def _rows(self, step: Step, pack: Pack, moment: SecondMoment | None) -> Tensor | None:
+        if moment is None:
+            return None
+        state, params = step.optimizer.state, step.plan.params
+        found: list[Any] = [None] * len(params)
+        key = moment.key
+        for i in pack.index:
+            entry = state.get(params[i])
+            if entry is not None:
+                found[i] = entry.get(key)
+        if all(found[i] is None for i in pack.index):
+            return None
+        if not step.plan.plain:
+            found = [None if v is None else local(v) for v in found]
+        return pack.lasting_rows(found, "second", 2)
+
+
+def _known(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return np.where(where, values, ABSENT)
+
+
+def _seen_gradient_squared(step: Step, pack: Pack, moment: SecondMoment) -> Tensor:
+    """Returns the square of what the second moment saw: the gradient, with coupled decay g + decay * theta_t.
+
+    In scratch 1; scratch 2 may hold v and is left alone.
+    """
+    if not moment.decay:
+        return gradient_squared(step, pack)
+    copied = step.plan.copied_at == step.number
+    theta = pack.own("before") if copied else pack.rows(step.params, "params", 1)
+    sign = -1.0 if moment.maximizes else 1.0
+    step.cache.pop("squared", None)
+    return torch.add(gradient(step, pack), theta, alpha=sign * moment.decay, out=pack.scratch(1)).square_()
+
+
+def _note_constants(step: Step, tally: Tally) -> None:
+    """Keeps each group's learning rate and step count for the host; those on the device are not asked for."""
+    for g, (group, moment) in enumerate(zip(step.optimizer.param_groups, step.plan.moments, strict=True)):
+        count: Any = 0.0
+        if moment is not None and moment.corrected:
+            state = step.optimizer.state
+            count = next((state[param].get("step", 0.0) for param in group["params"] if param in state), 0.0)
+            if isinstance(count, Tensor) and count.device.type == "cpu":
+                count = float(count)  # already on the host, nothing waits
+        tally.scalars[f"t{g}"] = count
+        tally.scalars[f"lr{g}"] = group.get("lr", 0.0)

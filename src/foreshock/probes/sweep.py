@@ -1,0 +1,192 @@
+"""One pass over the tensors for all probes that look at every element.
+
+Each pack is fetched from memory once and, while it is in the cache, shown to every part; the parts leave sums and
+maxima per row on the device: one short vector a step. They are added up per tensor and turned into signals on the host
+when the recorder brings N of them over: the last arithmetic on a few numbers per tensor costs no kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreshock.probes.base import Every, Step
+from foreshock.probes.packs import Pack
+from foreshock.probes.plan import Plan
+
+
+class Tally:
+    """What the parts leave behind for one step, beside what they write into the plan's ledger.
+
+    Attributes:
+        sums, squares, maxima: names of the ledger's quantities, by how they are read.
+        scalars: name -> number, or tensor of one element.
+        facts: name -> plain value known on the host.
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[str] = []
+        self.squares: list[str] = []
+        self.maxima: list[str] = []
+        self.scalars: dict[str, Tensor | float] = {}
+        self.facts: dict[str, Any] = {}
+
+
+@dataclass(slots=True)
+class Totals:
+    """N steps of a sweep on the host.
+
+    Attributes:
+        plan: the tensors it went over.
+        steps: (N,) step numbers, ascending.
+        sums, maxima: quantity -> (N, tensors) float64.
+        scalars: name -> (N,) float64.
+        facts: N mappings.
+    """
+
+    plan: Plan
+    steps: np.ndarray
+    sums: dict[str, np.ndarray]
+    maxima: dict[str, np.ndarray]
+    scalars: dict[str, np.ndarray]
+    facts: Sequence[Mapping[str, Any]]
+
+    @property
+    def skipped(self) -> np.ndarray:
+        """(N,) bool: the gradient scaler vetoed the update."""
+        return self.scalars["found_inf"] > 0 if "found_inf" in self.scalars else np.zeros(len(self.steps), bool)
+
+
+@runtime_checkable
+class Part(Protocol):
+    """A probe that looks at every element of the tensors, as a part of a `Sweep`.
+
+    It may also have `before(plan)`, called just before the update; `recall(step, tally)` and `remember(step, pack)`,
+    called instead of `begin` and `visit` on the step before one that is due, and `note(totals)` for what they left;
+    `state_dict()` and `load_state_dict(state)`.
+    """
+
+    name: str
+
+    def begin(self, step: Step, tally: Tally) -> None:
+        """Says what it will write."""
+        ...
+
+    def visit(self, step: Step, pack: Pack) -> None:
+        """Measures one pack: writes into `step.plan.ledger`, runs on the device and asks it nothing."""
+        ...
+
+    def settle(self, totals: Totals) -> Mapping[str, np.ndarray]:
+        """Returns signal -> (N,) or, under `name/`, (N, units); the absent marker where it was not measured."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """One step of a sweep, still on the device.
+
+    Attributes:
+        flat: 1-D, sums, then maxima, then scalars.
+        layout: what they are; equal for steps that can be settled together.
+        facts: what the host knew.
+    """
+
+    flat: Tensor
+    layout: tuple[Any, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Sweep:
+    """Runs parts over the packs of a plan."""
+
+    def __init__(self, parts: Sequence[Part | Every]) -> None:
+        # those that let a copy go come after those that may still want to read it
+        self.parts = sorted(parts, key=lambda part: getattr(_inner(part), "order", 0))
+
+    def before(self, number: int, plan: Plan) -> None:
+        """Lets parts keep what the update will overwrite."""
+        for part in self.parts:
+            inner = _inner(part)
+            if hasattr(inner, "before") and _due(part, number):
+                inner.before(plan)
+                plan.copied_at = number
+
+    def __call__(self, step: Step, failed: Callable[[Part | Every, Exception], None]) -> Swept | None:
+        """Returns the step's vector, or None where no part is due; a part that raises is given to `failed`."""
+        tally = Tally()
+        live: list[tuple[Part | Every, bool, Callable[[Step, Pack], None]]] = []
+        for part in self.parts:
+            inner = _inner(part)
+            measures = _due(part, step.number)
+            if not measures and not (hasattr(inner, "remember") and _due(part, step.number + 1)):
+                continue
+            begin, visit = (inner.begin, inner.visit) if measures else (inner.recall, inner.remember)
+            try:
+                begin(step, tally)
+                live.append((part, measures, visit))
+            except Exception as error:
+                failed(part, error)
+        visits = [visit for _, _, visit in live]
+        for pack in step.plan.packs:
+            for i, visit in enumerate(visits):
+                try:
+                    visit(step, pack)
+                except Exception as error:
+                    failed(live[i][0], error)
+                    return self(step, failed)  # without that part: `failed` has taken it out
+        if step.found_inf is not None:
+            tally.scalars["found_inf"] = step.found_inf
+        # what two parts both asked for is written once more, with the same content
+        sums, squares, maxima = (tuple(dict.fromkeys(names)) for names in (tally.sums, tally.squares, tally.maxima))
+        if not (sums or squares or maxima):
+            return None
+        device = {name: value for name, value in tally.scalars.items() if isinstance(value, Tensor)}
+        host = {name: float(value) for name, value in tally.scalars.items() if name not in device}
+        pieces = step.plan.ledger.take((*sums, *squares, *maxima))
+        pieces += [value.detach().to(step.plan.device).view(1) for value in device.values()]
+        parts = tuple((part, measures) for part, measures, _ in live)
+        layout = (step.plan, parts, sums, squares, maxima, tuple(device), tuple(host))
+        return Swept(torch.cat(pieces), layout, tally.facts | {"scalars": tuple(host.values())})
+
+    @staticmethod
+    def settle(steps: np.ndarray, layout: tuple[Any, ...], block: np.ndarray, facts: Sequence[Mapping[str, Any]],
+               failed: Callable[[Any, Exception], None]) -> dict[str, np.ndarray]:
+        """Returns the signals of N steps of one layout from their (N, length) vectors."""
+        plan, parts, sums, squares, maxima, device, host = layout
+        ledger, count = plan.ledger, len(plan.tensors)
+        rows = {}
+        for i, name in enumerate((*sums, *squares, *maxima)):
+            rows[name] = block[:, i * ledger.rows : (i + 1) * ledger.rows]
+        at = len(rows) * ledger.rows
+        with np.errstate(all="ignore"):
+            summed = {name: ledger.summed(rows[name], count) for name in sums}
+            summed |= {name: ledger.summed(rows[name], count, roots=True) for name in squares}
+            topped = {name: ledger.topped(rows[name], count) for name in maxima}
+        rest = {name: block[:, at + i] for i, name in enumerate(device)}
+        rest |= {name: np.array([each["scalars"][i] for each in facts]) for i, name in enumerate(host)}
+        totals = Totals(plan, steps, summed, topped, rest, facts)
+        signals: dict[str, np.ndarray] = {}
+        for part, measures in parts:
+            inner = _inner(part)
+            try:
+                with np.errstate(all="ignore"):
+                    if measures:
+                        signals.update(inner.settle(totals))
+                    elif hasattr(inner, "note"):
+                        inner.note(totals)
+            except Exception as error:
+                failed(part, error)
+        return signals
+
+
+def _inner(part: Any) -> Any:
+    return part.probe if isinstance(part, Every) else part
+
+
+def _due(part: Part | Every, number: int) -> bool:
+    return not isinstance(part, Every) or part.due(number)
