@@ -27,6 +27,8 @@ from foreshock.errors import (
 if TYPE_CHECKING:
     from foreshock import report
     from foreshock.detect import scan
+    from foreshock.monitor import Monitor
+    from foreshock.probes import every
     from foreshock.run import Event, Run
 
 __version__ = "0.1.0.dev0"
@@ -34,7 +36,9 @@ __version__ = "0.1.0.dev0"
 # name -> module; an empty string stands for the module of that name itself (`foreshock.report(run, path)` is callable).
 _LAZY = {
     "Event": "foreshock.run",
+    "Monitor": "foreshock.monitor",
     "Run": "foreshock.run",
+    "every": "foreshock.probes",
     "report": "",
     "scan": "foreshock.detect",
 }
@@ -46,10 +50,12 @@ __all__ = [
     "ForeshockWarning",
     "ImportFormatError",
     "MissingExtraError",
+    "Monitor",
     "Run",
     "RunError",
     "UsageError",
     "__version__",
+    "every",
     "report",
     "scan",
 ]

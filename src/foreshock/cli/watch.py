@@ -98,5 +98,6 @@ def _finish(watchers: list[Watcher], say: Callable[[str], None]) -> None:
     from foreshock.run import Run
 
     for watched in runs:
-        say(f"{watched.path}: {verdict_line(Run.load(watched.path), watched.monitor.events)}")
+        run = Run.load(watched.path)
+        say(f"{watched.path}: {verdict_line(run, run.events)}")
     say(f"next: foreshock report {' '.join(str(watched.path) for watched in runs)}")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Watched", "Watcher"]
 
+IDLE_STEPS = 1000  # optimizer steps of the process after which one that made none of them is let go
 _UNSCALED = "_foreshock_unscaled"  # attribute of a loss that a GradScaler scaled: the loss before that
 
 
@@ -50,13 +51,15 @@ class Watched:
 
     Attributes:
         path: its run directory.
-        monitor: open until the script ends.
+        monitor: open until the script ends; None once it was closed.
         losses: what was differentiated since its last step and touched its gradients.
+        last: steps that all optimizers together had made when it made its last one.
     """
 
     path: Path
-    monitor: Monitor
+    monitor: Monitor | None
     losses: Losses
+    last: int = 0
 
 
 class Watcher:
@@ -78,6 +81,7 @@ class Watcher:
         self._of: weakref.WeakKeyDictionary[Optimizer, Watched | None] = weakref.WeakKeyDictionary()
         self._recent = Losses()  # since any optimizer stepped: where a new optimizer begins
         self._stepped = False
+        self._steps = 0
         self._process = os.getpid()
         self._undo: list[Callable[[], None]] = []
 
@@ -93,7 +97,7 @@ class Watcher:
             self._undo.pop()()
         for watched in self.runs:
             with self._harmless():
-                watched.monitor.__exit__(None, None, None)
+                self._finish(watched)
 
     def _replace(self, owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
         original = getattr(owner, name)
@@ -177,8 +181,10 @@ class Watcher:
                 self._of[optimizer] = self._begin(optimizer, args, kwargs)
             watched = self._of[optimizer]
             self._stepped = True
-            if watched is None:
+            self._steps += 1
+            if watched is None or watched.monitor is None:
                 return
+            watched.last = self._steps
             if watched.losses.total is not None:
                 for _ in range(watched.losses.count):  # the mean of all of these is the sum, and their number is kept
                     watched.monitor.observe(watched.losses.total)
@@ -190,6 +196,7 @@ class Watcher:
         if kwargs.get("closure") is not None or any(argument is not None for argument in args[1:]):
             self.say(f"{name} is not watched: its step() is given a closure, so its gradients do not exist yet")
             return None
+        self._let_go()
         count = len(self.runs)
         path = self.directory if count == 0 else self.directory.with_name(f"{self.directory.name}.{count}")
         try:
@@ -202,6 +209,18 @@ class Watcher:
         result = Watched(path, monitor, replace(self._recent))
         self.runs.append(result)
         return result
+
+    def _let_go(self) -> None:
+        """Closes the runs of idle optimizers, so that models a script is done with are freed as without foreshock."""
+        for optimizer, watched in list(self._of.items()):
+            if watched is not None and self._steps - watched.last > IDLE_STEPS:
+                self._finish(watched)
+                del self._of[optimizer]
+
+    def _finish(self, watched: Watched) -> None:
+        if watched.monitor is not None:
+            watched.monitor.__exit__(None, None, None)
+            watched.monitor = None
 
 
 def _mark(tensor: Tensor) -> tuple[int, int] | None:

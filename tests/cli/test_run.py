@@ -1,0 +1,100 @@
+"""`foreshock run`: the script cannot tell, and afterwards there is a run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foreshock.run import Run
+
+SCRIPT = """
+import argparse, hashlib, os, sys
+os.environ["SEEN_BEFORE_TORCH"] = str("torch" in sys.modules)
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, required=True)
+parser.add_argument("--end", default="")
+options = parser.parse_args()
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for step in range(options.steps):
+    optimizer.zero_grad()
+    loss = model(torch.randn(16, 4)).square().mean()
+    loss.backward()
+    optimizer.step()
+    print(step, loss.item())
+digest = hashlib.sha256()
+for parameter in model.parameters():
+    digest.update(parameter.detach().numpy().tobytes())
+print(digest.hexdigest(), os.environ["SEEN_BEFORE_TORCH"], __name__, sys.argv)
+if options.end == "error":
+    raise ValueError("no more data")
+if options.end == "exit":
+    sys.exit(3)
+if options.end == "interrupt":
+    raise KeyboardInterrupt
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": ""}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("error", 1), ("exit", 3)])
+def test_the_script_cannot_tell(script, end, code):
+    alone = shell("train.py", "--steps", "30", "--end", end, cwd=script)
+    watched = shell("-m", "foreshock", "run", "train.py", "--steps", "30", "--end", end, cwd=script)
+    assert (alone.returncode, watched.returncode) == (code, code)
+    assert watched.stdout == alone.stdout
+    assert "False __main__" in watched.stdout
+    remarks = [line for line in watched.stderr.splitlines() if line.startswith("foreshock: ")]
+    rest = [line for line in watched.stderr.splitlines() if not line.startswith("foreshock: ")]
+    assert "\n".join(rest) == alone.stderr.strip()
+    assert remarks[0] == "foreshock: watching AdamW, run in runs/train"
+    assert remarks[-1] == "foreshock: next: foreshock report runs/train"
+    losses = [float(line.split()[1]) for line in watched.stdout.splitlines()[:30]]
+    assert np.allclose(Run.load(script / "runs/train")["loss"], losses, rtol=1e-6)
+
+
+def test_ctrl_c_leaves_the_run_and_says_where(script):
+    watched = shell("-m", "foreshock", "run", "train.py", "--steps", "5", "--end", "interrupt", cwd=script)
+    assert watched.returncode == 130
+    assert "KeyboardInterrupt" in watched.stderr
+    assert "foreshock report runs/train" in watched.stderr
+    assert len(Run.load(script / "runs/train")) == 5
+
+
+def test_a_script_that_does_not_train_pays_for_nothing(tmp_path):
+    (tmp_path / "hello.py").write_text("import sys\nprint('torch' in sys.modules, 'numpy' in sys.modules)")
+    done = shell("-m", "foreshock", "run", "hello.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "False False\n")
+    assert "nothing was recorded" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert shell("-m", "foreshock", "run", "-q", "hello.py", cwd=tmp_path).stderr == ""
+
+
+def test_a_run_that_exists_is_not_overwritten(foreshock, runs, tmp_path):
+    (tmp_path / "train.py").write_text("print('started')")
+    result = foreshock("run", "-o", "runs/calm", "train.py", code=2)
+    assert "holds a run already" in result.output
+    assert "started" not in result.output
+
+
+def test_a_missing_script_is_an_error_with_those_there(foreshock, tmp_path):
+    (tmp_path / "train.py").touch()
+    assert "error: there is no script 'tain.py'; scripts there: train.py" in foreshock("run", "tain.py", code=2).output

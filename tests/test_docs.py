@@ -1,0 +1,96 @@
+"""What the documentation shows is what happens: its blocks and the examples run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from foreshock.cli import main
+from foreshock.run import Run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks(README, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.split()[:1] == [program]]
+
+
+@pytest.fixture
+def loop(tmp_path, monkeypatch):
+    """The names that the README's loop takes for granted."""
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(4, 2)
+    return {
+        "model": model,
+        "optimizer": torch.optim.Adam(model.parameters()),
+        "loss_fn": nn.CrossEntropyLoss(),
+        "loader": [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(30)],
+    }
+
+
+def test_the_readme_runs_from_top_to_bottom(loop):
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), loop)
+    assert len(Run.load("runs/a")) == 30
+    assert Path("a.html").stat().st_size > 10_000
+
+
+def test_the_run_format_reads_with_numpy_alone(loop):
+    exec(compile(blocks(README, "python")[0], "README.md", "exec"), loop)
+    (reader,) = blocks((ROOT / "docs" / "run-format.md").read_text(encoding="utf-8"), "python")
+    names: dict[str, object] = {}
+    exec(compile(reader, "run-format.md", "exec"), names)
+    assert np.array_equal(names["loss"], Run.load("runs/a")["loss"])
+    assert len(names["loss"]) == 30
+
+
+def test_the_make_targets_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = [line.split()[1] for line in commands("make")]
+    assert shown == ["demo", "test"]
+    assert set(shown) <= set(targets)
+
+
+@pytest.mark.parametrize("line", commands("foreshock"))
+def test_the_commands_parse(line):
+    name, *arguments = line.split()[1:]
+    command = main.get_command(None, name)
+    assert command is not None
+    command.make_context(name, arguments)
+
+
+def test_the_picture_is_there_and_small():
+    picture = (ROOT / "docs" / "images" / "report.png").read_bytes()
+    assert picture[:4] == b"\x89PNG"
+    assert len(picture) < 400_000
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda name: runpy.run_path(str(ROOT / "examples" / name), run_name="example")["main"]
+
+
+def test_the_watched_loop_finds_its_lr_mistake(example):
+    example("watch_a_loop.py")("a", 400)
+    run = Run.load("a")
+    assert len(run) == 400
+    assert any(event.kind == "spike" and 300 <= event.peak <= 304 for event in run.events)
+
+
+def test_the_detector_of_ones_own_finds_what_it_was_told_to(example, capsys):
+    (event,) = example("own_detector.py")()
+    assert (event.onset, event.end) == (2, 3)
+    assert "steps" not in capsys.readouterr().err
