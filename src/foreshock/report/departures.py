@@ -57,17 +57,25 @@ class Departure:
 
 
 def departures(
-    columns: tuple[str, ...], steps: Ints, table: Floats, *, onset: int, end: int, since: int | None = None
+    columns: tuple[str, ...],
+    steps: Ints,
+    table: Floats,
+    *,
+    onset: int,
+    end: int,
+    since: int | None = None,
+    absent: NDArray[np.bool_] | None = None,
 ) -> list[Departure]:
     """Returns one `Departure` per column, in the order given.
 
     Args:
         columns: (n,) names.
         steps: (rows,) increasing.
-        table: (rows, n) values, NaN where not measured.
+        table: (rows, n) values.
         onset: first step of the event.
         end: last step of the event.
         since: last step of the event before this one, whose records are kept out of the history if enough remain.
+        absent: (rows, n) where nothing was measured; None for nowhere. A measured NaN is a departure.
     """
     start, stop = int(np.searchsorted(steps, onset)), int(np.searchsorted(steps, end, side="right"))
     look = max(0, start - min(LOOKBACK, start // 3))
@@ -79,6 +87,8 @@ def departures(
         return [Departure(name, np.nan, None, None, np.nan, np.nan) for name in columns]
     distance, centre, low, high = _distance(table[begin : rows.stop], look - begin)
     during = table[rows]
+    broken = np.isnan(during) & np.isfinite(centre)
+    distance[broken if absent is None else broken & ~absent[rows]] = CAP
     at = np.argmax(np.where(np.isnan(distance), -1.0, distance), axis=0)
     extremes = during[at, np.arange(len(columns))]
     outside = distance > LEFT

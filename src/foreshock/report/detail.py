@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foreshock.report.columns import BOOKKEEPING, tensor_signals, wide_columns
 from foreshock.report.departures import HISTORY, LOOKBACK, Departure, departures
 from foreshock.report.heat import Heat, around
-from foreshock.run import Run
+from foreshock.run import Run, is_absent
 from foreshock.run.event import Event
 
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -103,7 +103,8 @@ def detail(run: Run, span: Span, curves: Mapping[str, Curve], *, rows: int = 24,
         steps, names, stored = part.matrix(signal)
         table = np.asarray(stored, dtype=np.float64)
         full = tuple(f"{signal}/{name}" for name in names)
-        found = departures(full, steps, table, onset=event.onset, end=span.end, since=span.since)
+        gone = is_absent(stored)
+        found = departures(full, steps, table, onset=event.onset, end=span.end, since=span.since, absent=gone)
         tensors += found
         shown = slice(int(np.searchsorted(steps, span.first)), len(steps))
         heat = around(signal, names, steps[shown], table[shown], before=event.onset, rows=rows, columns=columns)

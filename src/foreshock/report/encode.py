@@ -11,12 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 JSONValue = Any
+_F4 = np.finfo(np.float32)
 
 
 def floats(values: ArrayLike) -> str:
-    """Returns float32 values, little endian, in base64; numbers beyond float32 become infinite."""
-    with np.errstate(over="ignore"):
-        return _base64(np.asarray(values, dtype=np.float64).astype("<f4"))
+    """Returns float32 values, little endian, in base64; with "8:" before them float64 where float32 cannot hold them."""
+    wide = np.asarray(values, dtype=np.float64)
+    size = np.abs(wide[np.isfinite(wide) & (wide != 0)])
+    if len(size) and (size.max() > _F4.max or size.max() < _F4.tiny):
+        return "8:" + _base64(wide.astype("<f8"))
+    return _base64(wide.astype("<f4"))
 
 
 def steps(values: NDArray[np.int64]) -> JSONValue:

@@ -136,11 +136,11 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
     which = "The largest, at step " if several else "At step "
     result = [Phrase(which), Phrase(f"{event.peak:,}", "figure")]
     if event.kind == "nonfinite":
-        result += [Phrase(": "), Phrase(event.signal, "name"), Phrase(" is not finite")]
+        result += [Phrase(" "), *_named(event.signal), Phrase(" is not finite")]
     else:
-        took = ", took the " if several else " it took the "
-        name = Phrase("loss") if event.signal == "loss" else Phrase(event.signal, "name")
-        result += [Phrase(took), name, Phrase(f" from {number(baseline(event, peak))} to ")]
+        took = ", took " if several else " it took "
+        level = number(baseline(event, peak))
+        result += [Phrase(took), *_named(event.signal), Phrase(f" from {level} to ")]
         result += [Phrase(number(peak), "figure")]
         if event.severity == event.severity and event.severity != float("inf"):
             result.append(Phrase(f", {number(event.severity)} robust sigmas above its level"))
@@ -150,13 +150,18 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
         signal, _, unit = tensor.column.partition("/")
         moved = _moved(signal, tensor.before, tensor.extreme)
         result += [Phrase(unit, "name"), Phrase(f" moved most: {moved}. ")]
-    first = earliest([item for item in (*found.wide, *found.tensors) if item.column != event.signal])
+    others = [item for item in (*found.wide, *found.tensors) if item.column != event.signal]
+    first = earliest(others)
     if first is not None and event.kind != "precursor":
         result += [Phrase("First sign: "), Phrase(first.column, "name"), Phrase(" left its range ")]
         result += [Phrase(count(first.lead or 0, "step"), "figure"), Phrase(" before.")]
-    elif event.kind in HARM and (found.wide or found.tensors):
+    elif event.kind in HARM and any(item.score == item.score for item in others):
         result.append(Phrase("No free signal announced it."))
     return result
+
+
+def _named(signal: str) -> list[Phrase]:
+    return [Phrase("the loss")] if signal == "loss" else [Phrase(signal, "name")]
 
 
 def _moved(signal: str, before: float, extreme: float) -> str:

@@ -6,7 +6,7 @@ window.addEventListener("error", (e) => {
 });
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
-const floats = (text) => new Float32Array(bytes(text));
+const floats = (text) => (text.startsWith("8:") ? new Float64Array(bytes(text.slice(2))) : new Float32Array(bytes(text)));
 const real = (v) => (typeof v === "string" ? { NaN: NaN, inf: Infinity, "-inf": -Infinity }[v] : v === null ? NaN : v);
 
 function steps(code) {
@@ -147,7 +147,8 @@ function fit(canvas, width, height) {
 
 // Calls back with the width of an element now (if it is laid out) and whenever it changes.
 function onWidth(node, call) {
-  let last = 0;
+  let last = Math.floor(node.clientWidth);
+  if (last > 0) call(last);
   new ResizeObserver((entries) => {
     const width = Math.floor(entries[0].contentRect.width);
     if (width > 0 && width !== last) call((last = width));

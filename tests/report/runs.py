@@ -1,0 +1,79 @@
+"""Runs for the report's tests: ordinary, empty, broken, huge, and badly named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from foreshock.run import Event, Run
+
+NASTY = (
+    "</script><script>alert(1)</script>",
+    "a\"b'c<d>&amp;",
+    "слой.重み.😀",
+    "{{ 7 * 7 }}",
+    "<!--",
+    "lines\u2028end",
+)
+
+
+def spiky(steps: int = 600, at: Sequence[int] = (200, 420), *, tensors: int = 5, **meta: object) -> Run:
+    """Returns a run whose grad_norm and v_ratio leave their range five steps before each spike of the loss."""
+    random = np.random.default_rng(0)
+    loss = 2 + 0.02 * random.standard_normal(steps)
+    columns = {"loss": loss, "grad_norm": np.exp(0.05 * random.standard_normal(steps)), "lr": np.full(steps, 1e-3)}
+    columns["v_ratio"] = 0.95 + 1e-4 * random.standard_normal(steps)
+    for i in range(tensors):
+        columns[f"grad_norm/layer{i}.weight"] = np.exp(0.05 * random.standard_normal(steps))
+    for place in at:
+        loss[place : place + 20] += 6 * np.exp(-np.arange(20) / 6)
+        columns["grad_norm"][place - 5 : place + 20] *= 8
+        columns["v_ratio"][place - 5 : place + 3] = 1.4
+        if tensors > 2:
+            columns["grad_norm/layer2.weight"][place - 5 : place + 20] *= 30
+    columns["time"] = 1.7e9 + 0.1 * np.arange(steps)
+    return Run.from_arrays(columns, **{"name": "spiky", **meta})
+
+
+def spike(at: int, *, height: float = 6.0, severity: float = 300.0, length: int = 20) -> Event:
+    """Returns a spike of the loss such as the detector would raise."""
+    end = at + length - 1
+    return Event("spike", at, at, at, end, height, severity, "loss", {"baseline": 2.0, "scale": 0.02, "width": "wide"})
+
+
+def odd_runs() -> dict[str, tuple[Run, list[Event]]]:
+    """Returns runs that a report must survive, by what is odd about them."""
+    n = 300
+    x = np.arange(n)
+    noise = np.random.default_rng(1).standard_normal(n)
+    broken = np.where(x < 200, 2 + 0.1 * noise, np.nan)
+    nan = Event("nonfinite", 200, 200, 200, None, np.nan, np.inf, "loss")
+    huge = {"loss": np.exp(noise) * 1e300, "grad_norm/a": np.exp(noise) * 1e-300}
+    sparse = {"step": 10_000 + 500 * x, "loss": 3 + 0.1 * noise}
+    uneven = {"step": np.cumsum(1 + (x % 7)) + 2**33, "loss": 3 + 0.1 * noise}
+    named = {f"grad_norm/{name}": np.exp(noise) for name in NASTY} | {f"my {name}": noise for name in NASTY}
+    many = spiky(20_000, at=(), tensors=0)
+    return {
+        "empty": (Run.from_arrays({}), []),
+        "empty_loss": (Run.from_arrays({"loss": []}), []),
+        "one_step": (Run.from_arrays({"loss": [1.5], "grad_norm/a": [2.0]}), []),
+        "one_step_event": (Run.from_arrays({"loss": [np.nan]}), [nan]),
+        "two_steps": (Run.from_arrays({"loss": [1.5, 1.4]}), []),
+        "no_loss": (Run.from_arrays({"grad_norm": np.exp(noise)}), []),
+        "imported": (Run.from_arrays({"loss": 3 + 0.1 * noise, "train/accuracy": noise}), [spike(150, length=3)]),
+        "all_nan": (Run.from_arrays({"loss": np.full(n, np.nan), "grad_norm": np.full(n, np.nan)}), []),
+        "all_inf": (Run.from_arrays({"loss": np.full(n, np.inf), "grad_norm/a": np.full(n, -np.inf)}), []),
+        "all_equal": (Run.from_arrays({"loss": np.full(n, 2.0), "grad_norm/a": np.zeros(n)}), [spike(150)]),
+        "all_zero": (Run.from_arrays({"loss": np.zeros(n)}), []),
+        "negative": (Run.from_arrays({"loss": -5 + noise}), [spike(150, length=4)]),
+        "half_nan": (Run.from_arrays({"loss": broken, "grad_norm": broken}), [nan]),
+        "huge_values": (Run.from_arrays(huge), [spike(150)]),
+        "sparse_steps": (Run.from_arrays(sparse), [spike(10_000 + 500 * 150, length=501)]),
+        "uneven_large_steps": (Run.from_arrays(uneven), [spike(int(uneven["step"][150]), length=9)]),
+        "event_at_start": (spiky(at=()), [spike(0), spike(3, length=1)]),
+        "event_past_end": (spiky(at=()), [spike(598, length=400), spike(5000)]),
+        "names": (Run.from_arrays({"loss": np.exp(noise), **named}, name=NASTY[0], subtitle=NASTY[1]), [spike(150)]),
+        "many_events": (many, [spike(20 + 3 * i, severity=float(i % 97), length=2) for i in range(5000)]),
+        "many_tensors": (spiky(tensors=300), [spike(200), spike(420)]),
+    }  # fmt: skip
