@@ -29,6 +29,13 @@ def tables_from_arrays(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Table]:
     count = next(iter(lengths.values()), 0)
     steps = _steps(columns.pop("step", np.arange(count)))
     times = columns.pop("time", np.zeros(count))
+    return tables_from_columns(columns, steps, times)
+
+
+def tables_from_columns(
+    columns: Mapping[str, npt.NDArray[Any]], steps: npt.NDArray[np.int64], times: npt.NDArray[Any]
+) -> dict[str, Table]:
+    """Returns the tables "step" and, where there are per-tensor columns, "tensors"; going back in steps replaces."""
     per_tensor = [name for name in columns if is_per_tensor(name)]
     run_wide = [name for name in columns if not is_per_tensor(name)]
     tables = {"step": _table(run_wide, columns, steps, times)}
