@@ -1,6 +1,6 @@
 """A training script that has never heard of foreshock, to try `foreshock run` on.
 
-foreshock run examples/train_plain.py --lr 0.1 --accumulate 2 && foreshock report runs/examples-train_plain
+foreshock run examples/train_plain.py --lr 0.1 --accumulate 2 && foreshock report runs/train_plain
 """
 
 from __future__ import annotations

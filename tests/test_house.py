@@ -28,9 +28,12 @@ RECORD_SIDE: dict[str, set[str]] = {
     "report": {"detect", "run", "signals", "stats"},
 }
 TORCH_SIDE: dict[str, set[str]] = {
-    "probes": {"run", "signals"},
-    "recorder": {"probes", "run", "signals"},
-    "monitor": {"recorder", "probes", "detect", "run", "signals"},
+    "probes": {"run"},
+    "mishaps": set(),
+    "provenance": set(),
+    "attach": {"probes", "run"},
+    "recorder": {"probes", "run"},
+    "monitor": {"attach", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
     "script": {"monitor"},
     "demo": {"monitor", "run"},
 }

@@ -65,11 +65,9 @@ def open_run(path: str, *, form: str | None = None, columns: dict[str, str] | No
         from foreshock.run import Run
 
         return Run.load(place)
-    if place.is_dir() and form is None and not any(place.rglob("*tfevents*")):
-        inside = [str(found) for found in runs_under(place)]
-        if inside:
-            raise RunError(f"{path!r} is no run, but a folder that holds some: {_listing(inside)}")
-        raise RunError(f"{path!r} is a folder without a run.json, so no run{_suggestion(place)}")
+    inside = [str(found) for found in runs_under(place)] if place.is_dir() and form is None else []
+    if inside:
+        raise RunError(f"{path!r} is no run, but a folder that holds some: {_listing(inside)}")
     from foreshock.run.importers import import_run
 
     return import_run(place, format=form, columns=columns or None)

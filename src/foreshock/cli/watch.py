@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ def watch(output: Path | None, module: bool, quiet: bool, script: str, arguments
     from foreshock.script import find_code, run_like_python, when_imported
 
     code = find_code(script, module=module)
-    directory = output or _free(Path("runs") / re.sub(r"\W+", "-", script.removesuffix(".py").strip("./")).strip("-"))
+    directory = output or _free(Path("runs") / (script if module else Path(script).stem))
     if is_run(directory):
         from foreshock.errors import RunError
 
