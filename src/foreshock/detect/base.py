@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
 
-__all__ = ["Detector", "Event"]
+__all__ = ["Detector", "Event", "is_finite", "pack", "unpack"]
 
 
 @runtime_checkable
@@ -35,3 +35,18 @@ class Detector(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         ...
+
+
+def pack(event: Event | None) -> dict[str, Any] | None:
+    """Returns an event, or none, as a detector's `state_dict` holds it."""
+    return None if event is None else event.to_dict()
+
+
+def unpack(fields: dict[str, Any] | None) -> Event | None:
+    """Returns the event that `pack` was given."""
+    return None if fields is None else Event.from_dict(fields)
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Says whether a signal was measured and is neither NaN nor infinite."""
+    return value is not None and value - value == 0.0
