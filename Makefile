@@ -14,7 +14,7 @@ PYTHON ?=
 # One thread a process: the tests compare bits, and JOBS processes share the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test nightly lint types bench docs clean
+.PHONY: help demo test nightly lint types bench docs picture clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -54,6 +54,10 @@ types: $(READY) ## mypy, strict
 
 bench: $(READY) ## the measured promises: overhead of watching, detection quality
 	for file in benchmarks/bench_*.py; do $(ONE_THREAD) $(BIN)/python "$$file" $(ARGS); done
+
+picture: demo ## photograph the demo's page for the README (needs Chromium)
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1500 \
+	  --virtual-time-budget=8000 --screenshot=docs/images/report.png "file://$(CURDIR)/demo-report.html" 2>/dev/null
 
 docs: $(READY) ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

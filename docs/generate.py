@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import foreshock
+from foreshock.detect import default_detectors
+from foreshock.run import KINDS
 from foreshock.signals import markdown_table
 
 SIGNALS = """\
@@ -15,6 +18,23 @@ Every number foreshock measures, defined once, in `foreshock/signals.py`, from w
 (`make docs`). A run-wide signal is a column of its own name; per tensor it is `name/parameter.name`, or
 `name/module.name` where the tensors of a large model are grouped. "Over ranks" says how the ranks' values, and inside
 a group the tensors' values, become one. The unit "1" marks ratios and counts.
+
+"""
+
+DETECTORS = """\
+# Detectors
+
+A detector is a fold over records that emits events. The same object runs live (the monitor feeds it at each flush) and
+over a stored run (`foreshock.scan`), and finds the same in both: it never sees the future, and never the whole run. It
+costs O(1) a record, its state is plain values (`state_dict`), and it learns its baseline from what it did not flag.
+
+An event is raised once and then grows: its later versions have the same kind, signal and `raised`, and the last one
+counts. `onset`, `peak` and `end` are step numbers; `end` is None while it is open. `height` is in units of the signal,
+`severity` in robust standard deviations of the noise before it.
+
+All detectors have one default setting, and `foreshock.testing.check_detector` runs the contract on any detector, also
+on one of your own ([an example](../examples/own_detector.py)). Generated from the docstrings in `foreshock/detect/`
+(`make docs`); kinds that no section below raises belong to detectors that need curvature or numerics.
 
 """
 
@@ -33,17 +53,30 @@ def names() -> str:
     rows = []
     for name in foreshock.__all__:
         value = getattr(foreshock, name)
-        called = callable(value) and not (inspect.isclass(value) and issubclass(value, BaseException))
-        described = "the installed version" if isinstance(value, str) else inspect.getdoc(value) or ""
-        first = described.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].rstrip(".")
+        text = "The installed version." if isinstance(value, str) else inspect.getdoc(value) or ""
+        first = re.split(r"(?<=[^.]\.)\s", text.replace("\n", " "), maxsplit=1)[0]
         cell = first.replace("|", "\\|")
-        rows.append(f"| `{name}{'()' if called else ''}` | {cell} |\n")
+        rows.append(f"| `{name}{'' if inspect.isclass(value) or isinstance(value, str) else '()'}` | {cell} |\n")
     return "".join(rows)
+
+
+def detectors() -> str:
+    """Returns the kinds of events as a table, and a section for each shipped detector: its docstring."""
+    table = "".join(f"| `{kind}` | {meaning} |\n" for kind, meaning in KINDS.items())
+    sections = "".join(
+        f"\n## {type(detector).__name__}\n\n{(inspect.getdoc(type(detector)) or '').partition('>>>')[0].rstrip()}\n"
+        for detector in default_detectors()
+    )
+    return f"| kind | what it is |\n|---|---|\n{table}{sections}"
 
 
 def pages() -> dict[str, str]:
     """Returns {file name in docs/: its text}."""
-    return {"signals.md": SIGNALS + markdown_table(), "names.md": NAMES + names()}
+    return {
+        "signals.md": SIGNALS + markdown_table(),
+        "names.md": NAMES + names(),
+        "detectors.md": DETECTORS + detectors(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The five lines in a whole training: digits, a small network, one lr that is too high for a while.
+"""The five lines in a whole training: digits, a small network, a learning rate far too high for three steps.
 
 python examples/watch_a_loop.py && foreshock report runs/digits
 """
@@ -24,7 +24,7 @@ def main(directory: str = "runs/digits", steps: int = 400) -> None:
 
     with fs.Monitor(model, optimizer, run=directory) as monitor:
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = 0.3 if 300 <= step < 303 else 1e-3
+            optimizer.param_groups[0]["lr"] = 0.2 if 300 <= step < 303 else 1e-3
             batch = torch.randint(len(images), (64,))
             loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
             monitor.observe(loss)

@@ -87,7 +87,7 @@ def test_the_watched_loop_finds_its_lr_mistake(example):
     example("watch_a_loop.py")("a", 400)
     run = Run.load("a")
     assert len(run) == 400
-    assert any(event.kind == "spike" and 300 <= event.peak <= 304 for event in run.events)
+    assert any(event.kind == "spike" and 300 <= event.onset <= 303 for event in run.events)
 
 
 def test_the_detector_of_ones_own_finds_what_it_was_told_to(example, capsys):

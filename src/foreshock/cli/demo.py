@@ -85,7 +85,7 @@ def _table(outcomes: list[Outcome]) -> Table:
     from foreshock.report.summary import baseline, peak_values
 
     rows = console.table(
-        "training", "steps", "seconds", "spikes", "peaks at", "largest", "other events",
+        "training", "steps", "seconds", "spikes", "peaks at", "steepest", "other events",
         numbers=("steps", "seconds", "spikes"),
     )
     for outcome in outcomes:
@@ -93,8 +93,10 @@ def _table(outcomes: list[Outcome]) -> Table:
         others = Counter(event.kind for event in outcome.events if event.kind != "spike")
         largest = "-"
         if spikes:
-            value, event = max(zip(peak_values(outcome.run, spikes), spikes, strict=True), key=lambda pair: pair[0])
-            largest = f"{console.number(baseline(event, value))} to {console.number(value)}"
+            rises = [(baseline(event, value), value) for event, value in
+                     zip(spikes, peak_values(outcome.run, spikes), strict=True)]
+            before, peak = max(rises, key=lambda rise: rise[1] / max(rise[0], 1e-12))
+            largest = f"{console.number(before)} to {console.number(peak)}"
         rows.add_row(
             outcome.scenario.title, f"{len(outcome.run):,}", f"{outcome.seconds:.1f}", str(len(spikes)),
             " ".join(str(event.peak) for event in spikes) or "-", largest,

@@ -36,6 +36,7 @@ def build(seed: int, *, dtype: torch.dtype = torch.float32) -> Training:
 SCENARIO = Scenario(
     name="absorption",
     title="Softmax absorption",
+    cause="Numerics: a rounded softmax",
     mechanism=(
         "200 digits, fitted perfectly, then trained on in float32. The softmax rounds the right class's gradient to "
         "zero, the class gradients no longer cancel, and head and features inflate until the loss jumps."

@@ -42,6 +42,7 @@ def build(seed: int, *, bad_step: int | None = BAD_STEP) -> Training:
 SCENARIO = Scenario(
     name="bad-batch",
     title="One corrupted batch",
+    cause="Data: missing preprocessing",
     mechanism=(
         "Mini-batches of 64 digits. The batch of one step missed its preprocessing: pixels 16 times too large, labels "
         "of other images."

@@ -44,11 +44,12 @@ def build(seed: int, *, eps: float = 1e-8) -> Training:
 SCENARIO = Scenario(
     name="preconditioner",
     title="Decaying preconditioner",
+    cause="Optimizer: Adam's second moment",
     mechanism=(
         "Full-batch regression on 200 patients with Adam. Gradients shrink faster than the second moment v can follow; "
         "v decays freely at beta2, steps lengthen, and the loss jumps although the landscape has not changed."
     ),
-    look="`v_ratio` of every tensor sits at beta2 = 0.999 before each spike, and successive gradients turn opposite.",
+    look="v_ratio of every tensor sits at beta2 = 0.999 before each spike, and successive gradients turn opposite.",
     source="arXiv 2506.04805",
     build=build,
 )

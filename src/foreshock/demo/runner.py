@@ -61,7 +61,8 @@ def watch(scenario: Scenario, seed: int, place: Path, live: Live | None = None) 
     events = list(monitor.events)
     if live is not None:
         live(done, training.steps, float(losses[-1]), len(events))
-    about = {"title": scenario.title, "mechanism": scenario.mechanism, "demo": scenario.name, "seed": seed}
+    about = {"title": scenario.title, "mechanism": scenario.cause, "subtitle": scenario.mechanism}
+    about |= {"demo": scenario.name, "source": scenario.source, "seed": str(seed)}
     with RunWriter(place, about, resume=str(Run.load(place).meta["id"])):
         pass  # opening it again adds these metadata
     return Outcome(scenario, Run.load(place), events, seconds)

@@ -43,7 +43,8 @@ class Scenario:
     Attributes:
         name: short, used for the run's directory.
         title: a few words for tables and headings.
-        mechanism: why its loss spikes, in one or two sentences.
+        cause: where the spikes come from, in a few words.
+        mechanism: why the loss spikes, in one or two sentences.
         look: what to look at in its report.
         source: where the mechanism was described.
         build: seed -> Training, a pure function.
@@ -51,6 +52,7 @@ class Scenario:
 
     name: str
     title: str
+    cause: str
     mechanism: str
     look: str
     source: str
