@@ -123,7 +123,7 @@ def test_directory_memory_and_model_agree(
     shutil.rmtree(path.parent)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     values=st.one_of(blocks(np.float32, 3), blocks(np.float64, 3)),
     names=st.lists(NAMES, min_size=3, max_size=3, unique=True),
@@ -144,7 +144,7 @@ def test_every_bit_pattern_and_name_is_stored_as_it_is(
     shutil.rmtree(path.parent)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     size=st.sampled_from([np.float32, np.float64]),
     records=st.integers(1, 30),

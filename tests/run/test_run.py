@@ -38,6 +38,11 @@ def test_from_arrays_tells_per_tensor_columns_from_run_wide_ones() -> None:
     assert list(next(run.records()).values) == ["train/acc", "lr/group0", "loss"]
 
 
+def test_masked_values_are_absent() -> None:
+    run = Run.from_arrays({"loss": np.ma.MaskedArray([1, 2, 3], [False, True, False])})
+    assert run.measured("loss")[1].tolist() == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [

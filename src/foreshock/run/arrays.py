@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshock.errors import UsageError
+from foreshock.run.absent import ABSENT
 from foreshock.run.layout import Segment, record_dtype
 from foreshock.run.table import Table, assemble
 from foreshock.signals import SIGNALS
@@ -55,6 +56,8 @@ def _table(
 
 
 def _numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
+    if isinstance(values, np.ma.MaskedArray):
+        return _numbers(name, np.where(np.ma.getmaskarray(values), ABSENT, values.astype(np.float64).data))
     array = np.asarray(values)
     if array.ndim != 1:
         raise UsageError(f"{name!r} must be one-dimensional, got shape {array.shape}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress, repeat
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -76,16 +76,14 @@ class Table:
             yield Segment(segment.columns, segment.rows[chosen])
 
     def records(self) -> Iterator[StepRecord]:
-        """Yields the records with the values that were measured (nothing but C loops inside: a run has many)."""
+        """Yields the records with the values that were measured."""
         for segment in self.segments():
             names = segment.columns
             for first in range(0, len(segment.rows), _CHUNK):
                 rows = segment.rows[first : first + _CHUNK]
                 values = np.array(rows["values"])
-                pairs: Iterator[Any] = map(zip, repeat(names), values.tolist())
-                if np.isnan(values).any() and (gone := is_absent(values)).any():
-                    pairs = map(compress, pairs, (~gone).tolist())
-                yield from map(StepRecord, rows["step"].tolist(), map(dict, pairs), rows["time"].tolist())
+                measured = _measured(names, values) if np.isnan(values).any() else _named(names, values)
+                yield from map(StepRecord, rows["step"].tolist(), measured, rows["time"].tolist())
 
 
 def assemble(segments: Sequence[Segment], rewinds: Iterable[tuple[int, int]] = ()) -> Table:
@@ -111,6 +109,28 @@ def assemble(segments: Sequence[Segment], rewinds: Iterable[tuple[int, int]] = (
     ends = np.cumsum([len(segment.rows) for segment in segments])
     pieces = np.split(counts, ends[:-1]) if len(segments) else []
     return Table(segments, [slice(None) if piece.all() else np.flatnonzero(piece) for piece in pieces])
+
+
+def _named(names: Sequence[str], values: npt.NDArray[Any]) -> Iterator[dict[str, float]]:
+    """Returns one dictionary a row; a run has many rows, so the loops are those of the built-ins."""
+    return map(dict, map(zip, repeat(names), values.tolist()))
+
+
+def _measured(names: Sequence[str], values: npt.NDArray[Any]) -> Iterable[dict[str, float]]:
+    """Returns one dictionary a row without what is absent there; rows that lack the same columns are made together."""
+    gone = is_absent(values)
+    if not gone.any():
+        return _named(names, values)
+    packed = np.packbits(gone, axis=1)
+    patterns = packed.view(np.dtype((np.void, packed.shape[1])))[:, 0]
+    _, firsts, kinds = np.unique(patterns, return_index=True, return_inverse=True)
+    result: list[dict[str, float]] = [{}] * len(values)
+    for kind, first in enumerate(firsts):
+        rows, columns = np.flatnonzero(kinds == kind), np.flatnonzero(~gone[first])
+        some = _named([names[column] for column in columns.tolist()], values[np.ix_(rows, columns)])
+        for row, fields in zip(rows.tolist(), some, strict=True):
+            result[row] = fields
+    return result
 
 
 def _joined(parts: Iterable[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -77,9 +77,13 @@ class RunWriter:
             else:
                 self._continue(self._resume)
         except OSError as error:
+            self._release()
             raise RunError(
                 f"cannot write a run to {self.path}: {error.strerror}. Give a directory that can be written."
             ) from error
+        except RunError:
+            self._release()
+            raise
         self._synced = time.monotonic()
         self._open = True
         return self
@@ -156,11 +160,7 @@ class RunWriter:
             self.sync()
         finally:
             self._open = False
-            for file in self._files():
-                file.close()
-            if self._lock >= 0:
-                os.close(self._lock)
-                self._lock = -1
+            self._release()
 
     def __enter__(self) -> RunWriter:
         return self.open()
@@ -242,6 +242,13 @@ class RunWriter:
         self._pairs[table] = pair + 1
         self._unsynced += [fresh.header, self._directory]
         return fresh, values
+
+    def _release(self) -> None:
+        for file in self._files():
+            file.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _files(self) -> list[AppendFile]:
         return [*(table.file for table in self._tables.values()), self._events, self._notes]

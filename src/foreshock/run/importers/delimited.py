@@ -42,17 +42,17 @@ def read_table(path: Path) -> Log:
     try:
         for row in reader:
             if not header:
-                if any(cell.strip() for cell in row) and not row[0].startswith("#"):
+                if any(map(str.strip, row)) and not row[0].startswith("#"):
                     header = _header(row, path, reader.line_num)
                 continue
-            if row in ([], header) or not any(cell.strip() for cell in row):
+            if row == header or not any(map(str.strip, row)):
                 continue  # an empty line, or the header again, as resumed loggers write it
             if short:
                 break
-            if len(row) > len(header) and not any(cell.strip() for cell in row[len(header) :]):
-                row = row[: len(header)]
             if len(row) > len(header):
-                raise _ragged(path, reader.line_num, len(row), len(header))
+                if any(map(str.strip, row[len(header) :])):
+                    raise _ragged(path, reader.line_num, len(row), len(header))
+                row = row[: len(header)]
             if len(row) < len(header):
                 short = reader.line_num
             lines.append(reader.line_num)
