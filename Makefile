@@ -53,7 +53,8 @@ types: $(READY) ## mypy, strict
 	$(BIN)/python -m mypy
 
 bench: $(READY) ## the measured promises: overhead of watching, detection quality
-	for file in benchmarks/bench_*.py; do $(ONE_THREAD) $(BIN)/python "$$file" $(ARGS); done
+	for file in $$(grep -lE '^if __name__' benchmarks/*.py); do \
+	  echo "== $$file"; PYTHONPATH=benchmarks $(ONE_THREAD) $(BIN)/python "$$file" $(ARGS); done
 
 picture: demo ## photograph the demo's page for the README (needs Chromium)
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1500 \
