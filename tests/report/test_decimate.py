@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from foreshock.report.decimate import edges, keep, signed_extremes, thin
+from foreshock.report.decimate import edges, keep, thin
 
 
 @given(hnp.arrays(np.float64, st.integers(0, 300)), st.integers(1, 20))
@@ -45,8 +45,6 @@ def test_thin_keeps_both_ends() -> None:
     assert thin(np.arange(3), 5).tolist() == [0, 1, 2]
 
 
-def test_signed_extremes_take_the_value_of_largest_magnitude() -> None:
-    table = np.array([[1.0, np.nan], [-3.0, np.nan], [2.0, 5.0], [np.nan, -4.0]])
-    assert signed_extremes(table, edges(4, 2))[:, 0].tolist() == [-3.0, 2.0]
-    assert np.isnan(signed_extremes(table, edges(4, 2))[0, 1])
-    assert signed_extremes(table, edges(4, 1)).tolist() == [[-3.0, 5.0]]
+def test_edges_cut_rows_into_nearly_equal_groups() -> None:
+    assert edges(10, 3).tolist() == [0, 3, 7, 10]
+    assert edges(2, 5).tolist() == [0, 1, 2]

@@ -40,7 +40,8 @@ def test_noise_and_trends_are_not_departures() -> None:
     x = np.arange(N)
     quiet = found({
         "noise": noise(), "positive": np.exp(0.2 * noise(1)), "trend": 5 + 0.01 * x + 0.05 * noise(2),
-        "decay": np.exp(-x / 100 + 0.05 * noise(3)), "constant": np.full(N, 0.001), "zero": np.zeros(N),
+        "decay": np.exp(-x / 100 + 0.05 * noise(3)), "cosine": 1 + np.cos(np.pi * x / 900), "linear": 1 - x / 520,
+        "inverse": 1 / (10 + x), "constant": np.full(N, 0.001), "zero": np.zeros(N),
     })  # fmt: skip
     assert [item.column for item in quiet.values() if item.moved] == []
 

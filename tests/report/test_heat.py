@@ -57,8 +57,8 @@ def test_reading_in_pieces_changes_nothing_and_keeps_one_step_peaks(
     assert found.names == tuple(f"layer{i}.weight" for i in range(5))
     assert found.values.shape == (5, 60)
     ratio = run["grad_norm/layer2.weight"].max() / found.reference[2]
-    assert np.exp(found.values[2].max()) == pytest.approx(ratio)
-    assert found.starts[found.values[2].argmax()] <= 215
+    assert np.exp(found.values[2].max()) == pytest.approx(ratio, rel=0.2)
+    assert any(at - 10 <= found.starts[found.values[2].argmax()] < at + 20 for at in (200, 420))
 
 
 def test_a_signal_measured_now_and_then_has_no_empty_columns() -> None:
@@ -67,3 +67,13 @@ def test_a_signal_measured_now_and_then_has_no_empty_columns() -> None:
     found = whole(Run.from_arrays({"loss": np.ones(1000), "grad_norm/a": sparse}), "grad_norm", rows=1, columns=400)
     assert found is not None
     assert np.isfinite(found.values).all()
+
+
+def test_a_cell_shows_the_median_but_never_hides_an_unusual_step() -> None:
+    noise = np.exp(0.1 * np.random.default_rng(0).standard_normal((10_000, 1)))
+    noise[7_777] = 50.0
+    found = around("grad_norm", ("a",), np.arange(10_000), noise, before=5_000, rows=1, columns=100)
+    assert found is not None
+    assert found.values[0, 77] == pytest.approx(np.log(50), abs=0.1)
+    assert np.abs(np.delete(found.values[0], 77)).max() < 0.5
+    assert np.median(np.abs(found.values[0])) < 0.05

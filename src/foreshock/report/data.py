@@ -29,7 +29,8 @@ class Budget:
         loss: buckets of the loss curve (two points each).
         signal: buckets of each small curve over the whole run.
         signals: most small curves.
-        details: events shown with all their signals, the most severe ones.
+        details: most events shown with all their signals, the most severe ones.
+        detail_bytes: size at which no further event is shown so.
         listed: events listed in the table, the most severe ones.
         panels: signals drawn around an event.
         rows: tensors in a heat map.
@@ -40,7 +41,8 @@ class Budget:
     loss: int = 16_000
     signal: int = 300
     signals: int = 60
-    details: int = 12
+    details: int = 40
+    detail_bytes: int = 1_300_000
     listed: int = 5000
     panels: int = 8
     rows: int = 40
@@ -56,6 +58,7 @@ class Budget:
             signal=max(100, self.signal * 2 // (runs + 1)),
             signals=max(12, self.signals * 2 // (runs + 1)),
             details=max(2, self.details * 2 // (runs + 1)),
+            detail_bytes=self.detail_bytes // runs,
             listed=max(100, self.listed // runs),
             panels=self.panels,
             rows=max(16, self.rows * 3 // (runs + 2)),
@@ -64,36 +67,55 @@ class Budget:
         )
 
 
-def details(run: Run, events: Sequence[Event], budget: Budget) -> list[Detail]:
-    """Returns the details of the most severe events, the most severe first."""
-    if len(run) == 0:
-        return []
-    spans = [span_of(run, event, events) for event in by_severity(events)[: budget.details]]
-    return [detail(run, span, gather(run, span), rows=budget.rows) for span in spans]
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An event that the page shows with all its signals: its detail and the JSON value made of it."""
+
+    detail: Detail
+    json: dict[str, object]
 
 
-def run_json(
-    run: Run, events: Sequence[Event], found: Sequence[Detail], budget: Budget, explain: Explain | None
-) -> dict[str, object]:
+def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None) -> list[Shown]:
+    """Returns what the page shows of the most severe events, the most severe first, as many as the budget allows.
+
+    Args:
+        run: the run.
+        events: all its events.
+        budget: how much to keep.
+        explain: what to say about an event; None for what the free signals did.
+    """
+    result: list[Shown] = []
+    room = budget.detail_bytes if len(run) else 0
+    for event in by_severity(events)[: budget.details]:
+        span = span_of(run, event, events)
+        found = detail(run, span, gather(run, span), rows=min(24, budget.rows), columns=160)
+        value = _detail(run, found, budget, explain)
+        room -= len(encode.script_json(value))
+        if room < 0 and result:
+            break
+        result.append(Shown(found, value))
+    return result
+
+
+def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: Budget) -> dict[str, object]:
     """Returns the JSON value of one run.
 
     Args:
         run: the run.
         events: all its events.
-        found: from `details`.
+        shown: from `closely`.
         budget: how much to keep.
-        explain: what to say about an event; None for what the free signals did.
     """
     steps = run.steps
     severe = by_severity(events)[: budget.listed]
     rank = {id(event): place for place, event in enumerate(severe)}
     listed = sorted(severe, key=lambda event: (event.onset, event.raised))
-    place = {id(item.span.event): index for index, item in enumerate(found)}
+    place = {id(item.detail.span.event): index for index, item in enumerate(shown)}
     heats = [whole(run, signal, rows=budget.rows, columns=budget.columns) for signal in tensor_signals(run)]
     return {
         "n": len(steps),
         "span": [int(steps[0]), int(steps[-1])] if len(steps) else [0, 0],
-        "loss": _loss(run, [item.span for item in found], budget),
+        "loss": _loss(run, [item.detail.span for item in shown], budget),
         "signals": _small_curves(run, budget),
         "events": [
             _event(event, peak, rank[id(event)], place.get(id(event)))
@@ -101,7 +123,7 @@ def run_json(
         ],
         "unlisted": len(events) - len(listed),
         "kinds": dict(KINDS),
-        "details": [_detail(run, item, budget, explain) for item in found],
+        "details": [item.json for item in shown],
         "heats": [heat.to_json() for heat in heats if heat is not None],
     }
 

@@ -49,23 +49,3 @@ def thin(positions: Ints, most: int) -> Ints:
 def edges(n: int, buckets: int) -> Ints:
     """Returns the starts of at most `buckets` nearly equal groups of `n` rows, and `n` at the end."""
     return np.unique(np.linspace(0, n, min(n, buckets) + 1).round().astype(np.int64))
-
-
-def signed_extremes(table: Floats, starts: Ints) -> Floats:
-    """Returns, per group of rows and column, the value of largest magnitude with its sign (NaN where none is finite).
-
-    Args:
-        table: (rows, columns).
-        starts: (groups + 1,) as `edges` gives them.
-
-    Returns:
-        (groups, columns).
-    """
-    if len(table) == 0 or len(starts) < 2:
-        return np.empty((0, table.shape[1]))
-    missing = np.isnan(table)
-    high = np.maximum.reduceat(np.where(missing, -np.inf, table), starts[:-1], axis=0)
-    low = np.minimum.reduceat(np.where(missing, np.inf, table), starts[:-1], axis=0)
-    result: Floats = np.where(np.abs(high) >= np.abs(low), high, low)
-    result[np.logical_and.reduceat(missing, starts[:-1], axis=0)] = np.nan
-    return result

@@ -1,7 +1,7 @@
 """How far, and how early, each signal leaves its own range around an event.
 
 The range of a signal is learnt from records well before the event: its centre (a robust straight line, so that a trend
-is not a departure) and its half-range (the 98 % quantile of the distance from it). Positive signals are compared in
+is not a departure) and its half-range (the 98 % quantile of the distance from it). Magnitudes are compared in
 logarithms. `score` is the largest distance during the event in half-ranges; `first` is the step from which the signal
 stays outside three half-ranges (7 standard deviations where the noise is Gaussian) until the event begins.
 """
@@ -9,6 +9,7 @@ stays outside three half-ranges (7 standard deviations where the noise is Gaussi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LOOKBACK = 60  # records before the onset that may already be part of the event's story
-HISTORY = 240  # records before those, from which the range is learnt
+HISTORY = 120  # records before those, from which the range is learnt: recent ones, not the event before
 RECENT = 30  # last records of the history, whose median is the level just before the event
 LEFT = 3.0  # half-ranges beyond which a signal has left its range
 STAYS = 0.7  # share of the records up to the onset that must be outside for an early departure to count
@@ -118,29 +119,53 @@ def earliest(found: list[Departure]) -> Departure | None:
 def _distance(table: Floats, history: int) -> tuple[Floats, Floats, Floats, Floats]:
     """Returns distances of the rows after `history` in half-ranges, and the last centre, low and high of history."""
     with np.errstate(all="ignore"):
+        logs = np.log(np.where(table > 0, table, np.nan))
+        straight, curved = _fit(table, history), _fit(logs, history)
         positive = np.all(np.isnan(table) | (table > 0), axis=0)
-        work = np.where(positive, np.log(np.where(table > 0, table, np.nan)), table)
-        # Infinities lose their sign of distance in the logarithm only where the column also holds non-positive values.
-        work = np.where(np.isposinf(table), np.inf, work)
-    past, rows = work[:history], np.arange(len(work), dtype=float)[:, None]
-    past = np.where(np.isfinite(past), past, np.nan)
-    half = history // 2
-    early, late = _median(past[:half]), _median(past[half:])
-    slope = np.where(np.isfinite(early) & np.isfinite(late), (late - early) / (history / 2), 0.0)
-    middle = _median(past - slope * rows[:history])
-    line = middle + slope * np.minimum(rows, history + LOOKBACK)  # the trend is not carried on through the event
-    spread = _quantile(np.abs(past - line[:history]), 0.98)
-    floor = np.where(positive, SMALLEST, SMALLEST * np.abs(middle))
-    spread = np.maximum(spread, np.maximum(floor, 1e-12))
-    with np.errstate(invalid="ignore", over="ignore"):
-        distance = np.minimum(np.abs(work[history:] - line[history:]) / spread, CAP)
+        # Logarithms suit magnitudes, except those that run along a straight line (a schedule) far more closely.
+        use_log = positive & (curved.spread <= 2 * straight.spread / np.abs(straight.middle))
+        pick = [np.where(use_log, one, other) for one, other in zip(curved, straight, strict=True)]
+        line, spread, slope, bend, middle, recent = pick
+        work = np.where(use_log, logs, table)
+        spread = np.maximum(spread, np.maximum(np.where(use_log, SMALLEST, SMALLEST * np.abs(middle)), 1e-12))
+        # Allowed besides: what a curve that bends (a schedule, a decay) leaves its line by, and the held trend.
+        beyond = np.arange(len(table) - history, dtype=float)[:, None]
+        allowed = bend / 2 * (history / 2 + np.minimum(beyond, 2 * LOOKBACK)) ** 2 + np.abs(slope) * np.maximum(
+            beyond - LOOKBACK, 0
+        )
+        away = np.maximum(np.abs(work[history:] - line[history:]) - allowed, 0)
+        distance = np.minimum(away / spread, CAP)
     distance[np.isinf(table[history:])] = CAP
     distance[:, np.isnan(middle)] = np.nan
-    centre = _median(past[-RECENT:])
-    centre = np.where(np.isfinite(centre), centre, middle)
-    levels = (centre, centre - LEFT * spread, centre + LEFT * spread)
-    back = [np.where(positive, np.exp(np.minimum(level, 700.0)), level) for level in levels]
+    levels = (recent, recent - LEFT * spread, recent + LEFT * spread)
+    back = [np.where(use_log, np.exp(np.minimum(level, 700.0)), level) for level in levels]
     return distance, back[0], back[1], back[2]
+
+
+class _Fit(NamedTuple):
+    """A robust straight line through the history of each column, carried on for `LOOKBACK` rows, then held."""
+
+    line: Floats  # (rows, columns)
+    spread: Floats  # 98 % quantile of the distance from it
+    slope: Floats  # per row
+    bend: Floats  # magnitude of the second difference, per row squared
+    middle: Floats
+    recent: Floats  # median of the last rows of the history
+
+
+def _fit(work: Floats, history: int) -> _Fit:
+    past, rows = work[:history], np.arange(len(work), dtype=float)[:, None]
+    past = np.where(np.isfinite(past), past, np.nan)
+    third = max(1, history // 3)
+    early, between, late = _median(past[:third]), _median(past[third:-third]), _median(past[-third:])
+    known = np.isfinite(early) & np.isfinite(between) & np.isfinite(late)
+    slope = np.where(known, (late - early) / max(1, history - third), 0.0)
+    bend = np.where(known, np.abs(late - 2 * between + early) / third**2, 0.0)
+    middle = _median(past - slope * rows[:history])
+    line = middle + slope * np.minimum(rows, history + LOOKBACK)
+    spread = _quantile(np.abs(past - line[:history]), 0.98)
+    recent = _median(past[-RECENT:])
+    return _Fit(line, spread, slope, bend, middle, np.where(np.isfinite(recent), recent, middle))
 
 
 def _first_outside(outside: NDArray[np.bool_], known: NDArray[np.bool_], onset: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ _F4 = np.finfo(np.float32)
 
 
 def floats(values: ArrayLike) -> str:
-    """Returns float32 values, little endian, in base64; with "8:" before them float64 where float32 cannot hold them."""
+    """Returns float32 values, little endian, in base64; "8:" and float64 where float32 cannot hold them."""
     wide = np.asarray(values, dtype=np.float64)
     size = np.abs(wide[np.isfinite(wide) & (wide != 0)])
     if len(size) and (size.max() > _F4.max or size.max() < _F4.tiny):

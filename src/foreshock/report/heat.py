@@ -2,23 +2,26 @@
 
 A cell is ln(value / reference), the reference being the tensor's median before the event (or over the whole run), so
 that tensors of any size are comparable: 0 is normal, ln 2 is twice. Signals that are not positive (cosines) show the
-difference from the reference instead. A cell covers several steps and keeps the one farthest from the reference.
+difference from the reference instead. A cell covers several steps: it shows their median, or the most extreme of them
+where that is farther out than this tensor's extremes usually are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foreshock.report import encode
-from foreshock.report.decimate import edges, signed_extremes
+from foreshock.report.decimate import edges
 from foreshock.run import Run
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+UNUSUAL = 2.0  # times the 75 % quantile of a tensor's extremes beyond which a cell shows its extreme, not its median
 CELLS_AT_ONCE = 4_000_000  # values of a per-tensor signal read at a time (32 MB)
 
 
@@ -81,7 +84,8 @@ def around(
     ratio = _positive(table)
     reference = _median(table[:past])
     starts = edges(len(steps), columns)
-    cells = signed_extremes(_against(table, reference, ratio), starts)
+    blocks = [_three(table[begin:end]) for begin, end in pairwise(starts)]
+    cells = _cells(np.array(blocks), reference, ratio)
     return _farthest(signal, names, steps[starts[:-1]], int(steps[-1]), cells, reference, ratio, rows)
 
 
@@ -96,7 +100,7 @@ def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
     if not units or len(steps) == 0:
         return None
     starts = edges(len(steps), columns)
-    lows, highs, middles, firsts = [], [], [], []
+    blocks, firsts = [], []
     ratio, last = True, int(steps[-1])
     per_piece = max(1, int(CELLS_AT_ONCE / len(units) / max(1, len(steps) / (len(starts) - 1))))
     for piece in range(0, len(starts) - 1, per_piece):
@@ -111,14 +115,12 @@ def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
                 continue  # a signal measured every k steps leaves columns empty: they join the column before
             ratio = ratio and _positive(block)
             firsts.append(int(found[begin]))
-            lows.append(_nan_extreme(block, np.inf))
-            highs.append(_nan_extreme(block, -np.inf))
-            middles.append(_median(block))
+            blocks.append(_three(block))
     if not firsts:
         return None
-    reference = _median(np.array(middles))
-    low, high = (_against(np.array(side), reference, ratio) for side in (lows, highs))
-    cells = np.where(np.nan_to_num(np.abs(high), nan=-1.0) >= np.nan_to_num(np.abs(low), nan=-1.0), high, low)
+    three = np.array(blocks)
+    reference = _median(three[:, 1])
+    cells = _cells(three, reference, ratio)
     return _farthest(signal, units, np.array(firsts, dtype=np.int64), last, cells, reference, ratio, rows)
 
 
@@ -153,10 +155,23 @@ def _median(table: Floats) -> Floats:
     return np.where(rows > 0, np.take_along_axis(ordered, at[None, :], axis=0)[0], np.nan)
 
 
-def _nan_extreme(block: Floats, empty: float) -> Floats:
-    filled = np.where(np.isnan(block), empty, block)
-    extreme = filled.min(axis=0) if empty > 0 else filled.max(axis=0)
-    return np.where(np.isnan(block).all(axis=0), np.nan, extreme)
+def _three(block: Floats) -> Floats:
+    """Returns the smallest, the median and the largest value per column, (3, columns); NaN where there is none."""
+    missing = np.isnan(block)
+    low = np.where(missing, np.inf, block).min(axis=0)
+    high = np.where(missing, -np.inf, block).max(axis=0)
+    middle = _median(block)
+    nothing = missing.all(axis=0)
+    return np.where(nothing, np.nan, np.stack((low, np.where(np.isnan(middle), high, middle), high)))
+
+
+def _cells(three: Floats, reference: Floats, ratio: bool) -> Floats:
+    """Returns what each cell shows, (cells, tensors), given smallest, median and largest values (cells, 3, tensors)."""
+    low, middle, high = (_against(three[:, place], reference, ratio) for place in range(3))
+    with np.errstate(invalid="ignore"):
+        up, down = np.nan_to_num(high - middle), np.nan_to_num(middle - low)
+    over, under = (side / (UNUSUAL * np.quantile(side, 0.75, axis=0) + 1e-9) for side in (up, down))
+    return np.where(np.maximum(over, under) <= 1, middle, np.where(over >= under, high, low))
 
 
 def _in_order(table: Floats, names: tuple[str, ...], units: tuple[str, ...]) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from foreshock.errors import UsageError
 from foreshock.report import encode
-from foreshock.report.data import Budget, Explain, details, run_json
+from foreshock.report.data import Budget, Explain, closely, run_json
 from foreshock.report.settings import Row, settings
 from foreshock.report.summary import HARM, Phrase, Tile, run_name, tiles, verdict
 from foreshock.run import Run
@@ -73,9 +73,12 @@ def render(
         view(run, found, budget, explain, place) for place, (run, found) in enumerate(zip(runs, events, strict=True))
     ]
     style, script = _styles(), _scripts()
+    if title and len(views) == 1:
+        views = [replace(views[0], name=title)]
     heading = title or (views[0].name if len(views) == 1 else f"{len(views)} runs")
     page: str = _template().render(
         title=heading,
+        label=title if len(views) > 1 else None,
         runs=views,
         style=Markup(style),
         script=Markup(script),
@@ -106,21 +109,21 @@ class View:
 
 def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None, place: int) -> View:
     """Returns what the page shows of one run."""
-    found = details(run, events, budget)
+    shown = closely(run, events, budget, explain)
     subtitle, mechanism = (str(run.meta.get(key) or "") for key in ("subtitle", "mechanism"))
     return View(
         id=f"run-{place + 1}",
         name=run_name(run),
         subtitle=subtitle,
         mechanism=mechanism if mechanism != subtitle else "",
-        verdict=verdict(run, events, found[0] if found else None),
+        verdict=verdict(run, events, shown[0].detail if shown else None),
         tiles=tiles(run, events),
         harm=sum(event.kind in HARM for event in events),
         settings=settings(run),
         notes=_at_most([_note(note) for note in run.notes], "more notes"),
         problems=_at_most([str(problem) for problem in run.problems], "more problems"),
         signals=frozenset(column.partition("/")[0] for column in run.columns),
-        json=Markup(encode.script_json(run_json(run, events, found, budget, explain))),
+        json=Markup(encode.script_json(run_json(run, events, shown, budget))),
     )
 
 

@@ -28,6 +28,7 @@ NOUNS = {
 }
 HARM = ("nonfinite", "divergence", "spike", "drift")
 """Kinds that are damage; the others announce or explain it."""
+MANY = 1000  # robust sigmas beyond which the exact number says nothing more
 TIMES = "\N{MULTIPLICATION SIGN}"
 _ABRUPT = ("nonfinite", "divergence", "spike")  # come before slow drifts, whatever their severity
 
@@ -143,7 +144,8 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
         result += [Phrase(took), *_named(event.signal), Phrase(f" from {level} to ")]
         result += [Phrase(number(peak), "figure")]
         if event.severity == event.severity and event.severity != float("inf"):
-            result.append(Phrase(f", {number(event.severity)} robust sigmas above its level"))
+            sigmas = number(event.severity) if event.severity <= MANY else f"more than {MANY:,}"
+            result.append(Phrase(f", {sigmas} robust sigmas above its level"))
     result.append(Phrase(". "))
     tensor = most_affected(found)
     if tensor is not None:

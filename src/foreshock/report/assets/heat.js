@@ -37,7 +37,7 @@ function heatMap(holder, heats, given) {
   const inset = { left: 58, right: 20, top: 8 };
   const canvas = el("canvas"), cross = el("div", { class: "cross", hidden: true });
   const area = el("div", { class: "heat-area", role: "img" }, canvas, cross), names = el("div", { class: "heat-names" });
-  const bar = el("canvas"), low = el("span"), high = el("span"), caption = el("p");
+  const bar = el("canvas"), ticks = el("span", { class: "ticks" }), caption = el("p");
   const pick = el("span", { class: "switch", role: "group", "aria-label": "Signal" });
   maps.forEach((map, i) => pick.append(el("button", { type: "button", text: map.signal, title: map.meaning, onclick: () => show(i) })));
   const order = el("span", { class: "switch", role: "group", "aria-label": "Order of tensors" });
@@ -48,7 +48,7 @@ function heatMap(holder, heats, given) {
     el("div", { class: "heat-head" }, given.title ? el("h3", { text: given.title }) : null, pick,
       el("span", { class: "spacer" }), order),
     el("div", { class: "heat-body" }, names, area),
-    el("div", { class: "heat-foot" }, caption, el("span", { class: "scale" }, low, bar, high)));
+    el("div", { class: "heat-foot" }, caption, el("span", { class: "scale" }, bar, ticks)));
 
   const map = () => maps[state.at];
   const rowHeight = () => (map().names.length <= 14 ? 20 : map().names.length <= 26 ? 16 : 13);
@@ -67,24 +67,26 @@ function heatMap(holder, heats, given) {
     return list.sort((a, b) => reach[b] - reach[a]);
   }
 
-  // The colour scale ends where 99.5 % of the finite cells end, so that one cell does not whiten all others.
-  function limit() {
+  // The colour scale is linear near the level and logarithmic far from it (asinh), so that neither the noise nor one
+  // extreme cell takes all the colours. Twice the typical distance is where it bends.
+  function scaleOf() {
     const sizes = Array.from(map().cells.values).filter(Number.isFinite).map(Math.abs).sort((a, b) => a - b);
-    const top = sizes.length ? sizes[Math.min(sizes.length - 1, Math.floor(sizes.length * 0.995))] : 0;
-    return top > 0 ? top : 1e-6;
+    const end = sizes.length && sizes[sizes.length - 1] > 0 ? sizes[sizes.length - 1] : 1e-6;
+    const bend = Math.max(2 * (sizes[sizes.length >> 1] || 0), end / 1e4), top = Math.asinh(end / bend);
+    return { end, to: (v) => Math.max(-1, Math.min(1, Math.asinh(v / bend) / top)), from: (share) => bend * Math.sinh(share * top) };
   }
 
   function draw() {
     if (!state.width) return;
     const { names: labels, cells, starts } = map(), list = rows(), tall = rowHeight(), height = list.length * tall;
-    const context = fit(canvas, state.width, height + inset.top), colours = palette(), end = limit();
+    const context = fit(canvas, state.width, height + inset.top), colours = palette(), scale = scaleOf();
     const nothing = rgb(colour("nothing"));
     const across = Math.max(1, Math.round(plotWidth() * (devicePixelRatio || 1)));
     const image = new ImageData(across, Math.max(1, list.length));
     const column = Array.from({ length: across }, (_, i) => indexAt(starts, state.range[0] + ((i + 0.5) / across) * (state.range[1] - state.range[0])));
     list.forEach((row, r) => column.forEach((c, i) => {
       const value = c < 0 ? NaN : cells.values[row * cells.columns + c];
-      const level = Math.round(((Math.max(-1, Math.min(1, value / end)) + 1) / 2) * (LEVELS - 1));
+      const level = Math.round(((scale.to(value) + 1) / 2) * (LEVELS - 1));
       const paint = Number.isNaN(value) ? nothing : colours[level];
       image.data.set([...paint, 255], 4 * (r * across + i));
     }));
@@ -102,7 +104,7 @@ function heatMap(holder, heats, given) {
       label.style.cssText = place;
       return label;
     }));
-    legend(colours, end);
+    legend(colours, scale);
     pick.childNodes.forEach((button, i) => button.setAttribute("aria-pressed", String(i === state.at)));
     order.childNodes.forEach((button, i) => button.setAttribute("aria-pressed", String((i === 1) === state.sorted)));
     area.setAttribute("aria-label", `${map().signal} of ${labels.length} tensors over steps ${whole(state.range[0])} to ${whole(state.range[1])}`);
@@ -119,15 +121,16 @@ function heatMap(holder, heats, given) {
     }
   }
 
-  function legend(colours, end) {
-    const context = fit(bar, 150, 9);
-    colours.forEach((c, i) => { context.fillStyle = `rgb(${c})`; context.fillRect((i * 150) / LEVELS, 0, 150 / LEVELS + 1, 9); });
-    const { ratio, total, names: labels } = map(), factor = number(Math.exp(end), 2);
-    low.textContent = ratio ? (end > 0.05 ? `1/${factor}` : `−${number(end * 100, 2)} %`) : `−${number(end, 2)}`;
-    high.textContent = ratio ? (end > 0.05 ? `${factor}×` : `+${number(end * 100, 2)} %`) : `+${number(end, 2)}`;
+  function legend(colours, scale) {
+    const context = fit(bar, 280, 9), { ratio, total, names: labels } = map();
+    colours.forEach((c, i) => { context.fillStyle = `rgb(${c})`; context.fillRect((i * 280) / LEVELS, 0, 280 / LEVELS + 1, 9); });
+    const short = (v) => (v >= 1000 ? v.toExponential(0).replace("e+", "e") : number(v, 2));
+    const say = (v) => (!ratio ? `${v > 0 ? "+" : "−"}${number(Math.abs(v), 2)}` : Math.abs(v) < 0.05 ? `${v > 0 ? "+" : "−"}${number(Math.abs(v) * 100, 2)} %`
+      : v > 0 ? `${short(Math.exp(v))}×` : `1/${short(Math.exp(-v))}`);
+    ticks.replaceChildren(...[-1, -0.5, 0, 0.5, 1].map((share) => el("span", { text: share ? say(scale.from(share)) : "level" })));
     const shown = labels.length < total ? `The ${labels.length} of ${total} tensors that moved most. ` : "";
     const what = ratio ? "Colour: value over the tensor's own median" : "Colour: difference from the tensor's own median";
-    caption.textContent = `${shown}${what} ${given.note}; the middle is its normal level. A cell keeps its most extreme step.`;
+    caption.textContent = `${shown}${what} ${given.note}; the middle is its normal level. A cell shows its median step, or its most extreme one where that is unusual.`;
   }
 
   function hover(e) {

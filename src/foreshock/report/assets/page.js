@@ -18,7 +18,8 @@ function prepare(data) {
 }
 
 function legend(slot, data) {
-  const kinds = [...new Set(data.events.map((event) => event.kind))];
+  const rank = (kind) => (HARM.includes(kind) ? HARM.indexOf(kind) : HARM.length);
+  const kinds = [...new Set(data.events.map((event) => event.kind))].sort((a, b) => rank(a) - rank(b));
   slot.replaceChildren(...kinds.map((kind) => el("i", { "data-tip": data.kinds[kind] || "" }, glyph(kind), kindName(kind))));
   if (data.loss.bad_total) slot.append(el("i", { text: `ticks on the top edge: ${whole(data.loss.bad_total)} values that are not finite` }));
 }
@@ -26,7 +27,9 @@ function legend(slot, data) {
 const COLUMNS = [
   ["#", "place", (e) => e.place], ["Event", "kind", (e) => e.kind], ["Onset", "onset", (e) => e.onset],
   ["Peak", "peak", (e) => e.peak], ["Length", "length", (e) => (e.end === null ? Infinity : e.end - e.onset)],
-  ["Level → peak", "value", (e) => e.value], ["Warned before", "warned", (e) => e.warned ?? -1e9], ["Robust sigmas", "severity", (e) => e.z],
+  ["Level → peak", "value", (e) => e.value, "the signal before the event, and at its peak"],
+  ["Warned before", "warned", (e) => e.warned ?? -1e9, "steps from the early warning to the onset"],
+  ["Robust sigmas", "severity", (e) => e.z, "height of the peak over the robust scale of the noise before the onset"],
 ];
 
 function eventTable(section, data, select) {
@@ -62,9 +65,9 @@ function eventTable(section, data, select) {
   }
 
   function draw() {
-    head.replaceChildren(el("tr", {}, ...COLUMNS.map(([label, key]) => el("th", {
+    head.replaceChildren(el("tr", {}, ...COLUMNS.map(([label, key, , hint]) => el("th", {
       scope: "col", "aria-sort": state.key === key ? (state.down ? "descending" : "ascending") : null,
-    }, el("button", { type: "button", text: label, onclick: () => {
+    }, el("button", { type: "button", text: label, title: hint, onclick: () => {
       state.down = state.key === key ? !state.down : key === "severity" || key === "warned" || key === "value";
       state.key = key;
       draw();
@@ -77,7 +80,9 @@ function eventTable(section, data, select) {
   more.addEventListener("click", () => { state.shown += 100; draw(); });
   const chosen = (e) => {
     const target = e.target.closest("tr");
-    if (target) select(data.events[Number(target.dataset.event) - 1], true);
+    if (!target) return;
+    select(data.events[Number(target.dataset.event) - 1], true);
+    section.parentElement.querySelector('[data-part="event"]').scrollIntoView();
   };
   body.addEventListener("click", chosen);
   body.addEventListener("keydown", (e) => {
@@ -189,12 +194,15 @@ function route() {
   document.querySelectorAll(".tabs a").forEach((tab) => {
     const chosen = tab.dataset.run === article.dataset.run;
     tab.setAttribute("aria-selected", String(chosen));
-    if (chosen) tab.parentElement.scrollLeft = tab.offsetLeft - 60;
+    if (chosen) tab.parentElement.scrollLeft = tab.offsetLeft - tab.parentElement.offsetLeft - 40;
   });
   if (!pages.has(article.id)) pages.set(article.id, buildRun(article));
   const place = /^event-(\d+)$/.exec(sub || "");
   const page = pages.get(article.id);
-  if (place && page.data.events[place[1] - 1] && page.selected !== page.data.events[place[1] - 1]) page.select(page.data.events[place[1] - 1], true);
+  const event = place && page.data.events[place[1] - 1];
+  if (!event || page.selected === event) return;
+  page.select(event, true);
+  article.querySelector('[data-part="event"]').scrollIntoView();
 }
 
 theme.start();
