@@ -24,7 +24,7 @@ class Table:
 
     Args:
         segments: in the order in which they were written.
-        selections: the rows of each that count; see `select`.
+        selections: the rows of each that count; see `assemble`.
     """
 
     def __init__(self, segments: Sequence[Segment], selections: Sequence[Selection]) -> None:

@@ -87,6 +87,17 @@ def test_rows_of_one_step_are_one_record(tmp_path: Path) -> None:
     assert run["val_loss"].tolist() == [2.5, 1.5]
 
 
+def test_an_evaluation_that_is_logged_late_undoes_nothing(tmp_path: Path) -> None:
+    run = read(tmp_path, "step,loss,eval\n10,4,\n11,3,\n12,2,\n10,,9\n13,1,\n20,,5\n")
+    assert run.steps.tolist() == [10, 11, 12, 13, 20]
+    assert run["loss"][:4].tolist() == [4, 3, 2, 1]
+    assert run.measured("eval")[0].tolist() == [10, 20]
+
+
+def test_negative_steps_are_steps(tmp_path: Path) -> None:
+    assert read(tmp_path, "step,loss\n-1,4\n0,3\n").steps.tolist() == [-1, 0]
+
+
 def test_a_resumed_run_counts_as_written_last(tmp_path: Path) -> None:
     first = "".join(f"{step},1\n" for step in range(20))
     second = "".join(f"{step},2\n" for step in range(12, 16))
@@ -98,6 +109,7 @@ def test_a_resumed_run_counts_as_written_last(tmp_path: Path) -> None:
 def test_rows_in_another_order_are_sorted_and_the_last_of_equals_counts(tmp_path: Path) -> None:
     steps = [7, 3, 5, 1, 0, 6, 2, 3]
     run = read(tmp_path, "step,loss\n" + "".join(f"{step},{place}\n" for place, step in enumerate(steps)))
+    assert read(tmp_path, "step,loss\n3,0\n2,1\n1,2\n").steps.tolist() == [1, 2, 3]
     assert run.steps.tolist() == [0, 1, 2, 3, 5, 6, 7]
     assert run["loss"].tolist() == [4, 3, 6, 7, 2, 5, 0]
 
@@ -107,6 +119,7 @@ def test_dates_become_times_and_durations_stay_a_column(tmp_path: Path) -> None:
     assert (run.times.tolist(), run.columns) == ([1700000000.5, 1700000001.5], ("loss",))
     assert read(tmp_path, "step,loss,timestamp\n1,2,1700000000500\n").times.tolist() == [1700000000.5]
     assert read(tmp_path, "step,loss,time\n1,2,0.25\n")["time"].tolist() == [0.25]
+    assert read(tmp_path, "step,loss,time\n1,2,nan\n").times.tolist() == [0.0]
 
 
 def test_text_beside_the_numbers_is_left_out_and_named(tmp_path: Path) -> None:
@@ -152,7 +165,7 @@ def test_tensorboards_own_csv_download(tmp_path: Path) -> None:
         ("step,loss\n1,2\nx,3\n", r"line 3: 'x' in 'step' is not a number"),
         ("step,loss\n1,2\n1.5,3\n", r"line 3: step 1.5 is not a whole number"),
         ("step,loss\n1,2\nnan,3\n", r"line 3: step nan is not a whole number"),
-        ("step,loss\n1,2\n,3\n", r"line 3: no value in the step column 'step'"),
+        ("step,loss\n1,2\n,3\n", r"line 3: a loss, but no value in the step column 'step'"),
         ("step,loss\n1,\n2,\n", "'loss' for the loss, but no number in it"),
         (b"\x00\x01\x02\x03" * 50, "is not text"),
         (b"PAR1\x00\x00", "Parquet file.*CSV"),

@@ -119,6 +119,12 @@ def test_lines_with_nested_names_in_any_order(tmp_path: Path) -> None:
     assert run.measured("acc")[1].tolist() == [1.0]
 
 
+def test_lines_with_neither_step_nor_loss_are_left_out(tmp_path: Path) -> None:
+    run = read(tmp_path, lines({"config": {"lr": 0.1}}, {"step": 1, "loss": 2}, {"step": 2, "loss": 1}, {"best": 1}))
+    assert run.steps.tolist() == [1, 2]
+    assert run.measured("best")[0].tolist() == []
+
+
 def test_bare_nan_and_lists_are_met(tmp_path: Path) -> None:
     run = read(tmp_path, '{"step": 1, "loss": NaN, "betas": [1, 2]}\n{"step": 2, "loss": -Infinity}\n')
     np.testing.assert_array_equal(run["loss"], [np.nan, -np.inf])
@@ -151,7 +157,7 @@ def test_a_single_line_and_a_last_line_that_breaks_off(tmp_path: Path) -> None:
         ("[1, 2]", "entry 0 is not an object"),
         ('{"acc": 1}\n', r"no column that looks like the training loss; it has: 'acc'"),
         ('{"loss": 1, "step": 1}\n{"loss": "bad", "step": 2}\n', "line 2: 'bad' in 'loss' is not a number"),
-        ('{"loss": 1, "step": 1}\n{"loss": 2}\n', "line 2: no value in the step column"),
+        ('{"loss": 1, "step": 1}\n{"loss": 2}\n', "line 2: a loss, but no value in the step column"),
         ("[]", "holds no rows"),
     ],
 )

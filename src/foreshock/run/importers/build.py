@@ -18,10 +18,11 @@ from foreshock.run.importers.names import choose, listed
 from foreshock.run.load import RankData
 from foreshock.run.run import Run
 
-_SHUFFLED = 0.25  # more steps back than this share of the rows is another order of rows, not a run that was resumed
+_SHUFFLED = 0.25  # more steps back than this share of the losses is another order of rows, not a resumed run
 _EPOCHS = 3  # so many times back to the same step is a step counted within the epoch, not a run that was resumed
 _EPOCH_SECONDS = 1e8  # larger than any duration in seconds, smaller than any date since 1973
 _MILLISECONDS = 1e11
+_NO_STEP = np.iinfo(np.int64).min
 
 
 @dataclass(slots=True)
@@ -50,8 +51,9 @@ class Log:
 def build(log: Log, form: str, columns: Mapping[str, str] | None) -> Run:
     """Returns the run in a log.
 
-    Rows that follow each other with the same step are one record. Where the steps go back, the run was resumed, and
-    later rows replace earlier ones; where they go back all the time, the rows are merely in another order.
+    Rows of one step are one record. Where the steps of the loss go back, the run was resumed, and later rows replace
+    earlier ones; where they go back all the time, the rows are merely in another order. A row without a loss (of an
+    evaluation, say) joins the record of its step wherever it stands; one that has no step either is left out.
 
     Raises:
         ImportFormatError: no column is the loss, a step or a loss is not a number, or there are no rows.
@@ -77,26 +79,25 @@ def build(log: Log, form: str, columns: Mapping[str, str] | None) -> Run:
             parsed[name] = Numbers(np.asarray(rows, np.intp)[found.places], found.values, -1)
     if chosen["loss"] not in parsed:
         raise ImportFormatError(f"{log.path} has a column {chosen['loss']!r} for the loss, but no number in it")
-    count = len(log.lines)
-    steps, chosen = _steps(log, parsed, chosen)
-    record = np.concatenate([[0], np.cumsum(steps[1:] != steps[:-1])])
-    steps = steps[np.concatenate([[True], steps[1:] != steps[:-1]])]
+    row_steps, chosen = _steps(log, parsed, chosen)
+    steps, record = _records(row_steps, parsed[chosen["loss"]].places)
     times = np.zeros(len(steps))
     stamps = parsed.get(chosen.get("time", ""))
-    if stamps is not None and np.nanmedian(stamps.values) > _EPOCH_SECONDS:
-        seconds = stamps.values / (1000 if np.nanmedian(stamps.values) > _MILLISECONDS else 1)
-        times[record[stamps.places]] = np.nan_to_num(seconds, nan=0.0, posinf=0.0, neginf=0.0)
-    else:
+    if stamps is None or not _are_dates(stamps.values):
         chosen.pop("time", None)
+    else:
+        there = record[stamps.places] >= 0
+        seconds = stamps.values[there] / (1000 if np.nanmedian(stamps.values) > _MILLISECONDS else 1)
+        times[record[stamps.places][there]] = np.nan_to_num(seconds, nan=0.0, posinf=0.0, neginf=0.0)
     names = _final_names(parsed, chosen)
     values: dict[str, npt.NDArray[Any]] = {}
     for name, found in parsed.items():
         if name not in (chosen.get("step"), chosen.get("time")):
-            values[names[name]] = absent(len(steps))
-            values[names[name]][record[found.places]] = found.values
+            there = record[found.places] >= 0
+            column = values[names[name]] = absent(len(steps))
+            column[record[found.places][there]] = found.values[there]
     if left_out:
         log.meta["left_out"] = left_out
-    log.meta["rows"] = count
     return finish(log, form, steps, times, values)
 
 
@@ -104,11 +105,6 @@ def finish(
     log: Log, form: str, steps: npt.NDArray[np.int64], times: npt.NDArray[Any], values: Mapping[str, npt.NDArray[Any]]
 ) -> Run:
     """Returns the run made of whole columns, in the order of writing, "loss" and the other signals first."""
-    back = int(np.count_nonzero(steps[1:] <= steps[:-1]))
-    if back > _SHUFFLED * len(steps):
-        order = np.argsort(steps, kind="stable")
-        steps, times = steps[order], times[order]
-        values = {name: column[order] for name, column in values.items()}
     first = [name for name in ("loss", "grad_norm", "lr") if name in values]
     ordered = {name: values[name] for name in (*first, *values)}
     meta = {"name": log.path.stem, "imported": {"format": form, "path": str(log.path)}} | log.meta
@@ -118,7 +114,11 @@ def finish(
 def _steps(
     log: Log, parsed: Mapping[str, Numbers], chosen: dict[str, str]
 ) -> tuple[npt.NDArray[np.int64], dict[str, str]]:
-    """Returns the step of each row, and the chosen columns without the step where rows are counted instead."""
+    """Returns the step of each row (`_NO_STEP` where it has none), and the chosen columns, without the step where rows count.
+
+    Raises:
+        ImportFormatError: a step is not a whole number, or a row has a loss but no step.
+    """
     count = len(log.lines)
     name = chosen.get("step")
     if name is None and "epoch" in parsed:
@@ -133,20 +133,49 @@ def _steps(
         wrong = int(np.flatnonzero(~whole)[0])
         place = f"{log.row} {log.lines[found.places[wrong]]}"
         raise ImportFormatError(f"{log.path}, {place}: step {found.values[wrong]} is not a whole number")
-    if len(found.places) < count:
-        missing = np.setdiff1d(np.arange(count), found.places)
+    losses = parsed[chosen["loss"]].places
+    missing = np.setdiff1d(losses, found.places)
+    if len(missing):
         raise ImportFormatError(
-            f"{log.path}, {log.row} {log.lines[missing[0]]}: no value in the step column {name!r}. Give another one "
-            "with columns={'step': ...}."
+            f"{log.path}, {log.row} {log.lines[missing[0]]}: a loss, but no value in the step column {name!r}. Give "
+            "another one with columns={'step': ...}."
         )
-    steps = found.values.astype(np.int64)
-    back = np.flatnonzero(steps[1:] < steps[:-1]) + 1
+    steps = np.full(count, _NO_STEP)
+    steps[found.places] = found.values
+    back = losses[1:][steps[losses][1:] < steps[losses][:-1]]
+    before = losses[:-1][steps[losses][1:] < steps[losses][:-1]]
     epochs = parsed.get("epoch", found)
-    later_epoch = len(epochs.values) == count and bool(np.all(epochs.values[back] > epochs.values[back - 1]))
+    later_epoch = len(epochs.values) == count and bool(np.all(epochs.values[back] > epochs.values[before]))
     if len(back) and (later_epoch or (len(back) >= _EPOCHS and len(set(steps[back].tolist())) == 1)):
         log.meta["steps"] = f"rows counted: {name!r} starts again with every epoch"
         return np.arange(count), {signal: column for signal, column in chosen.items() if signal != "step"}
     return steps, chosen
+
+
+def _records(
+    row_steps: npt.NDArray[np.int64], losses: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
+    """Returns the steps of the records in the order of writing, and the record of each row (-1 for none).
+
+    The steps go back only where those of the loss do: in between, rows are put in order and those of a step joined.
+    """
+    life = np.zeros(len(row_steps), np.int64)  # how often the run was resumed before the row was written
+    back = losses[1:][row_steps[losses][1:] < row_steps[losses][:-1]]
+    if len(back) <= _SHUFFLED * len(losses):
+        life[back] = 1
+    life = np.cumsum(life)
+    order = np.lexsort((np.arange(len(row_steps)), row_steps, life))
+    order = order[row_steps[order] != _NO_STEP]
+    steps, lives = row_steps[order], life[order]
+    new = np.concatenate([[True], (steps[1:] != steps[:-1]) | (lives[1:] != lives[:-1])])
+    record = np.full(len(row_steps), -1, np.intp)
+    record[order] = np.cumsum(new) - 1
+    return steps[new], record
+
+
+def _are_dates(stamps: npt.NDArray[np.float64]) -> bool:
+    known = stamps[np.isfinite(stamps)]
+    return bool(len(known)) and float(np.median(known)) > _EPOCH_SECONDS
 
 
 def _final_names(parsed: Mapping[str, Numbers], chosen: Mapping[str, str]) -> dict[str, str]:
