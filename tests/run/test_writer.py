@@ -90,6 +90,7 @@ def test_resume_with_another_id_is_refused(tmp_path: Path) -> None:
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         RunWriter(tmp_path / "a", resume="abc").open()
+    assert not (tmp_path / "a").exists()
 
 
 def test_resume_goes_on_in_the_same_files(tmp_path: Path) -> None:

@@ -71,7 +71,6 @@ class RunWriter:
                 process, or cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             if self._resume is None:
                 self._begin()
             else:
@@ -174,6 +173,7 @@ class RunWriter:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         given = self._meta.get("id")
         self._meta = {"id": uuid.uuid4().hex, "created": now} | self._meta | {"format": FORMAT}
+        self.path.mkdir(parents=True, exist_ok=True)
         document = self.path / directory.META
         if not files.create(document, files.encode_document(self._meta)):
             there = directory.read_meta(self.path)
@@ -196,8 +196,8 @@ class RunWriter:
             raise RunError(f"{self.path} holds no run, so run {resume} cannot go on there. Start a new one.")
         if there.get("id") != resume:
             raise RunError(
-                f"{self.path} holds run {there.get('id')}, not run {resume} that was to go on. Give the directory of "
-                "that run, or another directory to start a new one."
+                f"{self.path} holds run {there.get('id', 'of unknown id')}, not run {resume} that was to go on. Give the "
+                "directory of that run, or another directory to start a new one."
             )
         self.id = resume
         self._directory.mkdir(exist_ok=True)

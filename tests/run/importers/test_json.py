@@ -142,6 +142,11 @@ def test_an_object_of_lists(tmp_path: Path) -> None:
     assert (run.steps.tolist(), run.measured("loss")[0].tolist()) == ([1, 2], [1])
 
 
+def test_a_data_frame_as_pandas_writes_it(tmp_path: Path) -> None:
+    run = read(tmp_path, {"_step": {"0": 5, "1": 6}, "train/loss": {"0": 2.0, "1": None}}, "history.json")
+    assert (run.steps.tolist(), run.measured("loss")[0].tolist()) == ([5, 6], [5])
+
+
 def test_a_single_line_and_a_last_line_that_breaks_off(tmp_path: Path) -> None:
     assert len(read(tmp_path, '{"loss": 1.0}\n')) == 1
     run = read(tmp_path, '{"loss": 1.0}\n{"loss": 0.5}\n{"loss": 0.')

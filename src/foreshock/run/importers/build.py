@@ -114,7 +114,9 @@ def finish(
 def _steps(
     log: Log, parsed: Mapping[str, Numbers], chosen: dict[str, str]
 ) -> tuple[npt.NDArray[np.int64], dict[str, str]]:
-    """Returns the step of each row (`_NO_STEP` where it has none), and the chosen columns, without the step where rows count.
+    """Returns the step of each row (`_NO_STEP` where it has none), and the chosen columns.
+
+    Where the rows themselves are counted, no step is among the columns.
 
     Raises:
         ImportFormatError: a step is not a whole number, or a row has a loss but no step.

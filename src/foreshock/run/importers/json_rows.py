@@ -1,4 +1,4 @@
-"""JSON logs: one object a line, a list of objects, or an object of lists; W&B history and the Trainer's state."""
+"""JSON logs: an object a line, a list of objects, or an object of columns; W&B history and the Trainer's state."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def read_rows(path: Path) -> Log:
         return _lines(path, text)
     if isinstance(whole, dict) and isinstance(whole.get("log_history"), list):
         return _trainer(path, whole)
+    if isinstance(whole, dict) and whole and all(isinstance(column, dict) for column in whole.values()):
+        keys = {tuple(column) for column in whole.values()}
+        if len(keys) == 1 and all(key.isdigit() for key in next(iter(keys))):  # DataFrame.to_json: each has the index
+            whole = {name: list(column.values()) for name, column in whole.items()}
     if isinstance(whole, dict) and any(isinstance(column, list) for column in whole.values()):
         lists = {name: column for name, column in whole.items() if isinstance(column, list)}
         count = max(len(column) for column in lists.values())
