@@ -195,9 +195,10 @@ class RunWriter:
         if there is None:
             raise RunError(f"{self.path} holds no run, so run {resume} cannot go on there. Start a new one.")
         if there.get("id") != resume:
+            holds = there.get("id", "of unknown id")
             raise RunError(
-                f"{self.path} holds run {there.get('id', 'of unknown id')}, not run {resume} that was to go on. Give the "
-                "directory of that run, or another directory to start a new one."
+                f"{self.path} holds run {holds}, not run {resume} that was to go on. Give the directory of that run, "
+                "or another directory to start a new one."
             )
         self.id = resume
         self._directory.mkdir(exist_ok=True)
