@@ -23,7 +23,7 @@ def test_every_chart_is_drawn_without_an_error_also_for_odd_runs(tmp_path: Path)
     assert seen["empty"]["canvases"] == 0
     assert seen["no_loss"]["canvases"] == 1
     assert seen["all_nan"]["canvases"] == 3
-    assert seen["many_tensors"]["canvases"] == 2 + 3 + 4 + 4
+    assert seen["many_tensors"]["canvases"] == 2 + 2 + 4 + 4
     assert NASTY[0] in seen["names"]["text"]
     assert "5,000 spikes" in seen["many_events"]["text"]
 

@@ -139,7 +139,7 @@ def test_an_event_shows_the_loss_first_and_what_moved_by_distance(tmp_path: Path
     assert columns[0] == "loss"
     assert set(columns[1:3]) == {"grad_norm", "v_ratio"}
     assert {panel["column"]: panel["departure"]["lead"] for panel in detail["panels"]}["grad_norm"] == 5
-    assert detail["sections"][0]["text"].startswith(("v_ratio left", "grad_norm left", "grad_norm/layer2.weight left"))
+    assert " left its range 5 steps before the onset, at step 195." in detail["sections"][0]["text"]
 
 
 def test_the_window_of_an_event_is_at_full_resolution(tmp_path: Path) -> None:

@@ -170,7 +170,11 @@ def _small_curves(run: Run, budget: Budget) -> list[dict[str, object]]:
     result = []
     for column in wide_columns(run)[: budget.signals]:
         steps, values = run.measured(column)
-        if column != "loss" and len(values):
+        if column == "loss" or len(values) == 0:
+            continue
+        if len(values) > 1 and (values == values[0]).all():
+            result.append({"column": column, **describe(column), "constant": float(values[0])})
+        else:
             result.append(_curve(column, steps, values, budget.signal))
     return result
 

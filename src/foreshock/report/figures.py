@@ -187,7 +187,7 @@ def _heat(figure: Figure, axes: Axes, heat: Heat) -> None:
     finite = np.abs(heat.values[np.isfinite(heat.values)])
     end = float(np.quantile(finite, 0.995)) if len(finite) else 1.0
     end = end if end > 0 else 1e-6
-    edges = np.append(heat.starts, max(heat.stop + 1, int(heat.starts[-1]) + 1))
+    edges = np.append(heat.starts, heat.stops[-1] + 1)
     cells = np.ma.masked_invalid(np.clip(heat.values, -end, end))
     mesh = axes.pcolormesh(
         edges, np.arange(len(heat.names) + 1), cells, cmap="RdBu_r", vmin=-end, vmax=end, rasterized=True

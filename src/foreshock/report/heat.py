@@ -33,8 +33,9 @@ class Heat:
         signal: e.g. "grad_norm".
         names: (rows,) tensors shown, in model order.
         total: how many tensors the run has for this signal.
-        starts: (columns,) first step of each column.
-        stop: last step of the last column.
+        starts: (columns,) first measured step of each column.
+        stops: (columns,) last measured step of each column.
+        stride: steps that one measurement stands for; where nothing follows within them, nothing was measured.
         values: (rows, columns) ln(value / reference), or differences where `ratio` is False.
         reference: (rows,) the level that is 0.
         ratio: whether cells are logarithms of ratios.
@@ -44,7 +45,8 @@ class Heat:
     names: tuple[str, ...]
     total: int
     starts: Ints
-    stop: int
+    stops: Ints
+    stride: int
     values: Floats
     reference: Floats
     ratio: bool
@@ -56,7 +58,8 @@ class Heat:
             "names": list(self.names),
             "total": self.total,
             "starts": encode.steps(self.starts),
-            "stop": self.stop,
+            "stops": encode.steps(self.stops),
+            "stride": self.stride,
             "cells": encode.quantised(self.values),
             "reference": encode.floats(self.reference),
             "ratio": self.ratio,
@@ -86,7 +89,8 @@ def around(
     starts = edges(len(steps), columns)
     blocks = [_three(table[begin:end]) for begin, end in pairwise(starts)]
     cells = _cells(np.array(blocks), reference, ratio)
-    return _farthest(signal, names, steps[starts[:-1]], int(steps[-1]), cells, reference, ratio, rows)
+    times = steps[starts[:-1]], steps[starts[1:] - 1], _stride(steps)
+    return _farthest(signal, names, times, cells, reference, ratio, rows)
 
 
 def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
@@ -100,7 +104,7 @@ def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
     if not units or len(steps) == 0:
         return None
     starts = edges(len(steps), columns)
-    blocks, firsts = [], []
+    blocks, firsts, lasts, gaps = [], [], [], []
     ratio, last = True, int(steps[-1])
     per_piece = max(1, int(CELLS_AT_ONCE / len(units) / max(1, len(steps) / (len(starts) - 1))))
     for piece in range(0, len(starts) - 1, per_piece):
@@ -109,30 +113,38 @@ def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
         found, names, stored = run.window(int(steps[bounds[0]]), past_end).matrix(signal)
         table = _in_order(np.asarray(stored, dtype=np.float64), names, units)
         cut = np.searchsorted(found, steps[bounds[:-1]])
+        gaps.append(_stride(found))
         for begin, end in zip(cut, [*cut[1:], len(found)], strict=True):
             block = table[begin:end]
             if begin == end or not np.isfinite(block).any():
                 continue  # a signal measured every k steps leaves columns empty: they join the column before
             ratio = ratio and _positive(block)
             firsts.append(int(found[begin]))
+            lasts.append(int(found[end - 1]))
             blocks.append(_three(block))
     if not firsts:
         return None
     three = np.array(blocks)
     reference = _median(three[:, 1])
     cells = _cells(three, reference, ratio)
-    return _farthest(signal, units, np.array(firsts, dtype=np.int64), last, cells, reference, ratio, rows)
+    times = np.array(firsts, dtype=np.int64), np.array(lasts, dtype=np.int64), max(gaps)
+    return _farthest(signal, units, times, cells, reference, ratio, rows)
 
 
 def _farthest(
-    signal: str, names: tuple[str, ...], starts: Ints, stop: int, cells: Floats, reference: Floats, ratio: bool,
+    signal: str, names: tuple[str, ...], times: tuple[Ints, Ints, int], cells: Floats, reference: Floats, ratio: bool,
     rows: int,
 ) -> Heat:  # fmt: skip
     reach = np.nan_to_num(np.abs(cells), nan=-1.0).max(axis=0)
     chosen = np.sort(np.argsort(-reach, kind="stable")[:rows])
     return Heat(
-        signal, tuple(names[j] for j in chosen), len(names), starts, stop, cells[:, chosen].T, reference[chosen], ratio
+        signal, tuple(names[j] for j in chosen), len(names), *times, cells[:, chosen].T, reference[chosen], ratio
     )
+
+
+def _stride(steps: Ints) -> int:
+    """Returns how many steps a measurement stands for: twice the usual distance to the next."""
+    return 2 * int(np.quantile(np.diff(steps), 0.95, method="nearest")) if len(steps) > 1 else 1
 
 
 def _positive(table: Floats) -> bool:
@@ -169,7 +181,7 @@ def _cells(three: Floats, reference: Floats, ratio: bool) -> Floats:
     """Returns what each cell shows, (cells, tensors), given smallest, median and largest values (cells, 3, tensors)."""
     low, middle, high = (_against(three[:, place], reference, ratio) for place in range(3))
     with np.errstate(invalid="ignore"):
-        up, down = np.nan_to_num(high - middle), np.nan_to_num(middle - low)
+        up, down = (np.minimum(np.nan_to_num(side), 1e6) for side in (high - middle, middle - low))  # 0 has ln -inf
     over, under = (side / (UNUSUAL * np.quantile(side, 0.75, axis=0) + 1e-9) for side in (up, down))
     return np.where(np.maximum(over, under) <= 1, middle, np.where(over >= under, high, low))
 

@@ -19,7 +19,7 @@ Tone = Literal["note", "cause", "advice", "caution"]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One block of plain text; the page escapes it.
+    """One block of plain text; the page escapes it and sets `names in backticks` in a fixed-width face.
 
     Attributes:
         title: a few words.
@@ -36,7 +36,7 @@ class Section:
     def plain(self) -> str:
         """Returns the block as text for a terminal."""
         lines = [f"{self.title}: {self.text}" if self.text else f"{self.title}:"]
-        return "\n".join(lines + [f"  - {point}" for point in self.points])
+        return "\n".join(lines + [f"  - {point}" for point in self.points]).replace("`", "")
 
 
 def free_signals(event: Event, wide: Sequence[Departure], tensors: Sequence[Departure]) -> list[Section]:
@@ -61,15 +61,15 @@ def free_signals(event: Event, wide: Sequence[Departure], tensors: Sequence[Depa
             text = "No recorded signal left its range before the onset: the event came without a warning."
         else:
             text = (
-                f"{first.column} left its range {count(first.lead or 0, 'step')} before the onset, "
+                f"`{first.column}` left its range {count(first.lead or 0, 'step')} before the onset, "
                 f"at step {first.first or 0:,}."
             )
-            same = [item.column for item in known if item.moved and item.lead == first.lead and item is not first]
+            same = [f"`{item.column}`" for item in known if item.moved and item.lead == first.lead and item is not first]
             if same:
                 also = listing(same[:3]) if len(same) <= 3 else f"{listing(same[:2], ', ')} and {len(same) - 2} others"
                 text += f" With it: {also}."
         sections.append(Section("First sign", text))
-    points = tuple(f"{item.column}: {_change(item)}" for item in _one_a_signal(moved)[:4])
+    points = tuple(f"`{item.column}`: {_change(item)}" for item in _one_a_signal(moved)[:4])
     sections.append(Section("Moved most", points=points))
     return sections
 

@@ -32,7 +32,7 @@ const rgb = (hex) => { const n = parseInt(hex.slice(1), 16); return [n >> 16, (n
 function heatMap(holder, heats, given) {
   const state = { at: 0, sorted: false, range: [...given.span], width: 0, on: -1 };
   const maps = heats.map((heat) => ({
-    ...heat, starts: steps(heat.starts), cells: table(heat.cells), reference: floats(heat.reference),
+    ...heat, starts: steps(heat.starts), stops: steps(heat.stops), cells: table(heat.cells), reference: floats(heat.reference),
   }));
   const inset = { left: 58, right: 20, top: 8 };
   const canvas = el("canvas"), cross = el("div", { class: "cross", hidden: true });
@@ -45,14 +45,18 @@ function heatMap(holder, heats, given) {
     order.append(el("button", { type: "button", text: label, onclick: () => { state.sorted = sorted; draw(); } }));
   }
   holder.replaceChildren(
-    el("div", { class: "heat-head" }, given.title ? el("h3", { text: given.title }) : null, pick,
-      el("span", { class: "spacer" }), order),
+    el("div", { class: "heat-head" }, given.title ? el("h3", { text: given.title }) : null, pick),
     el("div", { class: "heat-body" }, names, area),
-    el("div", { class: "heat-foot" }, caption, el("span", { class: "scale" }, bar, ticks)));
+    el("div", { class: "heat-foot" }, order, caption, el("span", { class: "scale" }, bar, ticks)));
 
   const map = () => maps[state.at];
   const rowHeight = () => (map().names.length <= 14 ? 20 : map().names.length <= 26 ? 16 : 13);
   const plotWidth = () => state.width - inset.left - inset.right;
+  // The column that holds a step; -1 where nothing was measured near it.
+  const columnAt = (step) => {
+    const { starts, stops, stride } = map(), c = indexAt(starts, step);
+    return c >= 0 && step < Math.max(stops[c] + 1, Math.min(c + 1 < starts.length ? starts[c + 1] : Infinity, stops[c] + stride)) ? c : -1;
+  };
   const toX = (step) => inset.left + ((step - state.range[0]) / Math.max(1e-9, state.range[1] - state.range[0])) * plotWidth();
   const toStep = (x) => state.range[0] + ((x - inset.left) / plotWidth()) * (state.range[1] - state.range[0]);
 
@@ -78,12 +82,12 @@ function heatMap(holder, heats, given) {
 
   function draw() {
     if (!state.width) return;
-    const { names: labels, cells, starts } = map(), list = rows(), tall = rowHeight(), height = list.length * tall;
+    const { names: labels, cells } = map(), list = rows(), tall = rowHeight(), height = list.length * tall;
     const context = fit(canvas, state.width, height + inset.top), colours = palette(), scale = scaleOf();
     const nothing = rgb(colour("nothing"));
     const across = Math.max(1, Math.round(plotWidth() * (devicePixelRatio || 1)));
     const image = new ImageData(across, Math.max(1, list.length));
-    const column = Array.from({ length: across }, (_, i) => indexAt(starts, state.range[0] + ((i + 0.5) / across) * (state.range[1] - state.range[0])));
+    const column = Array.from({ length: across }, (_, i) => columnAt(state.range[0] + ((i + 0.5) / across) * (state.range[1] - state.range[0])));
     list.forEach((row, r) => column.forEach((c, i) => {
       const value = c < 0 ? NaN : cells.values[row * cells.columns + c];
       const level = Math.round(((scale.to(value) + 1) / 2) * (LEVELS - 1));
@@ -130,7 +134,7 @@ function heatMap(holder, heats, given) {
     ticks.replaceChildren(...[-1, -0.5, 0, 0.5, 1].map((share) => el("span", { text: share ? say(scale.from(share)) : "level" })));
     const shown = labels.length < total ? `The ${labels.length} of ${total} tensors that moved most. ` : "";
     const what = ratio ? "Colour: value over the tensor's own median" : "Colour: difference from the tensor's own median";
-    caption.textContent = `${shown}${what} ${given.note}; the middle is its normal level. A cell shows its median step, or its most extreme one where that is unusual.`;
+    caption.textContent = `${shown}${what} ${given.note}; the middle is its normal level. A cell shows its median step, or its most extreme one where that is unusual; grey was not measured.`;
   }
 
   function hover(e) {
@@ -139,11 +143,10 @@ function heatMap(holder, heats, given) {
     const inside = x >= inset.left && x <= state.width - inset.right && r >= 0 && r < list.length;
     names.childNodes.forEach((node, i) => node.classList.toggle("on", inside && i === r));
     if (!inside) { leave(); return; }
-    const { starts, cells, names: labels, reference, ratio, signal } = map(), c = indexAt(starts, step), row = list[r];
+    const { starts, stops, cells, names: labels, reference, ratio, signal } = map(), c = columnAt(step), row = list[r];
     if (c < 0) { leave(); return; }
     const v = cells.values[row * cells.columns + c], level = reference[row];
-    const last = c + 1 < starts.length ? starts[c + 1] - 1 : map().stop;
-    const when = last > starts[c] ? `steps ${whole(starts[c])} to ${whole(last)}` : `step ${whole(starts[c])}`;
+    const when = stops[c] > starts[c] ? `steps ${whole(starts[c])} to ${whole(stops[c])}` : `step ${whole(starts[c])}`;
     const value = ratio ? level * Math.exp(v) : level + v;
     const said = Number.isNaN(v) ? "not measured or NaN"
       : `${signal} ${number(value)}, ` + (ratio ? (v >= 0 ? `${number(Math.exp(v))}× its level` : `1/${number(Math.exp(-v))} of its level`) : `${v >= 0 ? "+" : ""}${number(v)} from its level`) + ` ${number(level)}`;

@@ -12,7 +12,8 @@ function prepare(data) {
   for (const event of data.events) {
     if (!HARM.includes(event.kind)) continue;
     const warned = warnings.filter((w) => w.raised <= event.raised && w.raised >= event.onset - 200 && (w.end === null || w.end >= event.onset - 60));
-    event.warned = warned.length ? event.onset - Math.min(...warned.map((w) => w.raised)) : null;
+    const lead = warned.length ? event.onset - Math.min(...warned.map((w) => w.raised)) : 0;
+    event.warned = lead > 0 ? lead : null;
   }
   return data;
 }
@@ -94,10 +95,13 @@ function eventTable(section, data, select) {
   return { mark(event) { state.current = event; body.querySelectorAll("tr").forEach((tr) => tr.setAttribute("aria-current", String(Number(tr.dataset.event) === event?.place))); } };
 }
 
+// Text with `names` in backticks.
+const marked = (text) => text.split("`").map((part, i) => (i % 2 ? el("code", { text: part }) : part));
+
 function sectionBlock(section) {
   return el("div", { class: `t-${section.tone}` }, el("h3", { text: section.title }),
-    section.text ? el("p", { text: section.text }) : null,
-    section.points.length ? el("ul", {}, ...section.points.map((point) => el("li", { text: point }))) : null);
+    section.text ? el("p", {}, ...marked(section.text)) : null,
+    section.points.length ? el("ul", {}, ...section.points.map((point) => el("li", {}, ...marked(point)))) : null);
 }
 
 function smallCurves(section, data, events) {
@@ -106,7 +110,11 @@ function smallCurves(section, data, events) {
   const span = data.span[0] === data.span[1] ? [data.span[0] - 1, data.span[1] + 1] : data.span;
   const harm = events.filter((event) => HARM.includes(event.kind)).sort((a, b) => b.z - a.z).slice(0, 200);
   const key = `grid-${++groups}`;
-  data.signals.forEach((signal) => {
+  const still = data.signals.filter((signal) => signal.constant !== undefined);
+  if (still.length) {
+    section.append(el("p", { class: "constant" }, "Did not change: ", ...still.map((signal) => el("span", {}, el("code", { text: signal.column, "data-tip": signal.meaning }), ` ${number(real(signal.constant), 4)}`))));
+  }
+  data.signals.filter((signal) => signal.constant === undefined).forEach((signal) => {
     const xs = steps(signal.x), raw = floats(signal.y), plot = el("div", { class: "plot" });
     const final = number(raw[raw.length - 1], 4), value = el("span", { text: final });
     grid.append(el("div", { class: "cell" }, el("h3", {}, el("span", { text: signal.column, "data-tip": signal.meaning + (signal.unit ? ` [${signal.unit}]` : "") }), value), plot));
@@ -213,4 +221,4 @@ document.querySelector(".tabs")?.addEventListener("keydown", (e) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[e.key], tabs = [...document.querySelectorAll(".tabs a")];
   if (step) { const next = tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length]; next.focus(); next.click(); }
 });
-requestAnimationFrame(() => requestAnimationFrame(() => { root.dataset.ready = "1"; }));
+setTimeout(() => { root.dataset.ready = "1"; }, 50); // charts draw in the frame after they are built
