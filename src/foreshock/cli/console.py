@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from foreshock.run import Event, Run
+    from foreshock.run import Event, Run, StepRecord
 
-__all__ = ["busy", "event_table", "number", "plain_json", "print_table", "stderr", "stdout", "table", "verdict_line"]
+__all__ = [
+    "busy", "counted", "event_table", "number", "plain_json", "print_table", "stderr", "stdout", "table", "verdict_line",
+]
 
+LONG = 20_000  # records whose scan takes about a second: from there on a bar is shown
+REDRAW = 1000
 KIND_STYLE = {"spike": "yellow", "divergence": "red", "nonfinite": "red", "drift": "magenta"}
 
 
@@ -50,6 +54,22 @@ def busy(what: str) -> Iterator[None]:
         return
     with console.status(what):
         yield
+
+
+def counted(run: Run, what: str) -> Iterator[StepRecord]:
+    """Yields the records of a run, with a progress bar on a terminal when they are many."""
+    console = stderr()
+    if not console.is_terminal or len(run) < LONG:
+        yield from run.records()
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(what, total=len(run))
+        for place, record in enumerate(run.records()):
+            if place % REDRAW == 0:
+                progress.update(task, completed=place)
+            yield record
 
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:

@@ -26,12 +26,14 @@ def import_(file: str, output: Path, form: str | None, columns: dict[str, str]) 
     foreshock import wandb-export.csv -o runs/old
     foreshock import metrics.jsonl -o runs/old --column loss=train/ce --column step=iteration
     """
+    from foreshock.cli import console
     from foreshock.errors import UsageError
 
     if Path(file).is_dir() and is_run(Path(file)):
         raise UsageError(f"{file!r} is a run directory already; `foreshock report {file}` reads it as it is")
-    run = open_run(file, form=form, columns=columns)
-    saved = run.save(output)
+    with console.busy(f"reading {file}"):
+        run = open_run(file, form=form, columns=columns)
+        saved = run.save(output)
     shown = ", ".join(run.columns[:6]) + (f" and {len(run.columns) - 6} more" if len(run.columns) > 6 else "")
     click.echo(f"{saved}: {len(run):,} steps of {shown}")
     click.echo(f"next: foreshock report {saved}")

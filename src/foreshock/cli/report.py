@@ -46,8 +46,7 @@ def report(
     runs = open_runs(paths, form=form, columns=columns)
     events = []
     for path, run in zip(paths, runs, strict=True):
-        with console.busy(f"scanning {path}, {len(run):,} steps"):
-            events.append(scan(run))
+        events.append(scan(console.counted(run, f"scanning {path}")))
         click.echo(summary(run, events[-1]))
     with console.busy(f"writing {output}"):
         try:

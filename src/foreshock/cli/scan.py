@@ -59,8 +59,8 @@ def scan(
     found = False
     for path in paths:
         run = open_run(path, form=form, columns=columns)
-        with console.busy(f"scanning {path}, {len(run):,} steps"):
-            events = [event for event in find(run) if not kinds or event.kind in kinds]
+        found_here = find(console.counted(run, f"scanning {path}"))
+        events = [event for event in found_here if not kinds or event.kind in kinds]
         found = found or bool(events)
         if as_json:
             row = {"run": path, "steps": len(run), "events": [event.to_dict() for event in events]}
