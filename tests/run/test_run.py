@@ -126,6 +126,25 @@ def test_matrix_over_a_change_of_tensors(tmp_path: Path) -> None:
     assert len(run) == 0
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_per_tensor_values_kept_in_two_tables_are_one_signal(tmp_path: Path, kind: type) -> None:
+    names = ("grad_norm/a", "grad_norm/b")
+    with RunWriter(tmp_path / "a") as writer:
+        writer.append("step", ("loss",), range(6), np.zeros(6), np.ones((6, 1)))
+        writer.append("tensors", names, [0, 4], np.zeros(2), np.array([[1, 2], [5, np.nan]], np.float32))
+        writer.append("detail", names[::-1], [3, 4, 5], np.zeros(3), np.array([[30, 3], [6, 7], [40, 4]], kind))
+        writer.append("detail", names[:1], [9], np.zeros(1), np.array([[9]], kind))
+    run = Run.load(tmp_path / "a", strict=True)
+    assert run.measured("grad_norm/a")[0].tolist() == [0, 3, 4, 5, 9]
+    assert run.measured("grad_norm/a")[1].tolist() == [1, 3, 7, 4, 9]
+    np.testing.assert_array_equal(run["grad_norm/b"], [2, np.nan, np.nan, 30, 6, 40])
+    steps, units, values = run.matrix("grad_norm")
+    assert steps.tolist() == [0, 3, 4, 5, 9]
+    np.testing.assert_array_equal(values[:, units.index("a")], [1, 3, 7, 4, 9])
+    np.testing.assert_array_equal(values[:, units.index("b")], [2, 30, 6, 40, np.nan])
+    assert is_absent(values).sum() == 1
+
+
 def test_window_cuts_all_tables_events_and_notes(run: Run) -> None:
     part = run.window(2, 5)
     assert part.steps.tolist() == [2, 3, 4]

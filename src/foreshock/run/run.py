@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshock.errors import CorruptRunError, ForeshockWarning, UsageError
-from foreshock.run.absent import ABSENT, is_absent
+from foreshock.run import combine
 from foreshock.run.arrays import tables_from_arrays
 from foreshock.run.event import Event, latest
 from foreshock.run.load import RankData, load
@@ -111,8 +111,7 @@ class Run:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all signals: run-wide ones, then those with a cadence of their own (per tensor)."""
-        tables = sorted(self._tables, key=lambda name: name != "step")
-        return tuple(dict.fromkeys(column for name in tables for column in self._tables[name].columns))
+        return tuple(dict.fromkeys(column for table in self._ordered() for column in table.columns))
 
     @property
     def events(self) -> list[Event]:
@@ -132,24 +131,14 @@ class Run:
 
     def __getitem__(self, name: str) -> Floats:
         """Returns a signal as (len(run),) float64, aligned with `steps`; NaN where it was not measured."""
-        table = self._table_of(name)
-        values = table.column(name)
-        if table is self._tables.get("step"):
-            return values
-        steps = self.steps
-        aligned = np.full(len(steps), ABSENT)
-        if len(table.steps):
-            place = np.minimum(np.searchsorted(table.steps, steps), len(table.steps) - 1)
-            found = table.steps[place] == steps
-            aligned[found] = values[place[found]]
-        return aligned
+        tables = self._tables_of(name)
+        if tables == [self._tables.get("step")]:
+            return tables[0].column(name)
+        return combine.aligned(self.steps, *combine.measured(tables, name))
 
     def measured(self, name: str) -> tuple[Steps, Floats]:
         """Returns the steps at which a signal was measured and its values there; a measured NaN stays."""
-        table = self._table_of(name)
-        values = table.column(name)
-        there = ~is_absent(values)
-        return table.steps[there], values[there]
+        return combine.measured(self._tables_of(name), name)
 
     def window(self, start: float, stop: float) -> Run:
         """Returns the part of the run with start <= step < stop, and the events and notes that touch it."""
@@ -183,9 +172,10 @@ class Run:
             raise UnknownColumnError(
                 f"no per-tensor values of {signal!r} in this run; it has them for: {', '.join(signals) or 'nothing'}"
             )
-        table = self._table_of(f"{signal}/{names[0]}")
-        names = tuple(name for name in names if f"{signal}/{name}" in table.columns)
-        return table.steps, names, table.matrix([f"{signal}/{name}" for name in names])
+        columns = [f"{signal}/{name}" for name in names]
+        tables = [table for table in self._ordered() if not set(columns).isdisjoint(table.columns)]
+        steps, values = combine.matrix(tables, columns)
+        return steps, names, values
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the run into a new directory and returns its path.
@@ -200,10 +190,14 @@ class Run:
         name = self.meta.get("name") or (self.path.name if self.path else "in memory")
         return f"<Run {name}: {len(self)} steps, {len(self.columns)} signals, {len(self.events)} events>"
 
-    def _table_of(self, name: str) -> Table:
-        for table in sorted(self._tables, key=lambda table: table != "step"):
-            if name in self._tables[table].columns:
-                return self._tables[table]
+    def _ordered(self) -> list[Table]:
+        """Returns the tables, the step table first."""
+        return [self._tables[name] for name in sorted(self._tables, key=lambda name: name != "step")]
+
+    def _tables_of(self, name: str) -> list[Table]:
+        tables = [table for table in self._ordered() if name in table.columns]
+        if tables:
+            return tables
         near = difflib.get_close_matches(str(name), self.columns, n=3, cutoff=0.5)
         some = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has: {some or 'none'}"
