@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from foreshock.run import Event, Run, StepRecord
 
 __all__ = [
-    "busy", "counted", "event_table", "number", "plain_json", "print_table", "stderr", "stdout", "table", "verdict_line",
+    "busy", "counted", "event_table", "number", "plain_json", "print_table", "stderr", "stdout", "table",
+    "verdict_line",
 ]
 
 LONG = 20_000  # records whose scan takes about a second: from there on a bar is shown
