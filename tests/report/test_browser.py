@@ -72,3 +72,64 @@ def test_an_address_leads_to_run_and_event_under_the_strict_policy(tmp_path: Pat
     shown = [part for part in text.split("<article")[1:] if " hidden" not in part.partition(">")[0]]
     assert len(shown) == 1
     assert ('id="run-2"' in shown[0]) == fragment.startswith("#run-2")
+
+
+def test_every_control_works_without_an_error(tmp_path: Path) -> None:
+    path = write(spiky(), tmp_path / "page.html", events=[spike(30 + 30 * i, severity=float(i)) for i in range(18)])
+    body = """
+    const find = (what) => article.querySelector(what);
+    const mouse = (node, type, x, y) => {
+      const box = node.getBoundingClientRect();
+      const at = {bubbles: true, movementX: 5, clientX: box.left + x * box.width, clientY: box.top + y * box.height};
+      node.dispatchEvent(new MouseEvent(type, at));
+      node.dispatchEvent(new PointerEvent(type.replace("mouse", "pointer"), {...at, pointerId: 1}));
+    };
+    const extra = {};
+    const over = find('[data-part="loss"] .u-over'), reset = find('[data-act="reset"]');
+    for (const [type, x] of [["move", .3], ["down", .3], ["move", .6], ["up", .6]]) mouse(over, `mouse${type}`, x, .5);
+    await frame();
+    extra.dragged = !reset.hidden;
+    extra.readout = find('[data-slot="readout"]').textContent;
+    over.dispatchEvent(new MouseEvent("dblclick", {bubbles: true}));
+    await frame();
+    extra.whole = reset.hidden;
+    find('[data-scale="log"]').click();
+    extra.log = find('[data-scale="log"]').getAttribute("aria-pressed");
+    const panels = [...article.querySelectorAll(".panel .u-over")];
+    for (const [type, x] of [["mouseenter", .5], ["mousemove", .5]]) mouse(panels[1], type, x, .5);
+    await frame();
+    const every = (what) => [...article.querySelectorAll(what)].map((node) => node.textContent);
+    extra.cursors = every(".panel .now").filter((text) => text.includes(" at ")).length;
+    extra.panels = panels.length;
+    const area = find('[data-part="event"] .heat-area canvas');
+    mouse(area, "mousemove", .5, .5);
+    extra.tip = document.querySelector(".tip").textContent;
+    extra.cross = !find('[data-part="event"] .cross').hidden;
+    const names = () => every('[data-part="event"] .heat-names span');
+    extra.model = names();
+    find('[data-part="event"] .heat-foot button:last-child').click();
+    extra.moved = names();
+    const rows = () => article.querySelectorAll("tbody tr").length;
+    extra.rows = [rows()];
+    find('[data-act="more"]').click();
+    extra.rows.push(rows());
+    article.querySelectorAll("thead button").forEach((button) => { button.click(); });
+    extra.sorted = find("th[aria-sort]").textContent + " " + find("th[aria-sort]").getAttribute("aria-sort");
+    find(".panel [data-tip]").dispatchEvent(new MouseEvent("mouseover", {bubbles: true}));
+    extra.meaning = document.querySelector(".tip").textContent;
+    await frame();
+    """
+    (seen,) = visit(path, tmp_path, body)
+    assert seen["errors"] == "0"
+    assert seen["dragged"]
+    assert seen["whole"]
+    assert seen["readout"].startswith("step ")
+    assert seen["log"] == "true"
+    assert seen["cursors"] == seen["panels"] >= 3
+    assert "grad_norm" in seen["tip"]
+    assert seen["cross"]
+    assert seen["model"] == [f"layer{i}.weight" for i in range(5)]
+    assert sorted(seen["moved"]) == seen["model"]
+    assert seen["rows"] == [15, 18]
+    assert seen["sorted"] == "Robust sigmas descending"
+    assert seen["meaning"].startswith("training loss as observed")
