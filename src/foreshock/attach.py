@@ -38,7 +38,7 @@ def usable(optimizer: Any) -> Optimizer:
     closure = inspect.signature(type(inner).step).parameters.get("closure")
     if isinstance(inner, torch.optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
         raise UsageError(
-            f"Monitor(model, optimizer): {type(inner).__name__} needs a closure, which it may call several times within "
+            f"Monitor(model, optimizer): {type(inner).__name__} needs a closure, which it may call several times in "
             "one step, so a step has no single loss and gradient to measure. Use an optimizer that takes one gradient "
             "a step (SGD, Adam, ...), or record the loss yourself with Run.from_arrays."
         )
@@ -66,7 +66,7 @@ def parameter_names(
     held = {id(param) for group in optimizer.param_groups for param in group["params"]}
     if not held & names.keys():
         raise UsageError(
-            "Monitor(model, optimizer): none of the optimizer's parameters belongs to this model. Was the model replaced "
+            "Monitor(model, optimizer): none of the optimizer's parameters belongs to this model. Was it replaced "
             "or moved after the optimizer was made?"
         )
     return names, [id(tensor) for _, tensor in pairs]
@@ -93,7 +93,7 @@ def sort_probes(probes: Sequence[Any]) -> tuple[list[Part | Every], list[Any]]:
             functions.append(made)
         else:
             raise UsageError(
-                f"Monitor(probes=...): a probe is a function of a Step or one of foreshock.probes, got {name_of(made)!r}"
+                f"Monitor(probes=...): a probe is a function of a Step or of foreshock.probes, got {name_of(made)!r}"
             )
     return parts, functions
 

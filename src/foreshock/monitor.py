@@ -157,7 +157,7 @@ class Monitor:
         value = attach.as_loss(loss)
         if value is None:
             self._complain(
-                f"observe(loss): the loss must be one number, got {attach.shape_of(loss)}. Reduce it first, for example "
+                f"observe(loss): the loss must be one number, got {attach.shape_of(loss)}. Reduce it, for example "
                 "by loss.mean()."
             )
             return
@@ -256,7 +256,7 @@ class Monitor:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         begun = time.perf_counter()
         with self._mishaps.said("preparing a step"), attach.quiet():
-            self._sweep.before(self._step, self._current_plan())
+            self._sweep.before(self._step, self._current_plan(), self._drop_part)
         self._spent += time.perf_counter() - begun
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

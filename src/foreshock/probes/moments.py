@@ -24,8 +24,9 @@ from foreshock.probes.second_moment import SecondMoment
 from foreshock.probes.sweep import Tally, Totals
 from foreshock.run.absent import ABSENT
 
-_SATURATION = 2.0**-20  # share of g^2 left in v_{t-1} so that rounding never makes it negative
-_SAFE = (1e-30, 1e30)  # sums of v^2 that float32 holds to full precision
+_SATURATION = 4.0  # roundings of (1 - beta2) g^2 left in v_{t-1}, so that it never becomes negative
+# sums of v^2 that the type holds to full precision
+_SAFE = {np.dtype(np.float32): (1e-30, 1e30), np.dtype(np.float64): (1e-290, 1e290)}
 
 
 class Moments:
@@ -61,8 +62,9 @@ class Moments:
             ledger.nothing("ratio_most", pack)
             return
         squared = _seen_gradient_squared(step, pack, moment)
-        old = torch.sub(v, squared, alpha=moment.admit * (1.0 - _SATURATION), out=pack.scratch(2))
-        old.clamp_min_(max(moment.keep * moment.eps**2, torch.finfo(old.dtype).tiny))
+        limits = torch.finfo(v.dtype)
+        old = torch.sub(v, squared, alpha=moment.admit * (1.0 - _SATURATION * limits.eps), out=pack.scratch(2))
+        old.clamp_min_(max(moment.keep * moment.eps**2, limits.tiny))
         ratio = torch.div(squared, old, out=old)
         ledger.sum("ratio", pack, ratio)
         ledger.top("ratio_most", pack, ratio)
@@ -96,7 +98,7 @@ class Moments:
         # bias correction of v_{t-1} and v_t: 1 - beta2^t, exact for beta2 near 1
         older = np.where(corrected, -np.expm1((t - 1) * np.log(keep)), 1.0)
         newer = np.where(corrected, -np.expm1(t * np.log(keep)), 1.0)
-        first = gone | (older <= 0)
+        first = gone | (t <= 1)  # v_0 is nothing yet
         numel = plan.numel
         mean = np.where(first, 0.0, totals.sums["ratio"] * keep * older)
         most = np.where(first, -np.inf, totals.maxima["ratio_most"] * keep * older)
@@ -121,10 +123,11 @@ class Moments:
         plan, squared, plain = totals.plan, totals.sums["v_squares"], totals.sums["v"]
         known, before = self._memory.follow(totals)
         known &= ~totals.skipped
+        least, most = _SAFE[np.dtype(plan.recorded)]
 
         def ratio(new: np.ndarray, old: np.ndarray, new_plain: np.ndarray, old_plain: np.ndarray) -> np.ndarray:
             low, high = np.minimum(new, old), np.maximum(new, old)
-            growth = np.where((low > _SAFE[0]) & (high < _SAFE[1]), np.sqrt(new / old), new_plain / old_plain)
+            growth = np.where((low > least) & (high < most), np.sqrt(new / old), new_plain / old_plain)
             return _known(growth, known.reshape(-1, *[1] * (new.ndim - 1)) & (old_plain > 0))
 
         columns = squared, before["v_squares"], plain, before["v"]
@@ -178,9 +181,10 @@ def _note_constants(step: Step, tally: Tally) -> None:
     """Keeps each group's learning rate and step count for the host; those on the device are not asked for."""
     for g, (group, moment) in enumerate(zip(step.optimizer.param_groups, step.plan.moments, strict=True)):
         count: Any = 0.0
-        if moment is not None and moment.corrected:
+        if moment is not None:
             state = step.optimizer.state
-            count = next((state[param].get("step", 0.0) for param in group["params"] if param in state), 0.0)
+            moved = (param for param in group["params"] if param.grad is not None and param in state)
+            count = next((state[param].get("step", 0.0) for param in moved), 0.0)
             if isinstance(count, Tensor) and count.device.type == "cpu":
                 count = float(count)  # already on the host, nothing waits
         tally.scalars[f"t{g}"] = count

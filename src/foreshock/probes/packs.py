@@ -84,7 +84,7 @@ class Pack:
             self.lengths = [1]
             self._slots = [(slice(None), torch.Size(self.shape))]
             if not first.is_contiguous():  # another memory order, such as channels last, is viewed in that order
-                self._order = sorted(range(first.dim()), key=lambda d: (-first.stride(d), d))
+                self._order = sorted(range(first.dim()), key=lambda d: (-first.stride()[d], d))
         else:
             width = layout.width
             self.lengths = [-(-size // width) for size in sizes]

@@ -108,13 +108,16 @@ class Sweep:
         # those that let a copy go come after those that may still want to read it
         self.parts = sorted(parts, key=lambda part: getattr(_inner(part), "order", 0))
 
-    def before(self, number: int, plan: Plan) -> None:
-        """Lets parts keep what the update will overwrite."""
-        for part in self.parts:
+    def before(self, number: int, plan: Plan, failed: Callable[[Part | Every, Exception], None]) -> None:
+        """Lets parts keep what the update will overwrite; a part that raises is given to `failed`."""
+        for part in tuple(self.parts):
             inner = _inner(part)
             if hasattr(inner, "before") and _due(part, number):
-                inner.before(plan)
-                plan.copied_at = number
+                try:
+                    inner.before(plan)
+                    plan.copied_at = number
+                except Exception as error:
+                    failed(part, error)
 
     def __call__(self, step: Step, failed: Callable[[Part | Every, Exception], None]) -> Swept | None:
         """Returns the step's vector, or None where no part is due; a part that raises is given to `failed`."""
