@@ -14,6 +14,7 @@ import pytest
 import foreshock.report
 from foreshock.errors import CorruptRunError, UsageError
 from foreshock.report import Section, write
+from foreshock.report.settings import byline
 from foreshock.run import Event, Run, RunWriter
 
 from .runs import NASTY, odd_runs, spike, spiky
@@ -182,3 +183,12 @@ def test_the_report_imports_no_torch_and_no_matplotlib() -> None:
     code = "import sys, foreshock.report; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ast.literal_eval(done.stdout) == []
+
+
+def test_the_byline_tells_what_ran_and_how_it_ended() -> None:
+    adam = {"class": "Adam", "groups": [{"lr": 0.02}]}
+    meta = {"argv": ["train.py"], "optimizers": [adam], "parameters": 6001, "created": "2026-01-02T03:04:05+00:00"}
+    assert byline(spiky(**meta, ended="normally")) == ["Adam, lr 0.02", "6,001 parameters", "2026-01-02 03:04 UTC"]
+    assert byline(spiky(**meta, ended="KeyboardInterrupt"))[-1] == "ended by KeyboardInterrupt"
+    assert byline(spiky(**meta))[-1] == "no end recorded: still running, or killed"
+    assert byline(spiky()) == []

@@ -13,10 +13,11 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from foreshock import __version__
 from foreshock.errors import UsageError
 from foreshock.report import encode
 from foreshock.report.data import Budget, Explain, closely, run_json
-from foreshock.report.settings import Row, settings
+from foreshock.report.settings import Row, byline, settings
 from foreshock.report.summary import HARM, Phrase, Tile, run_name, tiles, verdict
 from foreshock.run import Run
 from foreshock.run.event import Event
@@ -78,6 +79,7 @@ def render(
     heading = title or (views[0].name if len(views) == 1 else f"{len(views)} runs")
     page: str = _template().render(
         title=heading,
+        version=__version__,
         label=title if len(views) > 1 else None,
         runs=views,
         style=Markup(style),
@@ -97,6 +99,7 @@ class View:
     name: str
     subtitle: str
     mechanism: str
+    byline: list[str]
     verdict: list[Phrase]
     tiles: list[Tile]
     harm: int
@@ -116,6 +119,7 @@ def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | N
         name=run_name(run),
         subtitle=subtitle,
         mechanism=mechanism if mechanism != subtitle else "",
+        byline=byline(run),
         verdict=verdict(run, events, shown[0].detail if shown else None),
         tiles=tiles(run, events),
         harm=sum(event.kind in HARM for event in events),

@@ -64,7 +64,9 @@ def free_signals(event: Event, wide: Sequence[Departure], tensors: Sequence[Depa
                 f"`{first.column}` left its range {count(first.lead or 0, 'step')} before the onset, "
                 f"at step {first.first or 0:,}."
             )
-            same = [f"`{item.column}`" for item in known if item.moved and item.lead == first.lead and item is not first]
+            same = [
+                f"`{item.column}`" for item in known if item.moved and item.lead == first.lead and item is not first
+            ]
             if same:
                 also = listing(same[:3]) if len(same) <= 3 else f"{listing(same[:2], ', ')} and {len(same) - 2} others"
                 text += f" With it: {also}."

@@ -10,7 +10,7 @@ from foreshock.run import Run
 
 _SHOWN = frozenset(
     {"name", "title", "subtitle", "mechanism", "created", "argv", "git", "versions", "platform", "device", "threads"}
-    | {"optimizers", "tensors", "parameters", "format", "id"}
+    | {"optimizers", "tensors", "parameters", "format", "id", "steps", "ended"}
 )
 
 Row = tuple[str, str]
@@ -43,6 +43,30 @@ def settings(run: Run) -> list[tuple[str, list[Row]]]:
     return groups
 
 
+def byline(run: Run) -> list[str]:
+    """Returns the facts of a run in a few words each: optimizer, size, device, start, commit, and how it ended."""
+    meta, facts = run.meta, []
+    for optimizer in _maps(meta.get("optimizers"))[:2]:
+        groups = _maps(optimizer.get("groups"))
+        lr = groups[0].get("lr") if groups else None
+        rate = f", lr {_value(lr)}" if isinstance(lr, (int, float)) else ""
+        facts.append(f"{optimizer.get('class', 'optimizer')}{rate}")
+    if isinstance(meta.get("parameters"), int):
+        facts.append(count(meta["parameters"], "parameter"))
+    if meta.get("device"):
+        facts.append(str(meta["device"]))
+    if meta.get("created"):
+        facts.append(date(meta["created"]))
+    git = meta.get("git")
+    if isinstance(git, Mapping) and git.get("commit"):
+        facts.append(f"commit {str(git['commit'])[:8]}")
+    if "ended" in meta and meta["ended"] != "normally":
+        facts.append(f"ended by {meta['ended']}")
+    elif "ended" not in meta and meta.get("argv") and len(run):
+        facts.append("no end recorded: still running, or killed")
+    return facts
+
+
 def _code(meta: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     argv = meta.get("argv")
@@ -54,11 +78,8 @@ def _code(meta: Mapping[str, Any]) -> list[Row]:
     versions = meta.get("versions")
     if isinstance(versions, Mapping):
         rows += [(str(key), str(value)) for key, value in versions.items()]
-    created = meta.get("created")
-    if isinstance(created, (int, float)) and not isinstance(created, bool):
-        rows.append(("started", date(float(created))))
-    elif created:
-        rows.append(("started", str(created)))
+    if meta.get("created"):
+        rows.append(("started", date(meta["created"])))
     return rows
 
 

@@ -220,9 +220,8 @@ def summary(run: Run, events: Sequence[Event]) -> str:
     name = run_name(run)
     lines = [name, "=" * len(name), "".join(phrase.text for phrase in verdict(run, events, found)).strip(), ""]
     lines += [f"  {tile.label:<13} {tile.value:<14} {tile.note}".rstrip() for tile in tiles(run, events)]
-    created = run.meta.get("created")
-    if isinstance(created, (int, float)):
-        lines.append(f"  {'Started':<13} {date(float(created))}")
+    if run.meta.get("created"):
+        lines.append(f"  {'Started':<13} {date(run.meta['created'])}")
     if events:
         lines += ["", "  kind            onset      peak       end  value at peak  severity"]
         shown = by_severity(events)[:8]

@@ -65,9 +65,19 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def date(timestamp: float) -> str:
-    """Returns seconds since the epoch as a UTC date and time, minutes."""
+def date(when: object) -> str:
+    """Returns seconds since the epoch, or an ISO date, as a UTC date and time to the minute; other values as text.
+
+    >>> date(0), date("2026-11-26T18:28:41+00:00"), date("yesterday")
+    ('1970-01-01 00:00 UTC', '2026-11-26 18:28 UTC', 'yesterday')
+    """
     try:
-        return datetime.fromtimestamp(timestamp, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+        moment = datetime.fromtimestamp(when, tz=UTC) if isinstance(when, (int, float)) else _parsed(str(when))
     except (OverflowError, OSError, ValueError):
-        return number(timestamp)
+        return str(when)
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _parsed(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -41,6 +41,10 @@ function eventView(holder, heatHolder, detail, event, span, events) {
     holder.append(el("div", { class: "panel" }, el("div", { class: "label" }, name,
       moved && moved.score > 3 && lead ? el("span", { class: moved.lead > 0 ? "lead early" : "lead", text: lead }) : null, now), plot));
     const rest = () => {
+      if (panel.column === event.signal && Number.isFinite(event.base) && Number.isFinite(event.value)) {
+        now.textContent = `${number(event.base)} → ${number(event.value)}`;
+        return;
+      }
       const quiet = !moved || typeof moved.score !== "number" || !(moved.score > 3);
       now.textContent = quiet ? "inside its range" : `${number(real(moved.before))} → ${number(real(moved.extreme))}`;
     };

@@ -61,7 +61,12 @@ function lossChart(section, data, events, onSelect) {
 
   function read(index) {
     if (index === null || index === undefined) { readout.replaceChildren(); return; }
-    readout.replaceChildren("step ", el("b", { text: whole(xs[index]) }), "  loss ", el("b", { text: number(raw[index], 4) }));
+    readout.replaceChildren("step ", el("b", { text: whole(xs[index]) }), "  loss ", el("b", { text: number(raw[index], 4) }), ...inside(xs[index]));
+  }
+
+  function inside(step) { // the most severe event this step belongs to
+    const found = events.filter((e) => e.onset <= step && step <= lastStep(e, data.span)).sort((a, b) => a.rank - b.rank)[0];
+    return found ? ["  in ", el("b", { text: `${kindName(found.kind)} ${found.place}` })] : [];
   }
 
   function changed(u) {

@@ -162,6 +162,7 @@ function buildRun(article) {
     page.view?.retire();
     const detail = event.detail === undefined ? null : data.details[event.detail];
     page.view = detail ? eventView(slot("event", "panels"), slot("event", "heat"), detail, event, data.span, data.events) : null;
+    slot("event", "key").hidden = !detail || !detail.panels.some((panel) => panel.departure);
     const none = { title: "Signals", tone: "note", points: [], text: `The page holds the signals around the ${data.details.length} most severe events; this one is shown in the loss curve above.` };
     slot("event", "sections").replaceChildren(...(detail ? detail.sections : [none]).map(sectionBlock));
     if (!detail) { slot("event", "panels").replaceChildren(); slot("event", "heat").replaceChildren(); slot("event", "heat").hidden = true; }
