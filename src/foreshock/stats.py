@@ -1,4 +1,4 @@
-"""Robust rolling statistics in plain Python: a window that knows its quantiles, a tail bound, a baseline, a loss scale."""
+"""Robust rolling statistics in plain Python: a window with its quantiles, a tail bound, a baseline, a loss scale."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MAD_TO_SIGMA = 1.4826  # standard deviation of normal noise over its median absolute deviation
+DUST = 1e-6  # noise below it is rounding (of a relative change): a severity is in units of at least this
 CHANGE_TO_SIGMA = 1.0484  # the same over the median absolute change between successive values: 1.4826 / sqrt(2)
 
 
@@ -117,70 +118,73 @@ class Baseline:
     residuals count, since the first ones tell of the steep start. All of it learns only from what `admit` is given.
     """
 
-    __slots__ = ("_age", "_centre", "_changes", "_fall", "_new", "_old", "_previous", "_recent", "half", "residuals")
+    __slots__ = (
+        "_age", "_changes", "_expected", "_fall", "_new", "_old", "_previous", "_recent", "_usual", "half", "level",
+        "residuals",
+    )  # fmt: skip
 
     RECENT = 12  # residuals that tell of a sudden change of noise
     CHANGES = 24
     LEAST = 16  # residuals that always count
+    # At most so many times what successive residuals differ by: a prediction that lags behind a trend is wrong by
+    # nearly the same amount each time, and that is no noise; less for the recent ones, which a rise itself makes large.
+    LAG, RECENT_LAG = 2.5, 1.7
 
     def __init__(self, half: int, memory: int) -> None:
         self.half = half
         self.residuals = Window(memory)
+        self.level = 0.0  # median of the last `half` admitted values
         self._new, self._old = Window(half), Window(half)
         self._recent, self._changes = Window(self.RECENT), Window(self.CHANGES)
-        self._centre = self._fall = self._previous = 0.0
+        self._fall = self._usual = self._expected = self._previous = 0.0
         self._age = 0
 
     def __len__(self) -> int:
         """Returns how many residuals are known."""
         return len(self.residuals)
 
-    @property
-    def level(self) -> float:
-        """Median of the last `half` admitted values."""
-        return self._centre
-
     def residual(self, value: float) -> float:
         """Returns the value minus its prediction, minus the usual (median) error of the prediction."""
-        return value - self._centre - self._fall - self.residuals.median()
+        return value - self._expected
 
     def scale(self) -> float:
         """Returns the standard deviation of the residuals; 0.0 while none is known.
 
-        `upper_scale`, or the median size of the last 12 residuals where the noise just grew (by up to three times: a
-        noise that goes on growing is no excuse for an explosion); at most 2.5 times what successive residuals differ
-        by, because a prediction that lags behind a trend is wrong by nearly the same amount each time.
+        `upper_scale` of the memory, or the median size of the last 12 where the noise just grew, both limited by `LAG`.
         """
         if not len(self._changes):
             return 0.0
-        spread = upper_scale(self.residuals)
-        recent = min(MAD_TO_SIGMA * self._recent.median(), 3.0 * spread)
-        return min(max(spread, recent), 2.5 * CHANGE_TO_SIGMA * self._changes.median())
+        changes = CHANGE_TO_SIGMA * self._changes.median()
+        recent = MAD_TO_SIGMA * self._recent.median()
+        return max(min(upper_scale(self.residuals), self.LAG * changes), min(recent, self.RECENT_LAG * changes))
 
     def admit(self, value: float, residual: float) -> None:
         """Learns from the next value; `residual` is what `residual(value)` returned, or less where it is winsorised."""
         if len(self._new) >= 3:
-            self.residuals.push(residual + self.residuals.median())
+            self.residuals.push(residual + self._usual)
             self._recent.push(abs(residual))
             self._changes.push(abs(residual - self._previous))
             self._previous = residual
             self._age += 1
             if len(self.residuals) > max(self.LEAST, self._age // 2):
                 self.residuals.drop()
+            self._usual = self.residuals.median()
         leaving = self._new.push(value)
         if leaving is not None:
             self._old.push(leaving)
-        self._centre = self._new.median()
+        self.level = self._new.median()
         self._fall = 0.0
         if len(self._old) >= 3:
             # from the middle of the newer values to the next one, along the line through both medians
-            slope = 2.0 * (self._centre - self._old.median()) / (self.half + len(self._old))
+            slope = 2.0 * (self.level - self._old.median()) / (self.half + len(self._old))
             self._fall = min(0.0, slope) * 0.5 * (self.half + 1)
+        self._expected = self.level + self._fall + self._usual
 
     def restart(self, values: Iterable[float]) -> None:
         """Forgets the level and takes it from these values; what is known about the noise stays."""
         self._new, self._old = Window(self.half, values), Window(self.half)
-        self._centre, self._fall = self._new.median(), 0.0
+        self.level, self._fall = self._new.median(), 0.0
+        self._expected = self.level + self._usual
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as plain JSON values."""
@@ -195,8 +199,9 @@ class Baseline:
         self._new, self._old = Window(self.half, state["new"]), Window(self.half, state["old"])
         self.residuals = Window(self.residuals.size, state["residuals"])
         self._recent, self._changes = Window(self.RECENT, state["recent"]), Window(self.CHANGES, state["changes"])
-        self._centre = self._new.median()
         self._fall, self._previous, self._age = float(state["fall"]), float(state["previous"]), int(state["age"])
+        self.level, self._usual = self._new.median(), self.residuals.median()
+        self._expected = self.level + self._fall + self._usual
 
 
 class LossScale:

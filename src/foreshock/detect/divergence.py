@@ -11,17 +11,18 @@ from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.detect.level import Level
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
+from foreshock.stats import DUST
 
 LOST = 0.25  # share of the descent that must be lost again
 RISE = 0.693  # and a positive loss must have doubled: ln 2
-Z = 8.0  # and the rise exceed the noise of single records
+Z = 4.0  # and the rise exceed so many standard deviations of single records, 13 of the level
 
 
 class Divergence:
     """Raises an event when the loss has lost a quarter of its descent again and shows no sign of return.
 
-    Asked of `hold` records in a row: the level (median of 16) stands above its best by `LOST`, `RISE` and `Z` together, and
-    at the end not below where it stood at the start. The event ends when half the greatest rise is made good.
+    Asked of `hold` records in a row: the level (median of 16) stands above its best by `LOST`, `RISE` and `Z` together,
+    and at the end not below where it stood at the start. The event ends when half the greatest rise is made good.
 
     Event data: "baseline" (best level), "scale" (noise, on the loss's scale), "lost" (share of the descent).
     """
@@ -50,7 +51,8 @@ class Divergence:
         if self._event is not None:
             return self._follow(self._event, record.step)
         rise = level.rise
-        if rise <= Z * level.noise() or rise < level.share(RISE) * (not level.scale.linear) or self._lost() < LOST:
+        least = 0.0 if level.scale.linear else RISE
+        if rise <= least or self._lost() < LOST or rise <= Z * level.noise():
             self._held.clear()
             return ()
         if not self._held:
@@ -59,7 +61,7 @@ class Divergence:
         if len(self._held) <= self.hold or level.now < self._held[0]:
             return ()
         data = {"baseline": level.baseline, "scale": level.noise(), "lost": self._lost()}
-        severity = rise / max(level.noise(), 1e-12)
+        severity = rise / max(level.noise(), DUST)
         step, onset = record.step, self._onset
         self._event = Event("divergence", step, onset, step, step, level.height, severity, self.signal, data)
         self._top, self._told = rise, level.height
@@ -79,7 +81,7 @@ class Divergence:
         event = replace(event, end=step)
         if level.rise > self._top:
             self._top = level.rise
-            severity = level.rise / max(event.data["scale"], 1e-12)
+            severity = level.rise / max(event.data["scale"], DUST)
             data = {**event.data, "lost": self._lost()}
             event = replace(event, peak=step, height=level.height, severity=severity, data=data)
         self._event = event

@@ -12,7 +12,7 @@ from foreshock.detect.level import Level
 from foreshock.detect.planned import PlannedRise
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
-from foreshock.stats import Window
+from foreshock.stats import DUST, Window
 
 BLOCK = 16  # records of the short level and the lag at which its changes are taken
 RISE = 0.10  # least rise, as a share of the loss (of the descent for signed losses)
@@ -26,8 +26,8 @@ KNOWN = 4  # changes of the short level known before anything is judged
 class Drift:
     """Raises an event when the level of the loss (median of 64) has climbed slowly above the best it has been.
 
-    The rise must be a tenth of the loss, stand out of the slow wander of this loss, and be twice any earlier slow rise that
-    went away again (seasons of the data, restarts). A rise that came at once is left to `Spike`. After the
+    The rise must be a tenth of the loss, stand out of the slow wander of this loss, and be twice any earlier slow rise
+    that went away again (seasons of the data, restarts). A rise that came at once is left to `Spike`. After the
     learning rate went up nothing is judged for 200 records, and the best level is taken anew.
 
     `height` and `peak` are of the level, not of single losses. Event data: "baseline" (best level), "scale" (noise of
@@ -77,7 +77,7 @@ class Drift:
         if self._abrupt > ABRUPT * rise + 1.5 * level.noise():
             return ()
         data = {"baseline": level.baseline, "scale": level.noise(), "wander": self._wander.median()}
-        severity = rise / max(level.noise(), 1e-12)
+        severity = rise / max(level.noise(), DUST)
         step, onset = record.step, self._onset
         self._event = Event("drift", step, onset, step, step, level.height, severity, self.signal, data)
         self._told = level.height
@@ -101,22 +101,28 @@ class Drift:
         self._shorts.append(short)
 
     def _forget(self) -> None:
-        """A rise went away: if it was a slow one, the like of it is usual from now on."""
-        if self._abrupt <= ABRUPT * self._peak + 1.5 * self._level.noise():
+        """A rise went away: a slow one is usual from now on, and what is left of it is no news."""
+        left = max(0.0, self._level.rise)
+        if AGAIN * self._peak < self._level.share(RISE):  # too small to matter
+            self._abrupt = 0.0
+        elif self._abrupt <= ABRUPT * self._peak + 1.5 * self._level.noise():
             self._usual = max(self._usual, self._peak)
-        self._peak = self._abrupt = 0.0
+            self._abrupt = 0.0
+        else:
+            self._abrupt = left
+        self._peak = left
 
     def _follow(self, event: Event, step: int) -> Sequence[Event]:
         level = self._level
         self._peak = max(self._peak, level.rise)
         if level.rise < 0.5 * self._peak:
             self._event = None
-            self._forget()
             level.rebase()
+            self._forget()
             return (event,)
         event = replace(event, end=step)
         if level.height > event.height:
-            severity = level.rise / max(event.data["scale"], 1e-12)
+            severity = level.rise / max(event.data["scale"], DUST)
             event = replace(event, peak=step, height=level.height, severity=severity)
         self._event = event
         if event.height > 2.0 * self._told:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from itertools import pairwise
 from typing import Any
 
 from foreshock.stats import CHANGE_TO_SIGMA, LossScale, Window
@@ -15,12 +17,13 @@ class Level:
     of the first `size` losses), `last` (the last loss). All are on the scale that `scale` maps losses to.
     """
 
-    __slots__ = ("_changes", "best", "first", "last", "now", "scale", "size", "values")
+    __slots__ = ("_recent", "best", "first", "last", "now", "scale", "size", "values")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.scale = LossScale()
-        self.values, self._changes = Window(size), Window(64)
+        self.values = Window(size)
+        self._recent: deque[float] = deque(maxlen=65)
         self.best = math.inf
         self.now = self.last = 0.0
         self.first: float | None = None
@@ -28,9 +31,8 @@ class Level:
     def push(self, value: float) -> bool:
         """Takes a finite loss that fits the scale; returns whether the window is full."""
         y = self.scale(value)
-        if len(self.values):
-            self._changes.push(abs(y - self.last))
         self.last = y
+        self._recent.append(y)
         self.values.push(y)
         if len(self.values) < self.size:
             return False
@@ -47,7 +49,8 @@ class Level:
         best = back(best) if best < math.inf else best
         first = back(first) if first is not None else None
         self.scale.refit(value)
-        self.values, self._changes = Window(self.size, [self.scale(x) for x in losses]), Window(64)
+        self.values = Window(self.size, [self.scale(x) for x in losses])
+        self._recent = deque(self.values.to_list(), maxlen=65)
         self.best = self.scale(best) if best < math.inf else best
         self.first = self.scale(first) if first is not None else None
         self.last, self.now = self.scale(last), self.values.median()
@@ -77,8 +80,9 @@ class Level:
         return 0.0 if self.first is None else max(0.0, self.scale.back(self.first) - self.baseline)
 
     def noise(self) -> float:
-        """Standard deviation of the noise, from the median change between successive records."""
-        return CHANGE_TO_SIGMA * self._changes.median()
+        """Standard deviation of the noise, from the median change between the last 65 records."""
+        changes = sorted(abs(b - a) for a, b in pairwise(self._recent))
+        return CHANGE_TO_SIGMA * changes[len(changes) // 2] if changes else 0.0
 
     def share(self, share: float) -> float:
         """The rise that is a `share` of the loss; on the linear scale, of the descent."""
@@ -87,12 +91,12 @@ class Level:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as plain JSON values."""
         return {
-            "scale": self.scale.state_dict(), "values": self.values.to_list(), "changes": self._changes.to_list(),
+            "scale": self.scale.state_dict(), "values": self.values.to_list(), "recent": list(self._recent),
             "best": self.best, "now": self.now, "last": self.last, "first": self.first,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self.scale.load_state_dict(state["scale"])
-        self.values, self._changes = Window(self.size, state["values"]), Window(64, state["changes"])
+        self.values, self._recent = Window(self.size, state["values"]), deque(state["recent"], maxlen=65)
         self.best, self.now, self.last, self.first = state["best"], state["now"], state["last"], state["first"]

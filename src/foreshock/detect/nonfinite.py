@@ -16,11 +16,13 @@ WATCHED = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
 class NonFinite:
-    """Raises one event for a stretch of NaN or infinite values, however long it is and however many signals it takes in.
+    """Raises one event for a stretch of NaN or infinite values, however long it is and however many signals it hits.
 
     The event ends once all watched signals were finite for `calm` records. A count of tensors with non-finite values
-    (signal "nonfinite") above zero counts too. A step that the gradient scaler skipped is its normal search for the loss
-    scale and is passed over, unless the loss itself is not finite.
+    (signal "nonfinite") above zero counts too. A step that the gradient scaler skipped is its normal search for the
+    loss scale and is passed over, unless the loss itself is not finite.
+
+    Event data: "signals" (those hit, in order), "value" ("nan", "inf" or "-inf" of the first), "count" (records).
 
     >>> from foreshock.run.record import StepRecord
     >>> [event.raised for event in NonFinite().update(StepRecord(7, {"loss": float("nan")}))]

@@ -13,9 +13,10 @@ RECORDS = 8
 
 
 class PlannedRise:
-    """Says, record by record, whether the signal "lr" went up by 15 % within 8 records, less than `wait` records ago.
+    """Says, record by record, whether the learning rate went up by 15 % within 8 records, less than `wait` records ago.
 
-    Without the signal it never says so.
+    It reads the signal "lr", or "lr/group0" where the parameter groups have different ones.
+    Without either it never says so.
     """
 
     __slots__ = ("_lr", "_wait", "wait")
@@ -27,7 +28,7 @@ class PlannedRise:
 
     def update(self, record: StepRecord) -> bool:
         """Takes the next record."""
-        lr = record.values.get("lr")
+        lr = record.values.get("lr", record.values.get("lr/group0"))
         if self._wait:
             self._wait -= 1
         if is_finite(lr):

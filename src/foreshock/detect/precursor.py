@@ -12,7 +12,7 @@ from typing import Any
 from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
-from foreshock.stats import CHANGE_TO_SIGMA, Baseline, tail_bound
+from foreshock.stats import CHANGE_TO_SIGMA, DUST, Baseline, tail_bound
 
 # Heights are logarithms of the ratio to the recent level; z is in units of the usual prediction error.
 SUSPECT, SUSPECT_Z = 0.25, 3.0  # what waits for the next records to tell
@@ -57,10 +57,10 @@ class Precursor:
         y, base = math.log(value), self._base
         if self._event is not None:
             return self._follow(self._event, record.step, y, value)
-        residual, scale = base.residual(y), base.scale()
-        if len(base) < WARM or residual < max(SUSPECT_Z * scale, SUSPECT):
+        residual = base.residual(y)
+        if residual < SUSPECT or len(base) < WARM or residual < SUSPECT_Z * (scale := base.scale()):
             if self._held:
-                self._release(scale)
+                self._release(base.scale())
             base.admit(y, residual)
             return ()
         if self._leaps(residual, scale) and self._loss_is_calm():
@@ -103,7 +103,7 @@ class Precursor:
         level = math.exp(self._base.level)
         onset = self._held[0][0] if self._held else step
         data = {"baseline": level, "scale": scale, "ratio": value / level}
-        severity = residual / max(scale, 1e-12)
+        severity = residual / max(scale, DUST)
         self._event = Event("precursor", step, onset, step, step, value - level, severity, self.signal, data)
         self._calm, self._tail, self._told = 0, [], value - level
         self._held.clear()
@@ -122,7 +122,7 @@ class Precursor:
         event = replace(event, end=step)
         if value - baseline > event.height:
             data = {**event.data, "ratio": value / baseline}
-            severity = rise / max(scale, 1e-12)
+            severity = rise / max(scale, DUST)
             event = replace(event, peak=step, height=value - baseline, severity=severity, data=data)
         self._event = event
         if step - event.raised >= self.longest:

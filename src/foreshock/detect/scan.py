@@ -31,8 +31,13 @@ def default_detectors() -> list[Detector]:
 def scan(run: HasRecords | Iterable[StepRecord], detectors: Sequence[Detector] | None = None) -> list[Event]:
     """Returns the events that the detectors find in a stored run, last versions, ordered by the step they were raised.
 
-    The same fold as live: the events that a monitor with the same detectors would have kept, the open ones closed at the end
-    of the record. `detectors` defaults to `default_detectors()`; they are used as they come, so give fresh ones.
+    The same fold as live: the events that a monitor with the same detectors would have kept, the open ones closed at
+    the end of the run. `detectors` defaults to `default_detectors()`; they are used as they come, so give fresh ones.
+
+    >>> from foreshock.run import Run
+    >>> loss = [2.0, 2.1] * 20
+    >>> [(event.kind, event.onset) for event in scan(Run.from_arrays({"loss": [*loss, 9.0, *loss]}))]
+    [('spike', 40)]
     """
     detectors = default_detectors() if detectors is None else detectors
     events: list[Event] = []

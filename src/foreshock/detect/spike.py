@@ -13,20 +13,22 @@ from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.detect.planned import PlannedRise
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
-from foreshock.stats import Baseline, LossScale, tail_bound
+from foreshock.stats import DUST, Baseline, LossScale, tail_bound
 
-# What a rise must be, by the number of records in a row that it lasts: (records, z, share). The longer, the less, because
-# chance outliers do not come in rows, not even under heavy tails. `share` is of the loss (on its logarithmic scale),
-# for signed losses of the descent so far. No paper gives numbers; these are chosen on synthetic curves (docs/lab-notes.md).
+# What a rise must be, by the number of records in a row that it lasts: (records, z, share). The longer, the less,
+# because chance outliers do not come in rows, not even under heavy tails. `share` is of the loss (on its logarithmic
+# scale), for signed losses of the descent so far. No paper gives numbers. These were chosen on synthetic curves of 54
+# families and some short real trainings, and stand in the middle of a plateau: a quarter more or less changes little.
 RULES = ((1, 6.0, 0.20), (2, 6.0, 0.08), (3, 5.0, 0.02), (5, 4.0, 0.02))
 SUSPECT, LASTING = RULES[-1][1], RULES[-1][0]
 
 WARM = 6  # residuals known before anything is judged
 EARLY = 8.0  # thresholds are (1 + EARLY / n) times higher while only n residuals are known
 YOUNG = 20  # and below so many residuals every rise must be as large as that of a single record
-FALSE_RATE = 2e-4  # chance per record that noise alone passes the tail bound, before the other conditions
+FALSE_RATE = 5e-4  # chance per record that noise alone passes the tail bound, before the other conditions
 TAIL_KNOWN = 32  # residuals from which a tail can be learnt
-OBVIOUS = 3.0  # a loss e^3 = 20 times as high is no chance outlier, whatever the tail (signed: by three descents)
+OBVIOUS, OBVIOUS_Z = 3.0, 4.0  # a loss e^3 = 20 times as high (signed: by three descents) needs no tail bound
+LATE = 25  # records into an event, a rise twice as high as all of the last so many is another event
 JUMPS = 2.5  # a rise must be so many times what the loss usually (80th percentile) changes from record to record
 HABIT = 128  # three narrow events within so many records: outliers like them are the noise of this run
 
@@ -47,13 +49,13 @@ class Spike:
     """Raises one event for each spike of a signal and follows it until calm returns.
 
     Each record is compared with a prediction from the admitted history (`Baseline`), in units of the usual prediction
-    error. A record that stands out waits as a suspect, admitted neither as itself nor otherwise, until the next ones tell:
-    `RULES` says what is asked of one, two, three or five suspects in a row. A rise must also pass the tail bound that the
-    noise of this run sets, exceed the usual change from record to record, and be a rise over the last real values.
+    error. A record that stands out waits as a suspect, not admitted, until the next ones tell: `RULES` says what is
+    asked of one, two, three or five suspects in a row. A rise must also pass the tail bound that the noise of this run
+    sets, exceed the usual change from record to record, and be a rise over the last real values.
 
-    What is flagged never enters the history. The event ends when the signal stayed near its old level: for 5
-    records after a narrow spike, for up to 25 after a wide one, so that its ring-down belongs to it. A level that stays
-    up without rising further for `longest` records is a level change: one wide event, and the history starts anew there.
+    What is flagged never enters the history. The event ends when the signal stayed near its old level: for 5 records
+    after a narrow spike, for up to 25 after a wide one, so that its ring-down belongs to it. A level that stays up
+    without rising further for `longest` records is a level change: one wide event, and the history starts anew there.
 
     Event data: "baseline" (in units of the signal), "scale" (on the loss's scale: of ln(loss) for positive losses),
     "width" ("narrow" below 5 elevated records, else "wide"; Ling, arXiv 2503.05139, names the two but gives no
@@ -89,21 +91,24 @@ class Spike:
         if not self._scale.fits(value):
             self._rescale(value)
         y = self._scale(value)
+        ended: Sequence[Event] = ()
         if self._event is not None:
-            return self._follow(self._event, record.step, value, y)
+            if not self._is_another(y):
+                return self._follow(self._event, record.step, value, y)
+            ended = self._close(self._event, self._open.tail[-self.half :], level_change=False)
         base = self._base
-        residual, scale = base.residual(y), base.scale()
-        if len(base) < WARM or residual < SUSPECT * scale or residual <= 0.0:
+        residual = base.residual(y)
+        if residual <= 0.0 or len(base) < WARM or residual < SUSPECT * (scale := base.scale()):
             if self._pending:
-                self._release(scale)
+                self._release(base.scale())
             self._admit(value, y, residual)
-            return ()
+            return ended
         self._pending.append((record.step, value, residual))
         if self._is_spike(scale, planned):
-            return (self._raise(record.step, scale),)
+            return (*ended, self._raise(record.step, scale))
         if len(self._pending) == LASTING:
             self._release(scale)
-        return ()
+        return ended
 
     def finish(self) -> Sequence[Event]:
         """Returns the open event as known so far, ended at its last elevated record."""
@@ -114,9 +119,11 @@ class Spike:
         jumps = sorted(abs(b - a) for a, b in pairwise(history[-17:]))
         # the smallest change ever seen of late is the resolution of a rounded loss, and next to nothing otherwise
         resolution = min((abs(b - a) for a, b in pairwise(history) if a != b), default=0.0)
+        if to_y.zero:
+            resolution = max(resolution, to_y.least)
         jump = JUMPS * max(jumps[int(0.8 * (len(jumps) - 1))], resolution)
         reference = min(base.level, max(to_y(value) for value in history[-3:]))
-        unit = 1.0 if not to_y.linear else max(0.0, (self._first or 0.0) - self._best)
+        unit = self._unit()
         few = 1.0 + EARLY / len(base)
         for records, z, share in RULES[: len(self._pending)]:
             if len(self._pending) < records:
@@ -125,14 +132,20 @@ class Spike:
             residual, lowest = min(item[2] for item in last), min(item[1] for item in last)
             rise = to_y(lowest) - reference
             least = RULES[0][2] if planned or len(base) < YOUNG else share
-            if residual < z * few * scale or rise < max(least * unit, 3.0 * scale):
+            obvious = rise > OBVIOUS * unit > 0.0
+            if residual < (OBVIOUS_Z if obvious else z) * few * scale or rise < max(least * unit, 3.0 * scale):
                 continue
             if lowest - to_y.back(reference) < jump or (records <= 2 and residual < self._habit()):
                 continue
-            obvious = len(base) < TAIL_KNOWN or rise > OBVIOUS * unit > 0.0
-            if obvious or residual >= tail_bound(base.residuals, FALSE_RATE ** (1.0 / records)):
+            if obvious or len(base) < TAIL_KNOWN:
+                return True
+            if residual >= tail_bound(base.residuals, FALSE_RATE ** (1.0 / records)):
                 return True
         return False
+
+    def _unit(self) -> float:
+        """What a share of a rise is of: 1 on the logarithmic scale, the descent so far on the linear one."""
+        return 1.0 if not self._scale.linear else max(0.0, (self._first or 0.0) - self._best)
 
     def _habit(self) -> float:
         """How high an outlier must be where three narrow ones came of late."""
@@ -172,18 +185,18 @@ class Spike:
             "baseline": baseline, "scale": scale, "width": "narrow", "records": len(self._pending), "area": area,
             "level_change": False,
         }  # fmt: skip
-        severity = (top - self._open.anchor) / max(scale, 1e-12)
+        severity = (top - self._open.anchor) / max(scale, DUST)
         self._event = Event("spike", step, onset, peak, step, height, severity, self.signal, data)
         self._pending.clear()
         return replace(self._event, end=None)
 
     def _follow(self, event: Event, step: int, value: float, y: float) -> Sequence[Event]:
         now = self._open
-        now.tail = [*now.tail[-2 * self.half + 1 :], y] if len(now.tail) >= 25 else [*now.tail, y]
+        now.tail = [*now.tail[1 - LATE :], y]
         rise = y - now.anchor
         if rise <= max(3.0 * now.noise, 0.1 * (now.top - now.anchor)):
             now.calm += 1
-            if now.calm < min(25, max(5, event.data["records"] // 2)):
+            if now.calm < min(LATE, max(5, event.data["records"] // 2)):
                 return ()
             return self._close(event, now.tail[-now.calm :], level_change=False)
         now.calm = 0
@@ -193,7 +206,7 @@ class Spike:
         event = replace(event, end=step, data={**event.data, "records": records, "area": area, "width": width})
         if y > now.top:
             now.top = y
-            height, severity = value - event.data["baseline"], rise / max(now.noise, 1e-12)
+            height, severity = value - event.data["baseline"], rise / max(now.noise, DUST)
             event = replace(event, peak=step, height=height, severity=severity)
         self._event = event
         if records >= self.longest and records % self.half == 0 and not self._still_rising():
@@ -202,6 +215,12 @@ class Spike:
             now.told = event.height
             return (replace(event, end=None),)
         return ()
+
+    def _is_another(self, y: float) -> bool:
+        now, unit = self._open, self._unit()
+        if len(now.tail) < LATE:
+            return False
+        return y - now.anchor > max(2.0 * (max(now.tail) - now.anchor), SUSPECT * now.noise, RULES[0][2] * unit)
 
     def _still_rising(self) -> bool:
         tail, middle = self._open.tail, self.half // 2
@@ -220,13 +239,16 @@ class Spike:
         old, now = self._scale.back, self._open
         anchor, top, tail = old(now.anchor), old(now.top), [old(y) for y in now.tail]
         noise = old(now.anchor + now.noise) - anchor
+        best = old(self._best) if self._best < math.inf else self._best
+        first = None if self._first is None else old(self._first)
         self._scale.refit(value)
         if self._scale.linear:
             now.noise = noise
         now.anchor, now.top, now.tail = self._scale(anchor), self._scale(top), [self._scale(x) for x in tail]
+        self._best = self._scale(best) if best < math.inf else best
+        self._first = None if first is None else self._scale(first)
         history = [*self._admitted, *(loss for _, loss, _ in self._pending)]
         self._base = Baseline(self.half, self.memory)
-        self._first, self._best = None, math.inf
         self._pending.clear()
         self._admitted.clear()
         for loss in history:
