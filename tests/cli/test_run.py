@@ -71,15 +71,14 @@ def test_the_script_cannot_tell(script):
 
 
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("exit", 3), ("interrupt", 130)])
-def test_however_a_script_ends_there_is_a_run_and_its_exit_code(foreshock, script, monkeypatch, end, code):
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+def test_however_a_script_ends_there_is_a_run_and_its_exit_code(foreshock, script, end, code):
+    before = (sys.modules["__main__"], list(sys.argv), list(sys.path))
     for run in ("runs/train", "runs/train-2"):
         result = foreshock("run", "train.py", "--steps", "5", "--end", end, code=code)
         assert f"foreshock: next: foreshock report {run}\n" in result.stderr
         assert len(Run.load(script / run)) == 5
     assert ("KeyboardInterrupt" in result.stderr) == (end == "interrupt")
+    assert (sys.modules["__main__"], sys.argv, sys.path) == before  # foreshock was a guest here
 
 
 def test_a_script_that_does_not_train_pays_for_nothing(tmp_path):

@@ -46,6 +46,13 @@ def watch(output: Path | None, module: bool, quiet: bool, script: str, arguments
     foreshock run -o runs/warm -m project.train --epochs 3
     torchrun --nproc-per-node 2 --no-python foreshock run train.py        (the first rank is watched)
     """
+    from foreshock.script import embedded
+
+    with embedded():
+        _watch(output, module, quiet, script, arguments)
+
+
+def _watch(output: Path | None, module: bool, quiet: bool, script: str, arguments: tuple[str, ...]) -> None:
     from foreshock.script import find_code, run_like_python, when_imported
 
     code = find_code(script, module=module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreshock.script.execute import find_code, run_like_python
+from foreshock.script.execute import embedded, find_code, run_like_python
 from foreshock.script.imported import when_imported
 
-__all__ = ["find_code", "run_like_python", "when_imported"]
+__all__ = ["embedded", "find_code", "run_like_python", "when_imported"]

@@ -7,7 +7,8 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from itertools import pairwise
@@ -17,7 +18,7 @@ from typing import Any
 
 from foreshock.errors import UsageError
 
-__all__ = ["Code", "execute", "find_code", "run_like_python", "without_our_frames"]
+__all__ = ["Code", "embedded", "execute", "find_code", "run_like_python", "without_our_frames"]
 
 INTERRUPTED = 128 + 2  # what a shell shows for a program that SIGINT ended
 
@@ -93,6 +94,23 @@ def execute(code: Code, arguments: Sequence[str]) -> None:
     sys.argv[:] = [code.typed if code.spec is None else code.file, *arguments]
     _put_first(code.folder)
     exec(compiled, main.__dict__)
+
+
+@contextmanager
+def embedded() -> Iterator[None]:
+    """Puts back `__main__`, `sys.argv` and `sys.path` where foreshock is a guest, as in a notebook or a test.
+
+    Where foreshock is the program itself, they stay the script's until the process ends, as exit handlers expect.
+    """
+    main = sys.modules["__main__"]
+    file = Path(getattr(main, "__file__", None) or "-")
+    guest = "foreshock" not in (file.stem, file.parent.stem)
+    argv, path = list(sys.argv), list(sys.path)
+    try:
+        yield
+    finally:
+        if guest:
+            sys.modules["__main__"], sys.argv[:], sys.path[:] = main, argv, path
 
 
 def run_like_python(code: Code, arguments: Sequence[str]) -> None:
