@@ -56,6 +56,10 @@ def odd_runs() -> dict[str, tuple[Run, list[Event]]]:
     many = spiky(20_000, at=(), tensors=0)
     return {
         "empty": (Run.from_arrays({}), []),
+        "empty_event": (Run.from_arrays({}), [spike(3)]),
+        "long_nan": (Run.from_arrays({"loss": np.where(np.arange(5000) < 900, 2.0, np.nan)}), [nan]),
+        "long_all_nan": (Run.from_arrays({"loss": np.full(5000, np.nan), "grad_norm/a": np.full(5000, np.nan)}), [nan]),
+        "long_huge": (Run.from_arrays({"loss": np.tile([1e308, -1e308, 1.0], 1000)}), [spike(900)]),
         "empty_loss": (Run.from_arrays({"loss": []}), []),
         "one_step": (Run.from_arrays({"loss": [1.5], "grad_norm/a": [2.0]}), []),
         "one_step_event": (Run.from_arrays({"loss": [np.nan]}), [nan]),

@@ -85,8 +85,8 @@ def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain 
         explain: what to say about an event; None for what the free signals did.
     """
     result: list[Shown] = []
-    room = budget.detail_bytes if len(run) else 0
-    for event in by_severity(events)[: budget.details]:
+    room = budget.detail_bytes
+    for event in by_severity(events)[: budget.details if len(run) else 0]:
         span = span_of(run, event, events)
         found = detail(run, span, gather(run, span), rows=min(24, budget.rows), columns=160)
         value = _detail(run, found, budget, explain)
@@ -157,9 +157,10 @@ def _trend(steps: Ints, values: Floats) -> dict[str, object] | None:
     if size < 5:
         return None
     n = size * 240
-    groups = np.sort(np.where(np.isfinite(values[:n]), values[:n], np.inf).reshape(240, size), axis=1)
+    groups = np.sort(np.where(np.isfinite(values[:n]), values[:n], np.nan).reshape(240, size), axis=1)  # NaN goes last
     middle = groups[:, size // 2]
-    spread = groups[:, (size * 9) // 10] - groups[:, size // 10]
+    with np.errstate(over="ignore"):
+        spread = groups[:, (size * 9) // 10] - groups[:, size // 10]
     finite = np.isfinite(middle) & np.isfinite(spread)
     if finite.sum() < 60 or np.median(spread[finite]) < 0.02 * np.ptp(middle[finite]):
         return None

@@ -135,10 +135,10 @@ def _distance(table: Floats, history: int) -> tuple[Floats, Floats, Floats, Floa
         )
         away = np.maximum(np.abs(work[history:] - line[history:]) - allowed, 0)
         distance = np.minimum(away / spread, CAP)
+        levels = (recent, recent - LEFT * spread, recent + LEFT * spread)
+        back = [np.where(use_log, np.exp(np.minimum(level, 700.0)), level) for level in levels]
     distance[np.isinf(table[history:])] = CAP
     distance[:, np.isnan(middle)] = np.nan
-    levels = (recent, recent - LEFT * spread, recent + LEFT * spread)
-    back = [np.where(use_log, np.exp(np.minimum(level, 700.0)), level) for level in levels]
     return distance, back[0], back[1], back[2]
 
 

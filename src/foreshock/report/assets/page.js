@@ -172,6 +172,8 @@ function buildRun(article) {
     part("loss").hidden = false;
     chart = lossChart(part("loss"), data, data.events, page.select);
     legend(slot("loss", "legend"), data);
+    const thinned = `${whole(data.n)} records, drawn by the extremes of every stretch${data.events.length ? " and in full around events" : ""}.`;
+    slot("loss", "lede").textContent = data.loss.decimated ? thinned : "";
   }
   if (data.events.length) {
     part("events").hidden = false;
