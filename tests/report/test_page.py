@@ -115,12 +115,13 @@ def test_notes_problems_and_settings_are_shown(tmp_path: Path) -> None:
     git = {"commit": "0123456789abcdef", "dirty": True}
     path = spiky(device="cuda:0", git=git, argv=["train.py", "--lr", "1"], optimizers=[adam]).save(tmp_path / "run")
     with RunWriter(path, resume=Run.load(path).meta["id"]) as writer:
-        writer.note("probe_disabled", step=12, probe="norms", error="KeyError: x")
+        writer.note("probe_disabled", step=12, name="norms", error="KeyError: x")
+        writer.note("resumed", step=20, by="hand")
     run = Run.load(path)
     run.problems.append(CorruptRunError("rank-0/step.bin, byte 812: breaks off"))
     said = Document(page(tmp_path, run, [])).text
     for part in ("AdamW", "0.9, 0.95", "cuda:0", "0123456789ab with local changes", "train.py --lr 1", "byte 812",
-                 "probe disabled at step 12 (probe: norms; error: KeyError: x)"):  # fmt: skip
+                 "probe norms was switched off at step 12: KeyError: x", "resumed at step 20 (by: hand)"):  # fmt: skip
         assert part in said
     assert "amsgrad" not in said
 

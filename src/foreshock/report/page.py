@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -136,17 +136,17 @@ def _at_most(lines: list[str], rest: str) -> list[str]:
     return lines if left <= 0 else [*lines[:NOTE_LIMIT], f"and {left:,} {rest}"]
 
 
-def _note(note: object) -> str:
+def _note(note: Mapping[str, object]) -> str:
     """Returns a note of the run directory as one line, e.g. a probe that was disabled."""
-    if not isinstance(note, dict):
-        return str(note)
-    fields = dict(note)
-    kind, step = str(fields.pop("kind", "note")).replace("_", " "), fields.pop("step", None)
-    fields.pop("time", None)
+    fields = {key: value for key, value in note.items() if key != "time"}
+    kind, step = str(fields.pop("kind", "note")), fields.pop("step", None)
     where = f" at step {step:,}" if isinstance(step, int) else ""
+    what, _, happened = kind.partition("_")
+    if happened == "disabled" and "name" in fields:
+        return f"{what} {fields['name']} was switched off{where}: {fields.get('error', 'it failed')}"
     lines = {key: str(value).strip().splitlines() for key, value in fields.items()}
     said = "; ".join(f"{key}: {text[-1]}" for key, text in lines.items() if text)
-    return f"{kind}{where}" + (f" ({said})" if said else "")
+    return kind.replace("_", " ") + where + (f" ({said})" if said else "")
 
 
 def _events_per_run(
