@@ -88,6 +88,7 @@ def _table(outcomes: list[Outcome]) -> Table:
         "training", "steps", "seconds", "spikes", "peaks at", "steepest", "other events",
         numbers=("steps", "seconds", "spikes"),
     )
+    rows.columns[0].no_wrap = rows.columns[5].no_wrap = True
     for outcome in outcomes:
         spikes = [event for event in outcome.events if event.kind == "spike"]
         others = Counter(event.kind for event in outcome.events if event.kind != "spike")
