@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -42,8 +43,9 @@ def spike(at: int, *, height: float = 6.0, severity: float = 300.0, length: int 
     return Event("spike", at, at, at, end, height, severity, "loss", {"baseline": 2.0, "scale": 0.02, "width": "wide"})
 
 
+@cache
 def odd_runs() -> dict[str, tuple[Run, list[Event]]]:
-    """Returns runs that a report must survive, by what is odd about them."""
+    """Returns runs that a report must survive, by what is odd about them; made once, so leave them as they are."""
     n = 300
     x = np.arange(n)
     noise = np.random.default_rng(1).standard_normal(n)

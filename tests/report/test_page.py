@@ -66,7 +66,7 @@ def test_the_page_asks_for_nothing_outside(tmp_path: Path) -> None:
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
-    run, events = odd_runs()["names"]
+    run, events = odd_runs.__wrapped__()["names"]
     run.meta |= {"argv": list(NASTY), "device": NASTY[0]}
     run.meta["optimizers"] = [{"class": NASTY[0], "groups": [{NASTY[1]: NASTY[0]}]}]
     run.problems.append(CorruptRunError(NASTY[0]))

@@ -9,7 +9,6 @@ where that is farther out than this tensor's extremes usually are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +86,7 @@ def around(
     ratio = _positive(table)
     reference = _median(table[:past])
     starts = edges(len(steps), columns)
-    blocks = [_three(table[begin:end]) for begin, end in pairwise(starts)]
-    cells = _cells(np.array(blocks), reference, ratio)
+    cells = _cells(_three(table, starts[:-1], starts[1:]), reference, ratio)
     times = steps[starts[:-1]], steps[starts[1:] - 1], _stride(steps)
     return _farthest(signal, names, times, cells, reference, ratio, rows)
 
@@ -104,30 +102,34 @@ def whole(run: Run, signal: str, *, rows: int, columns: int) -> Heat | None:
     if not units or len(steps) == 0:
         return None
     starts = edges(len(steps), columns)
-    blocks, firsts, lasts, gaps = [], [], [], []
-    ratio, last = True, int(steps[-1])
+    blocks: list[Floats] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
+    ratio, stride = True, 1
     per_piece = max(1, int(CELLS_AT_ONCE / len(units) / max(1, len(steps) / (len(starts) - 1))))
     for piece in range(0, len(starts) - 1, per_piece):
         bounds = starts[piece : piece + per_piece + 1]
-        past_end = int(steps[bounds[-1]]) if bounds[-1] < len(steps) else last + 1
+        past_end = int(steps[bounds[-1]]) if bounds[-1] < len(steps) else int(steps[-1]) + 1
         found, names, stored = run.window(int(steps[bounds[0]]), past_end).matrix(signal)
         table = _in_order(np.asarray(stored, dtype=np.float64), names, units)
-        cut = np.searchsorted(found, steps[bounds[:-1]])
-        gaps.append(_stride(found))
-        for begin, end in zip(cut, [*cut[1:], len(found)], strict=True):
-            block = table[begin:end]
-            if begin == end or not np.isfinite(block).any():
-                continue  # a signal measured every k steps leaves columns empty: they join the column before
-            ratio = ratio and _positive(block)
-            firsts.append(int(found[begin]))
-            lasts.append(int(found[end - 1]))
-            blocks.append(_three(block))
-    if not firsts:
+        known = np.isfinite(table).any(
+            axis=1
+        )  # a signal measured every k steps leaves columns empty: they are left out
+        found, table = found[known], table[known]
+        ends = np.searchsorted(found, [*steps[bounds[1:-1]], past_end])
+        begins = np.concatenate(([0], ends[:-1]))
+        begins, ends = begins[begins < ends], ends[begins < ends]
+        if len(begins):
+            firsts += found[begins].tolist()
+            lasts += found[ends - 1].tolist()
+            blocks.append(_three(table, begins, ends))
+            ratio, stride = ratio and _positive(table), max(stride, _stride(found))
+    if not blocks:
         return None
-    three = np.array(blocks)
+    three = np.concatenate(blocks)
     reference = _median(three[:, 1])
     cells = _cells(three, reference, ratio)
-    times = np.array(firsts, dtype=np.int64), np.array(lasts, dtype=np.int64), max(gaps)
+    times = np.array(firsts, dtype=np.int64), np.array(lasts, dtype=np.int64), stride
     return _farthest(signal, units, times, cells, reference, ratio, rows)
 
 
@@ -158,23 +160,34 @@ def _against(table: Floats, reference: Floats, ratio: bool) -> Floats:
     return result
 
 
-def _median(table: Floats) -> Floats:
-    """Returns the median per column over finite values; NaN where there is none."""
+def _median(table: Floats, axis: int = 0) -> Floats:
+    """Returns the median along an axis over finite values (the lower of two middles); NaN where there is none."""
     finite = np.isfinite(table)
-    rows = finite.sum(axis=0)
-    ordered = np.sort(np.where(finite, table, np.inf), axis=0)
-    at = np.clip((rows - 1) // 2, 0, max(0, len(ordered) - 1))
-    return np.where(rows > 0, np.take_along_axis(ordered, at[None, :], axis=0)[0], np.nan)
+    n = finite.sum(axis=axis, keepdims=True)
+    ordered = np.sort(np.where(finite, table, np.inf), axis=axis)
+    picked = np.take_along_axis(ordered, np.maximum(n - 1, 0) // 2, axis=axis)
+    result: Floats = np.where(n > 0, picked, np.nan).squeeze(axis)
+    return result
 
 
-def _three(block: Floats) -> Floats:
-    """Returns the smallest, the median and the largest value per column, (3, columns); NaN where there is none."""
-    missing = np.isnan(block)
-    low = np.where(missing, np.inf, block).min(axis=0)
-    high = np.where(missing, -np.inf, block).max(axis=0)
-    middle = _median(block)
-    nothing = missing.all(axis=0)
-    return np.where(nothing, np.nan, np.stack((low, np.where(np.isnan(middle), high, middle), high)))
+def _three(table: Floats, begins: Ints, ends: Ints) -> Floats:
+    """Returns the smallest, the median and the largest value of each group of rows, (groups, 3, columns).
+
+    Args:
+        table: (rows, columns); a group without a value in a column gives NaN there.
+        begins: (groups,) first rows.
+        ends: (groups,) rows after the last.
+    """
+    index = begins[:, None] + np.arange(int(np.max(ends - begins)))
+    groups = table[np.minimum(index, len(table) - 1)]  # (groups, longest, columns)
+    groups[index >= ends[:, None]] = np.nan
+    missing = np.isnan(groups)
+    low = np.where(missing, np.inf, groups).min(axis=1)
+    high = np.where(missing, -np.inf, groups).max(axis=1)
+    middle = _median(groups, axis=1)
+    three = np.stack((low, np.where(np.isnan(middle), high, middle), high), axis=1)
+    three[np.broadcast_to(missing.all(axis=1)[:, None], three.shape)] = np.nan
+    return three
 
 
 def _cells(three: Floats, reference: Floats, ratio: bool) -> Floats:
