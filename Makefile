@@ -58,7 +58,7 @@ bench: $(READY) ## the measured promises: overhead of watching, detection qualit
 
 picture: demo ## photograph the demo's page for the README (needs Chromium)
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1220 \
-	  --virtual-time-budget=8000 --screenshot=docs/images/report.png "file://$(CURDIR)/demo-report.html\#run-3" 2>/dev/null
+	  --virtual-time-budget=8000 --screenshot=docs/images/report.png "file://$(CURDIR)/demo-report.html#run-3" 2>/dev/null
 
 docs: $(READY) ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py
