@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from foreshock.cli.reading import open_run, runs_under
+from foreshock.cli.reading import FORMATS, open_run, runs_under
 from foreshock.errors import RunError, UsageError
-from foreshock.run import Run
+from foreshock.run import Run, importers
+
+
+def test_the_formats_offered_are_those_that_can_be_read():
+    assert importers.FORMATS == FORMATS
 
 
 def test_a_run_directory_opens(runs):

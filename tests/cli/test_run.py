@@ -97,6 +97,32 @@ def test_a_run_that_exists_is_not_overwritten(foreshock, runs, tmp_path):
     assert "started" not in result.output
 
 
+def test_options_after_the_script_are_the_scripts(foreshock, tmp_path):
+    (tmp_path / "train.py").write_text("import sys; print(sys.argv[1:])")
+    assert "['--help', '-o', 'x', '--', '-q']" in foreshock("run", "train.py", "--help", "-o", "x", "--", "-q").stdout
+    assert "No such option" in foreshock("run", "--ouptut", "x", "train.py", code=2).output
+
+
+def test_the_run_stays_where_the_command_was_typed(foreshock, tmp_path):
+    (tmp_path / "train.py").write_text(
+        "import os, torch\nos.mkdir('inner'); os.chdir('inner')\n"
+        "p = torch.nn.Parameter(torch.ones(2)); o = torch.optim.SGD([p], lr=0.1)\n"
+        "p.square().sum().backward(); o.step()"
+    )
+    result = foreshock("run", "train.py")
+    assert "next: foreshock report runs/train\n" in result.stderr
+    assert Run.load(tmp_path / "runs/train").tensors("grad_norm") == ("group0.0",)
+
+
+def test_trouble_with_the_summary_leaves_the_exit_code(foreshock, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no words")
+
+    monkeypatch.setattr("foreshock.cli.watch._finish", broken)
+    (tmp_path / "train.py").write_text("raise SystemExit(7)")
+    assert "RuntimeError('no words')" in foreshock("run", "train.py", code=7).stderr
+
+
 def test_a_missing_script_is_an_error_with_those_there(foreshock, tmp_path):
     (tmp_path / "train.py").touch()
     assert "error: there is no script 'tain.py'; scripts there: train.py" in foreshock("run", "tain.py", code=2).output

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 
+from foreshock.report.wording import number
 from foreshock.run import Run
 
 
@@ -21,7 +22,7 @@ def test_the_table_names_the_peak_and_its_value(foreshock, runs, spiked):
     text = foreshock("scan", "runs/spiked", code=1).output
     row = next(line for line in text.splitlines() if line.startswith("spike"))
     assert "300" in row.split()
-    assert f"{spiked[300]:.4g}" in row.split()
+    assert number(spiked[300]) in row.split()
 
 
 def test_json_is_one_object_a_run(foreshock, runs):

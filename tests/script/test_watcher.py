@@ -25,7 +25,7 @@ class Caught:
     def __init__(self, directory):
         self.lines: list[str] = []
         self.directory = directory
-        self.watcher = Watcher(directory, self.lines.append)
+        self.watcher = Watcher(directory, self.lines.append, self.lines.append)
 
     def runs(self) -> list[Run]:
         self.watcher.close()
@@ -91,7 +91,7 @@ def test_nothing_stays_in_torch_after_it(tmp_path):
     from torch.optim import optimizer
 
     before = (torch.autograd.backward, torch.amp.GradScaler.scale, dict(optimizer._global_optimizer_pre_hooks))
-    watcher = Watcher(tmp_path / "run", print)
+    watcher = Watcher(tmp_path / "run", print, print)
     watcher.install()
     assert torch.autograd.backward is not before[0]
     watcher.close()

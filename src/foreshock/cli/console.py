@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foreshock.run import Event, Run, StepRecord
 
 __all__ = [
-    "busy", "counted", "event_table", "number", "plain_json", "print_table", "stderr", "stdout", "table",
+    "busy", "counted", "event_table", "plain_json", "print_table", "stderr", "stdout", "table",
     "verdict_line",
 ]
 
@@ -96,6 +96,7 @@ def event_table(run: Run, events: Sequence[Event]) -> Table:
         numbers=("onset", "peak", "end", "value", "before", "severity"),
     )
     from foreshock.report.summary import baseline, peak_values
+    from foreshock.report.wording import number
 
     for event, value in zip(events, peak_values(run, events), strict=True):
         style = KIND_STYLE.get(event.kind, "cyan")
@@ -112,11 +113,6 @@ def verdict_line(run: Run, events: Sequence[Event]) -> str:
     from foreshock.report.summary import verdict, worst
 
     return "".join(phrase.text for phrase in verdict(run, events, worst(run, events))).strip()
-
-
-def number(value: float) -> str:
-    """Returns a number in four digits, e.g. "0.06173", "1.25e-07", "nan"."""
-    return f"{value:.4g}"
 
 
 def plain_json(value: Any) -> Any:

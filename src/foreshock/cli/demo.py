@@ -83,6 +83,7 @@ def _show(progress: Progress, task: TaskID, step: int, steps: int, loss: float, 
 def _table(outcomes: list[Outcome]) -> Table:
     from foreshock.cli import console
     from foreshock.report.summary import baseline, peak_values
+    from foreshock.report.wording import number
 
     rows = console.table(
         "training", "steps", "seconds", "spikes", "peaks at", "steepest", "other events",
@@ -97,7 +98,7 @@ def _table(outcomes: list[Outcome]) -> Table:
             rises = [(baseline(event, value), value) for event, value in
                      zip(spikes, peak_values(outcome.run, spikes), strict=True)]
             before, peak = max(rises, key=lambda rise: rise[1] / max(rise[0], 1e-12))
-            largest = f"{console.number(before)} to {console.number(peak)}"
+            largest = f"{number(before)} to {number(peak)}"
         rows.add_row(
             outcome.scenario.title, f"{len(outcome.run):,}", f"{outcome.seconds:.1f}", str(len(spikes)),
             " ".join(str(event.peak) for event in spikes) or "-", largest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ import click
 from foreshock.cli.reading import is_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from foreshock.script.watcher import Watcher
 
 __all__ = ["watch"]
@@ -21,7 +20,7 @@ __all__ = ["watch"]
 @click.command(
     "run",
     short_help="Watch an unmodified training script.",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False},
 )
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path),
@@ -56,22 +55,22 @@ def _watch(output: Path | None, module: bool, quiet: bool, script: str, argument
     from foreshock.script import find_code, run_like_python, when_imported
 
     code = find_code(script, module=module)
-    directory = output or _free(Path("runs") / (script if module else Path(script).stem))
+    directory = (output or _free(Path("runs") / (script if module else Path(script).stem))).absolute()
     if is_run(directory):
         from foreshock.errors import RunError
 
-        raise RunError(f"{str(directory)!r} holds a run already; choose another --output, or move it away")
+        raise RunError(f"{os.path.relpath(directory)!r} holds a run already; choose another --output, or move it away")
+    remarks = _Remarks(quiet)
     watchers: list[Watcher] = []
 
-    def say(line: str) -> None:
-        if not quiet or "stopped" in line or "not watched" in line:
-            click.echo(f"foreshock: {line}", err=True)
-
     def install() -> None:
-        from foreshock.script.watcher import Watcher
+        try:
+            from foreshock.script.watcher import Watcher
 
-        watchers.append(Watcher(directory, say))
-        watchers[0].install()
+            watchers.append(Watcher(directory, remarks.say, remarks.warn))
+            watchers[0].install()
+        except Exception as error:  # the script was importing torch, and goes on with it
+            remarks.warn(f"the script is not watched: {error!r}")
 
     if os.environ.get("RANK", "0") == "0":
         when_imported("torch", install)
@@ -80,7 +79,26 @@ def _watch(output: Path | None, module: bool, quiet: bool, script: str, argument
         run_like_python(code, arguments)
     finally:
         if os.getpid() == process:  # a child that the script forked ends here too
-            _finish(watchers, say)
+            try:
+                _finish(watchers, remarks)
+            except Exception as error:  # how the script ended is what counts
+                remarks.warn(f"the run could not be summed up: {error!r}")
+
+
+class _Remarks:
+    """Lines on standard error; one that cannot be written is nothing to a script."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.start = quiet, os.getcwd()
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            self.warn(line)
+
+    def warn(self, line: str) -> None:
+        # Paths are shown as they are typed where the command was; the script may have gone elsewhere since.
+        with suppress(OSError, ValueError):
+            click.echo(f"foreshock: {line.replace(self.start + os.sep, '')}", err=True)
 
 
 def _free(path: Path) -> Path:
@@ -91,19 +109,19 @@ def _free(path: Path) -> Path:
     return result
 
 
-def _finish(watchers: list[Watcher], say: Callable[[str], None]) -> None:
+def _finish(watchers: list[Watcher], remarks: _Remarks) -> None:
     """Closes the runs and says in a few lines what was found and how to read more."""
     runs = []
     for watcher in watchers:
         watcher.close()
         runs += watcher.runs
     if not runs:
-        say("no optimizer made a step in this process, nothing was recorded")
+        remarks.say("no optimizer made a step in this process, nothing was recorded")
         return
     from foreshock.cli.console import verdict_line
     from foreshock.run import Run
 
     for watched in runs:
         run = Run.load(watched.path)
-        say(f"{watched.path}: {verdict_line(run, run.events)}")
-    say(f"next: foreshock report {' '.join(str(watched.path) for watched in runs)}")
+        remarks.say(f"{watched.path}: {verdict_line(run, run.events)}")
+    remarks.say(f"next: foreshock report {' '.join(str(watched.path) for watched in runs)}")

@@ -71,12 +71,15 @@ class Watcher:
 
     Args:
         directory: run directory of the first optimizer; those after it append ".1", ".2", ... to its name.
-        say: takes one line for the user.
+        say: takes a remark for the user.
+        warn: takes a warning for the user.
         settings: further arguments for each `Monitor`.
     """
 
-    def __init__(self, directory: Path, say: Callable[[str], None], **settings: Any) -> None:
-        self.directory, self.say, self.settings = directory, say, settings
+    def __init__(
+        self, directory: Path, say: Callable[[str], None], warn: Callable[[str], None], **settings: Any
+    ) -> None:
+        self.directory, self.say, self.warn, self.settings = directory, say, warn, settings
         self.runs: list[Watched] = []
         self._of: weakref.WeakKeyDictionary[Optimizer, Watched | None] = weakref.WeakKeyDictionary()
         self._recent = Losses()  # since any optimizer stepped: where a new optimizer begins
@@ -113,7 +116,7 @@ class Watcher:
             while self._undo:
                 self._undo.pop()()
             lines = traceback.format_exc().rstrip() if not isinstance(error, ForeshockError) else str(error)
-            self.say(f"watching stopped, the script goes on: {lines}")
+            self.warn(f"watching stopped, the script goes on: {lines}")
 
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         @wraps(original)
@@ -194,7 +197,7 @@ class Watcher:
         """Returns the optimizer with an open monitor, or None, said once, where it cannot be watched."""
         name = type(optimizer).__name__
         if kwargs.get("closure") is not None or any(argument is not None for argument in args[1:]):
-            self.say(f"{name} is not watched: its step() is given a closure, so its gradients do not exist yet")
+            self.warn(f"{name} is not watched: its step() is given a closure, so its gradients do not exist yet")
             return None
         self._let_go()
         count = len(self.runs)
@@ -203,7 +206,7 @@ class Watcher:
             monitor = Monitor(name_parameters(optimizer), optimizer, run=path, **self.settings)
             monitor.__enter__()
         except ForeshockError as error:
-            self.say(f"{name} is not watched: {error}")
+            self.warn(f"{name} is not watched: {error}")
             return None
         self.say(f"watching {name}, run in {path}")
         result = Watched(path, monitor, replace(self._recent))
