@@ -59,7 +59,7 @@ def test_a_constant_that_changes_is_a_departure() -> None:
 def test_signals_are_ranked_by_distance_and_the_earliest_is_found() -> None:
     far, early = np.exp(0.1 * noise()), np.exp(0.1 * noise(1))
     far[ONSET : ONSET + 20] *= 1e6
-    early[ONSET - 30 : ONSET + 20] *= 5
+    early[ONSET - 30 : ONSET + 20] *= 50
     items = list(found({"early": early, "quiet": noise(2), "far": far}).values())
     assert [item.column for item in ranked(items)] == ["far", "early"]
     first = earliest(items)
@@ -87,3 +87,15 @@ def test_the_event_before_is_kept_out_of_what_is_normal() -> None:
     signal[ONSET : ONSET + 20] *= 30
     assert not found({"a": signal})["a"].moved
     assert found({"a": signal}, since=1000 + 2 * 260)["a"].moved
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.9, 0.98, 1.0])
+def test_among_a_thousand_wandering_signals_none_is_an_early_sign(memory: float) -> None:
+    random = np.random.default_rng(3)
+    kicks = random.standard_normal((N, 1000)) * max(np.sqrt(1 - memory**2), 0.1)
+    walks = np.zeros((N, 1000))
+    for t in range(1, N):
+        walks[t] = memory * walks[t - 1] + kicks[t]
+    names = tuple(map(str, range(1000)))
+    items = departures(names, np.arange(N), np.exp(0.3 * walks), onset=ONSET, end=ONSET + 20)
+    assert earliest(items) is None

@@ -3,7 +3,8 @@
 The range of a signal is learnt from records well before the event: its centre (a robust straight line, so that a trend
 is not a departure) and its half-range (the 98 % quantile of the distance from it). Magnitudes are compared in
 logarithms. `score` is the largest distance during the event in half-ranges; `first` is the step from which the signal
-stays outside three half-ranges (7 standard deviations where the noise is Gaussian) until the event begins.
+stays outside three half-ranges (7 standard deviations where the noise is Gaussian) until the event begins, having
+gone ten by then; what only wanders does not count as an early sign.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ LOOKBACK = 60  # records before the onset that may already be part of the event'
 HISTORY = 120  # records before those, from which the range is learnt: recent ones, not the event before
 RECENT = 30  # last records of the history, whose median is the level just before the event
 LEFT = 3.0  # half-ranges beyond which a signal has left its range
+CLEAR = 10.0  # half-ranges an early departure must reach by the onset: among 1000 random walks the farthest makes 9
 STAYS = 0.7  # share of the records up to the onset that must be outside for an early departure to count
 SMALLEST = 1e-2  # least half-range, relative to the level: less than 3 % is never a departure
 CAP = 1e6  # scores are capped here, non-finite values score this
@@ -92,8 +94,7 @@ def departures(
     distance[broken if absent is None else broken & ~absent[rows]] = CAP
     at = np.argmax(np.where(np.isnan(distance), -1.0, distance), axis=0)
     extremes = during[at, np.arange(len(columns))]
-    outside = distance > LEFT
-    firsts = _first_outside(outside, np.isfinite(distance), start - look)
+    firsts = _first_outside(distance, start - look)
     result = []
     for j, name in enumerate(columns):
         score = float(distance[at[j], j])
@@ -168,9 +169,10 @@ def _fit(work: Floats, history: int) -> _Fit:
     return _Fit(line, spread, slope, bend, middle, np.where(np.isfinite(recent), recent, middle))
 
 
-def _first_outside(outside: NDArray[np.bool_], known: NDArray[np.bool_], onset: int) -> NDArray[np.int64]:
+def _first_outside(distance: Floats, onset: int) -> NDArray[np.int64]:
     """Returns per column the row from which it stays outside until the onset, or the first after it, or -1."""
-    rows, n = outside.shape
+    rows, n = distance.shape
+    outside, known = distance > LEFT, np.isfinite(distance)
     result = np.full(n, -1, dtype=np.int64)
     after = outside[onset:]
     if len(after):
@@ -181,7 +183,8 @@ def _first_outside(outside: NDArray[np.bool_], known: NDArray[np.bool_], onset: 
         out = np.cumsum(outside[:reach][::-1], axis=0)[::-1]
         seen = np.cumsum(known[:reach][::-1], axis=0)[::-1]
         stays = outside[:reach] & (out >= STAYS * seen)
-        early = stays.any(axis=0) & (result >= 0)
+        clear = np.nan_to_num(distance[:reach], nan=0.0).max(axis=0) >= CLEAR
+        early = stays.any(axis=0) & (result >= 0) & clear
         result[early] = stays.argmax(axis=0)[early]
     return result
 

@@ -58,7 +58,7 @@ def free_signals(event: Event, wide: Sequence[Departure], tensors: Sequence[Depa
     if event.kind != "precursor":
         first = earliest(known)
         if first is None:
-            text = "No recorded signal left its range before the onset: the event came without a warning."
+            text = "No recorded signal clearly left its range before the onset: the event came without a warning."
         else:
             text = (
                 f"`{first.column}` left its range {count(first.lead or 0, 'step')} before the onset, "

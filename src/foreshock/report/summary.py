@@ -158,7 +158,7 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
         result += [Phrase("First sign: "), Phrase(first.column, "name"), Phrase(" left its range ")]
         result += [Phrase(count(first.lead or 0, "step"), "figure"), Phrase(" before.")]
     elif event.kind in HARM and any(item.score == item.score for item in others):
-        result.append(Phrase("No free signal announced it."))
+        result.append(Phrase("No free signal clearly announced it."))
     return result
 
 
