@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +182,13 @@ def veto_of(optimizer: Optimizer) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No gradients are recorded inside, and no autocast changes the type of what is computed."""
-    with torch.no_grad():
-        active = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-        if not active:
-            yield
-            return
-        with torch.autocast(active[0], enabled=False), torch.autocast(active[-1], enabled=False):
-            yield
+def quiet() -> AbstractContextManager[Any]:
+    """Returns a context in which no gradients are recorded and no autocast changes the type of what is computed."""
+    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+        return torch.no_grad()
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    for kind in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack

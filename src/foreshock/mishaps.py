@@ -49,4 +49,8 @@ class Mishaps:
         try:
             yield
         except Exception:
-            self.say(doing, f"{doing} failed{consequence}; training goes on.\n{traceback.format_exc()}")
+            self.failed(doing, consequence)
+
+    def failed(self, doing: str, consequence: str = "") -> None:
+        """Says what the exception being handled has stopped."""
+        self.say(doing, f"{doing} failed{consequence}; training goes on.\n{traceback.format_exc()}")

@@ -18,7 +18,7 @@ from foreshock.detect.scan import default_detectors
 from foreshock.errors import RunError, UsageError
 from foreshock.mishaps import Mishaps
 from foreshock.probes import DEFAULT, Every, Part, Step, name_of
-from foreshock.probes.plan import Plan, name_tensors, signature
+from foreshock.probes.plan import Plan, name_tensors
 from foreshock.probes.sweep import Sweep
 from foreshock.provenance import metadata
 from foreshock.recorder import Measured, Recorder
@@ -85,7 +85,7 @@ class Monitor:
         self._step = 0
         self._resumes: str | None = None
         self._losses: list[Tensor] = []
-        self._weights: list[Tensor] = []
+        self._weights: list[tuple[Tensor, ...]] = []
         self._seen: int | None = None
         self._batch: Any = None
         self._closure: Callable[..., Any] | None = None
@@ -167,7 +167,8 @@ class Monitor:
                                   "once. Call observe() once for each forward pass.")
                 return
             self._seen = id(loss)
-            loss.register_hook(self._weights.append)  # type: ignore[no-untyped-call]  # what backward multiplies it with: accumulation and loss scale
+            if loss.grad_fn is not None:  # told what backward multiplies the loss with: accumulation and loss scale
+                loss.grad_fn.register_prehook(self._weights.append)
         self._losses.append(value)
         self._batch = batch if batch is not None else self._batch
         self._closure = closure if closure is not None else self._closure
@@ -255,21 +256,31 @@ class Monitor:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         begun = time.perf_counter()
-        with self._mishaps.said("preparing a step"), attach.quiet():
-            self._sweep.before(self._step, self._current_plan(), self._drop_part)
+        try:
+            if self._plan is None or not self._plan.refresh(optimizer):
+                self._plan = Plan(name_tensors(self._names, self._order, optimizer), optimizer)
+            with attach.quiet():
+                self._sweep.before(self._step, self._plan, self._drop_part)
+        except Exception:
+            self._mishaps.failed("preparing a step")
         self._spent += time.perf_counter() - begun
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         begun = time.perf_counter()
-        with self._mishaps.said("measuring a step"), attach.quiet():
-            self._measure(begun)
+        try:
+            with attach.quiet():
+                self._measure(begun)
+        except Exception:
+            self._mishaps.failed("measuring a step")
         self._step += 1
         self._drop_pending()
         self._spent += time.perf_counter() - begun
 
     def _measure(self, begun: float) -> None:
         assert self._recorder is not None
-        plan = self._current_plan()
+        plan = self._plan
+        if plan is None:  # the hook before the step failed, and said so
+            return
         self._recorder.dtype = plan.recorded
         step = Step(
             self._step, self.optimizer, plan, plan.values(), plan.grads(), list(self._losses), self._batch,
@@ -295,7 +306,7 @@ class Monitor:
         host["micro_batches"] = float(len(losses))
         if self._weights:
             weights = self._weights
-            device["loss_scale"] = weights[0] if len(weights) == 1 else torch.stack(weights).sum()
+            device["loss_scale"] = weights[0][0] if len(weights) == 1 else torch.stack([w for w, *_ in weights]).sum()
         if step.found_inf is not None:
             device["skipped"] = step.found_inf
         attach.learning_rates(self.optimizer, host, device)
@@ -317,11 +328,6 @@ class Monitor:
             self._mishaps.disabled("probe", name_of(probe), error, self._step)
         if costly:
             self._costly += time.perf_counter() - begun
-
-    def _current_plan(self) -> Plan:
-        if self._plan is None or self._plan.signature != signature(self.optimizer):
-            self._plan = Plan(name_tensors(self._names, self._order, self.optimizer), self.optimizer)
-        return self._plan
 
     def _forget_skipped(self) -> None:
         """Records losses whose step never came: their backward ran, and then the gradients were cleared, as they are

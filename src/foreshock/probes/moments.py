@@ -83,12 +83,10 @@ class Moments:
 
     def settle(self, totals: Totals) -> Mapping[str, np.ndarray]:
         plan = totals.plan
-        constants = [plan.moments[group] for group in plan.group_of]
-        keep = np.array([1.0 if moment is None else moment.keep for moment in constants])
-        eps = np.array([0.0 if moment is None else moment.eps for moment in constants])
-        corrected = np.array([moment is not None and moment.corrected for moment in constants])
-        divides = np.array([moment is not None and moment.divides for moment in constants])
-        groups = range(len(plan.moments))
+        table = np.array([_constants(moment) for moment in totals.moments])
+        keep, eps, corrected, divides = table[plan.group_of].T
+        corrected, divides = corrected > 0, divides > 0
+        groups = range(len(totals.moments))
         t = np.stack([totals.scalars[f"t{g}"] for g in groups], 1)[:, plan.group_of]
         lr = np.stack([totals.scalars[f"lr{g}"] for g in groups], 1)[:, plan.group_of]
 
@@ -159,6 +157,10 @@ class Moments:
         return pack.lasting_rows(found, "second", 2)
 
 
+def _constants(moment: SecondMoment | None) -> tuple[float, float, bool, bool]:
+    return (1.0, 0.0, False, False) if moment is None else (moment.keep, moment.eps, moment.corrected, moment.divides)
+
+
 def _known(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where, values, ABSENT)
 
@@ -183,8 +185,10 @@ def _note_constants(step: Step, tally: Tally) -> None:
         count: Any = 0.0
         if moment is not None:
             state = step.optimizer.state
-            moved = (param for param in group["params"] if param.grad is not None and param in state)
-            count = next((state[param].get("step", 0.0) for param in moved), 0.0)
+            for param in group["params"]:  # mostly the first
+                if param.grad is not None and param in state:
+                    count = state[param].get("step", 0.0)
+                    break
             if isinstance(count, Tensor) and count.device.type == "cpu":
                 count = float(count)  # already on the host, nothing waits
         tally.scalars[f"t{g}"] = count

@@ -82,7 +82,7 @@ class Update:
     order = 2
 
     def __init__(self) -> None:
-        self._held: tuple[Plan, list[tuple[int, int]]] | None = None
+        self._held: tuple[Plan, list[int]] | None = None
         self._moves = False
 
     def before(self, plan: Plan) -> None:
@@ -118,6 +118,6 @@ class Update:
         return signals
 
 
-def _marks(plan: Plan) -> list[tuple[int, int]]:
-    """Returns what changes when a parameter is written to by an operation that torch counts, or is replaced."""
-    return [(param._version, param.data_ptr()) for param in plan.params]
+def _marks(plan: Plan) -> list[int]:
+    """Returns what changes when a parameter is written to by an operation that torch counts."""
+    return [param._version for param in plan.params]

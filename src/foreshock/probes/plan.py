@@ -32,7 +32,7 @@ class Plan:
         params: the tensors themselves.
         plain: whether all are ordinary dense real tensors (no DTensor, no complex numbers).
         group_of: (tensors,) for each the position of its parameter group.
-        moments: for each parameter group how the optimizer keeps its second moment, or None.
+        moments: for each parameter group how the optimizer keeps its second moment, or None; see `refresh`.
         packs: memory layout; each pack holds tensors of one parameter group.
         ledger: where sums over the packs' rows are written.
         keeps_copies: whether parameters and gradients may be copied (`COPY_LIMIT`).
@@ -47,8 +47,10 @@ class Plan:
         self.tensors = tuple(name for name, _, _ in named)
         self.params = [tensor for _, tensor, _ in named]
         self.group_of = np.array([group for _, _, group in named])
-        self.moments: list[SecondMoment | None] = [second_moment(optimizer, group) for group in optimizer.param_groups]
-        self.signature = signature(optimizer)
+        self.moments: tuple[SecondMoment | None, ...] = ()
+        self._constants: list[tuple[object, ...]] = []
+        self._members = _members(optimizer)
+        self.refresh(optimizer)
         self.plain = all(local(tensor) is tensor for tensor in self.params)
         dense = [local(tensor.detach()) for tensor in self.params]
         self.packs: list[Pack] = build(dense, [group for _, _, group in named])
@@ -63,10 +65,19 @@ class Plan:
         self.copied_at = -1
         self.recorded = np.float64 if any(pack.dtype == torch.float64 for pack in self.packs) else np.float32
 
+    def refresh(self, optimizer: Optimizer) -> bool:
+        """Reads the optimizer's constants again; returns False where its tensors have changed, so that a new plan is
+        needed."""
+        constants = [tuple(map(group.get, _CONSTANTS)) for group in optimizer.param_groups]
+        if constants != self._constants:
+            self._constants = constants
+            self.moments = tuple(second_moment(optimizer, group) for group in optimizer.param_groups)
+        return _members(optimizer) == self._members
+
     def grads(self) -> list[Tensor | None]:
         """Returns the gradients as they are now."""
         grads = [param.grad for param in self.params]
-        if self.plain and all(grad is None or grad.layout is torch.strided for grad in grads):
+        if self.plain and not any([grad is not None and grad.is_sparse for grad in grads]):  # noqa: C419 (a hot path)
             return grads
         return [None if grad is None else local(grad) for grad in grads]
 
@@ -84,16 +95,13 @@ class Plan:
         return result
 
 
-def signature(optimizer: Optimizer) -> tuple[object, ...]:
-    """Returns what a plan depends on: sizes of the groups and the constants of their second moments."""
-    return tuple(
-        (len(group["params"]), *(_plain(group.get(name)) for name in ("betas", "alpha", "rho", "eps", "weight_decay")))
-        for group in optimizer.param_groups
-    )
+_CONSTANTS = ("betas", "alpha", "rho", "eps", "weight_decay", "amsgrad", "centered", "maximize")
 
 
-def _plain(value: object) -> object:
-    return id(value) if isinstance(value, Tensor) else value
+def _members(optimizer: Optimizer) -> list[tuple[int, ...]]:
+    """Returns what changes when a parameter group is added or its tensors are replaced."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    return [(len(params), id(params[0]), id(params[-1])) if params else () for params in groups]
 
 
 def name_tensors(

@@ -18,6 +18,7 @@ from torch import Tensor
 from foreshock.probes.base import Every, Step
 from foreshock.probes.packs import Pack
 from foreshock.probes.plan import Plan
+from foreshock.probes.second_moment import SecondMoment
 
 
 class Tally:
@@ -43,6 +44,7 @@ class Totals:
 
     Attributes:
         plan: the tensors it went over.
+        moments: for each parameter group how v is kept.
         steps: (N,) step numbers, ascending.
         sums, maxima: quantity -> (N, tensors) float64.
         scalars: name -> (N,) float64.
@@ -50,6 +52,7 @@ class Totals:
     """
 
     plan: Plan
+    moments: tuple[SecondMoment | None, ...]
     steps: np.ndarray
     sums: dict[str, np.ndarray]
     maxima: dict[str, np.ndarray]
@@ -153,14 +156,14 @@ class Sweep:
         pieces = step.plan.ledger.take((*sums, *squares, *maxima))
         pieces += [value.detach().to(step.plan.device).view(1) for value in device.values()]
         parts = tuple((part, measures) for part, measures, _ in live)
-        layout = (step.plan, parts, sums, squares, maxima, tuple(device), tuple(host))
+        layout = (step.plan, step.plan.moments, parts, sums, squares, maxima, tuple(device), tuple(host))
         return Swept(torch.cat(pieces), layout, tally.facts | {"scalars": tuple(host.values())})
 
     @staticmethod
     def settle(steps: np.ndarray, layout: tuple[Any, ...], block: np.ndarray, facts: Sequence[Mapping[str, Any]],
                failed: Callable[[Any, Exception], None]) -> dict[str, np.ndarray]:
         """Returns the signals of N steps of one layout from their (N, length) vectors."""
-        plan, parts, sums, squares, maxima, device, host = layout
+        plan, moments, parts, sums, squares, maxima, device, host = layout
         ledger, count = plan.ledger, len(plan.tensors)
         rows = {}
         for i, name in enumerate((*sums, *squares, *maxima)):
@@ -172,7 +175,7 @@ class Sweep:
             topped = {name: ledger.topped(rows[name], count) for name in maxima}
         rest = {name: block[:, at + i] for i, name in enumerate(device)}
         rest |= {name: np.array([each["scalars"][i] for each in facts]) for i, name in enumerate(host)}
-        totals = Totals(plan, steps, summed, topped, rest, facts)
+        totals = Totals(plan, moments, steps, summed, topped, rest, facts)
         signals: dict[str, np.ndarray] = {}
         for part, measures in parts:
             inner = _inner(part)
