@@ -73,7 +73,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     text = page(tmp_path, [run], [events], title=NASTY[0])
     document = Document(text)
     scripts = [attrs for tag, attrs in document.tags if tag == "script"]
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     assert document.text.count(NASTY[0]) >= 4
     assert "alert(1)" not in "".join(re.findall(r"<script>(.*?)</script>", text, re.DOTALL))
     assert f"my {NASTY[0]}" in {curve["column"] for curve in data(text)["signals"]}  # type: ignore[attr-defined]

@@ -73,7 +73,7 @@ def render(
     views = [
         view(run, found, budget, explain, place) for place, (run, found) in enumerate(zip(runs, events, strict=True))
     ]
-    style, script = _styles(), _scripts()
+    style, script, theme = _styles(), _scripts(), _asset("theme.js")
     if title and len(views) == 1:
         views = [replace(views[0], name=title)]
     heading = title or (views[0].name if len(views) == 1 else f"{len(views)} runs")
@@ -84,6 +84,8 @@ def render(
         runs=views,
         style=Markup(style),
         script=Markup(script),
+        theme=Markup(theme),
+        theme_hash=_hash(theme),
         style_hash=_hash(style),
         script_hash=_hash(script),
         glossary=[signal for signal in SIGNALS.values() if any(signal.name in view.signals for view in views)],

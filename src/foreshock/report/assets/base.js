@@ -91,15 +91,13 @@ const theme = {
     redraws.forEach((draw) => draw());
   },
   start() {
+    let chosen = false; // the system's choice holds until the reader makes one
     const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    let chosen = null;
-    try { chosen = localStorage.getItem("foreshock-theme"); } catch { /* storage is closed to files in some browsers */ }
-    theme.set(chosen || (dark.matches ? "dark" : "light"));
     dark.addEventListener("change", (e) => chosen || theme.set(e.matches ? "dark" : "light"));
     document.querySelector(".theme").addEventListener("click", () => {
-      chosen = root.dataset.theme === "dark" ? "light" : "dark";
-      try { localStorage.setItem("foreshock-theme", chosen); } catch { /* the choice lasts for this page */ }
-      theme.set(chosen);
+      chosen = true;
+      theme.set(root.dataset.theme === "dark" ? "light" : "dark");
+      try { localStorage.setItem("foreshock-theme", root.dataset.theme); } catch { /* the choice lasts for this page */ }
     });
     let before = null; // paper is white
     window.addEventListener("beforeprint", () => { before = root.dataset.theme; theme.set("light"); });
