@@ -26,9 +26,10 @@ KNOWN = 4  # changes of the short level known before anything is judged
 class Drift:
     """Raises an event when the level of the loss (median of 64) has climbed slowly above the best it has been.
 
-    The rise must be a tenth of the loss, stand out of the slow wander of this loss, and be twice any earlier slow rise
-    that went away again (seasons of the data, restarts). A rise that came at once is left to `Spike`. After the
-    learning rate went up nothing is judged for 200 records, and the best level is taken anew.
+    The rise must be a tenth of the loss (of the descent, for signed losses), exceed the noise of single records (six
+    times that of the level), stand out of the slow wander of this loss, and be twice any earlier slow rise that went
+    away again (seasons of the data, restarts). A rise that came at once is left to `Spike`. After the learning rate
+    went up nothing is judged for 200 records, and the best level is taken anew.
 
     `height` and `peak` are of the level, not of single losses. Event data: "baseline" (best level), "scale" (noise of
     single records, on the loss's scale), "wander" (usual change from block to block).
@@ -74,10 +75,11 @@ class Drift:
         self._peak = max(self._peak, rise)
         if planned or not climbs or len(self._wander) < KNOWN or rise < self._needed():
             return ()
-        if self._abrupt > ABRUPT * rise + 1.5 * level.noise():
+        noise = level.noise()
+        if rise < noise or self._abrupt > ABRUPT * rise + 1.5 * noise:
             return ()
-        data = {"baseline": level.baseline, "scale": level.noise(), "wander": self._wander.median()}
-        severity = rise / max(level.noise(), DUST)
+        data = {"baseline": level.baseline, "scale": noise, "wander": self._wander.median()}
+        severity = rise / max(noise, DUST)
         step, onset = record.step, self._onset
         self._event = Event("drift", step, onset, step, step, level.height, severity, self.signal, data)
         self._told = level.height

@@ -19,7 +19,7 @@ SUSPECT, SUSPECT_Z = 0.25, 3.0  # what waits for the next records to tell
 LEAP, LEAP_Z = 1.0, 6.0  # what one record must reach alone (2.7 times the level)
 CLIMB, CLIMB_Z = 0.8, 4.0  # what a record must reach that follows a suspect ...
 CLIMB_STEP = 0.2  # ... and by how much it must exceed all of them: a level that changed once does not climb on
-FALSE_RATE = 3e-4  # chance per record that noise alone passes the tail bound asked of a lone leap
+FALSE_RATE = 1e-4  # chance per record that noise alone passes the tail bound asked of a lone leap
 WARM, EARLY = 8, 8.0  # residuals known before anything is judged; z is (1 + EARLY / n) times higher while n are known
 HELD = 12  # suspects in a row that are a new level
 QUIET = 3.0  # the loss is calm within so many standard deviations of its recent level
@@ -92,11 +92,10 @@ class Precursor:
         return losses[-1] - level <= QUIET * CHANGE_TO_SIGMA * changes[len(changes) // 2]
 
     def _release(self, scale: float) -> None:
-        """Admits the suspects: one alone as it came, so that heavy tails are learnt; several winsorised."""
-        alone = len(self._held) == 1
+        """Admits the suspects: the level takes them winsorised, the noise learns them as they are."""
+        limit = max(SUSPECT_Z * scale, SUSPECT)
         for _, y, residual in self._held:
-            excess = max(0.0, residual - max(SUSPECT_Z * scale, SUSPECT))
-            self._base.admit(y - excess, residual if alone else residual - excess)
+            self._base.admit(y - max(0.0, residual - limit), residual)
         self._held.clear()
 
     def _raise(self, step: int, value: float, residual: float, scale: float) -> Event:

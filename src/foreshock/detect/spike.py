@@ -145,7 +145,9 @@ class Spike:
 
     def _unit(self) -> float:
         """What a share of a rise is of: 1 on the logarithmic scale, the descent so far on the linear one."""
-        return 1.0 if not self._scale.linear else max(0.0, (self._first or 0.0) - self._best)
+        if not self._scale.linear:
+            return 1.0
+        return 0.0 if self._first is None else max(0.0, self._first - self._best)
 
     def _habit(self) -> float:
         """How high an outlier must be where three narrow ones came of late."""
@@ -161,15 +163,14 @@ class Spike:
         self._best = min(self._best, self._base.level)
 
     def _release(self, scale: float) -> None:
-        """Admits the suspects, which were no spike: the level takes them winsorised.
+        """Admits the suspects, which were no spike: the level takes them winsorised, the noise learns them as they are.
 
-        The noise learns a lone outlier as it came, since that is what its tail is, and a lasting rise winsorised.
+        (A noise that learnt winsorised residuals would see equal ones, and shrink until everything stood out.)
         """
-        limit, lasting = SUSPECT * scale, len(self._pending) == LASTING
         for _, value, residual in self._pending:
             y = self._scale(value)
-            most = max(y - residual + limit, self._base.level)
-            self._admit(value, min(y, most), min(residual, limit) if lasting else residual)
+            most = max(y - residual + SUSPECT * scale, self._base.level)
+            self._admit(value, min(y, most), residual)
         self._pending.clear()
 
     def _raise(self, step: int, scale: float) -> Event:
