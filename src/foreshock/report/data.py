@@ -11,10 +11,10 @@ from foreshock.report import encode
 from foreshock.report.columns import can_log, describe, tensor_signals, wants_log, wide_columns
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import Departure, ranked
-from foreshock.report.detail import Curve, Detail, Span, detail, gather, span_of
+from foreshock.report.detail import HARM, Curve, Detail, Span, detail, gather, span_of
 from foreshock.report.heat import whole
 from foreshock.report.sections import Section, free_signals
-from foreshock.report.summary import HARM, baseline, by_severity, peak_values
+from foreshock.report.summary import baseline, by_severity, peak_values
 from foreshock.run import Run
 from foreshock.run.event import KINDS, Event
 

@@ -14,6 +14,9 @@ from foreshock.report.heat import Heat, around
 from foreshock.run import Run, is_absent
 from foreshock.run.event import Event
 
+HARM = ("nonfinite", "divergence", "spike", "drift")
+"""Kinds that are damage; the others announce or explain it."""
+
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
@@ -26,7 +29,7 @@ class Span:
         first: first step shown.
         last: last step shown.
         read: first step needed to judge what is normal before the event; at most `first`.
-        since: last step of the event before; None where there is none.
+        since: last step of the harmful event before; None where there is none.
     """
 
     event: Event
@@ -69,15 +72,16 @@ def span_of(run: Run, event: Event, events: Sequence[Event]) -> Span:
     first = max(0, begin - max(80, min(2 * length, 160), length // 2))
     last = min(len(steps), end + max(40, min(length, 80), length // 4))
     read = max(0, min(first, begin - HISTORY - LOOKBACK))
-    earlier = [other.end for other in events if other.end is not None and other.end < event.onset]
+    harm = (other for other in events if other.kind in HARM)
+    earlier = [other.end for other in harm if other.end is not None and other.end < event.onset]
     since = max(earlier, default=None)
     return Span(event, int(steps[first]), int(steps[last - 1]), int(steps[read]), since)
 
 
-def gather(run: Run, span: Span, columns: Sequence[str] | None = None) -> dict[str, Curve]:
+def gather(run: Run, span: Span) -> dict[str, Curve]:
     """Returns the run-wide curves within a span."""
     part = run.window(span.read, span.last + 1)
-    return {column: part.measured(column) for column in columns or wide_columns(run)}
+    return {column: part.measured(column) for column in wide_columns(run)}
 
 
 def detail(run: Run, span: Span, curves: Mapping[str, Curve], *, rows: int = 24, columns: int = 240) -> Detail:

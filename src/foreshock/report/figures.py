@@ -16,9 +16,9 @@ from foreshock.errors import MissingExtraError, UsageError
 from foreshock.report.columns import describe, tensor_signals, wants_log
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import ranked
-from foreshock.report.detail import Detail, detail, gather, span_of
+from foreshock.report.detail import HARM, Detail, detail, gather, span_of
 from foreshock.report.heat import Heat, whole
-from foreshock.report.summary import HARM, run_name
+from foreshock.report.summary import run_name
 from foreshock.run import Run
 from foreshock.run.event import Event
 

@@ -17,8 +17,9 @@ from foreshock import __version__
 from foreshock.errors import UsageError
 from foreshock.report import encode
 from foreshock.report.data import Budget, Explain, closely, run_json
+from foreshock.report.detail import HARM
 from foreshock.report.settings import Row, byline, settings
-from foreshock.report.summary import HARM, Phrase, Tile, run_name, tiles, verdict
+from foreshock.report.summary import Phrase, Tile, run_name, tiles, verdict
 from foreshock.run import Run
 from foreshock.run.event import Event
 from foreshock.signals import SIGNALS

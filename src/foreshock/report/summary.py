@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foreshock.report.departures import earliest
-from foreshock.report.detail import Detail, detail, gather, most_affected, span_of
+from foreshock.report.detail import HARM, Detail, detail, gather, most_affected, span_of
 from foreshock.report.sections import free_signals
 from foreshock.report.wording import count, date, duration, listing, number
 from foreshock.run import Run
@@ -26,8 +26,6 @@ NOUNS = {
     "absorbing": ("absorption", "absorptions"),
     "inflating": ("head inflation", "head inflations"),
 }
-HARM = ("nonfinite", "divergence", "spike", "drift")
-"""Kinds that are damage; the others announce or explain it."""
 MANY = 1000  # robust sigmas beyond which the exact number says nothing more
 TIMES = "\N{MULTIPLICATION SIGN}"
 _ABRUPT = ("nonfinite", "divergence", "spike")  # come before slow drifts, whatever their severity
