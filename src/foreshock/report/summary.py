@@ -132,10 +132,10 @@ def _calm(run: Run, steps: str) -> list[Phrase]:
 def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
     event = found.span.event
     peak = peak_values(run, [event])[0]
-    which = "The largest, at step " if several else "At step "
+    which = "The largest, at step " if several and event.kind != "nonfinite" else "At step "
     result = [Phrase(which), Phrase(f"{event.peak:,}", "figure")]
     if event.kind == "nonfinite":
-        result += [Phrase(" "), *_named(event.signal), Phrase(" is not finite")]
+        result += [Phrase(" "), *_named(event.signal), Phrase(" is no longer finite")]
     else:
         took = ", took " if several else " it took "
         level = number(baseline(event, peak))
