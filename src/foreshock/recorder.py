@@ -17,7 +17,7 @@ from foreshock.probes.sweep import Sweep, Swept
 from foreshock.run import RunMemory, RunWriter, StepRecord
 from foreshock.run.absent import absent, is_absent
 
-FLUSH_STEPS = 64
+FLUSH_STEPS = 128
 """Most steps held back: the host's share of a step falls with their number and is small from here on."""
 
 FLUSH_SECONDS = 1.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,30 @@ def test_fsync_runs_on_a_timer_not_per_append(tmp_path: Path, monkeypatch: pytes
         assert synced == []
         now[0] += 2 * writer_module.SYNC_SECONDS
         writer.append("step", ("loss",), [100], [0.0], one(0.0))
+        writer._aside.wait()
         assert synced
         after = len(synced)
         writer.append("step", ("loss",), [101], [0.0], one(0.0))
+        writer._aside.wait()
         assert len(synced) == after
+
+
+def test_a_slow_disk_does_not_hold_up_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, release, began = [100.0], threading.Event(), threading.Event()
+
+    def slow(descriptor: int) -> None:
+        began.set()
+        release.wait()
+
+    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(writer_module.time, "monotonic", lambda: now[0])
+    with RunWriter(tmp_path / "a") as writer:
+        for step in range(5):
+            now[0] += 2 * writer_module.SYNC_SECONDS
+            writer.append("step", ("loss",), [step], [0.0], one(step))
+        began.wait()
+        assert len(Run.load(tmp_path / "a")) == 5
+        release.set()
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:

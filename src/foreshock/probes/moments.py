@@ -143,18 +143,25 @@ class Moments:
     def _rows(self, step: Step, pack: Pack, moment: SecondMoment | None) -> Tensor | None:
         if moment is None:
             return None
-        state, params = step.optimizer.state, step.plan.params
-        found: list[Any] = [None] * len(params)
-        key = moment.key
-        for i in pack.index:
-            entry = state.get(params[i])
-            if entry is not None:
-                found[i] = entry.get(key)
+        found = self._held(step)
         if all(found[i] is None for i in pack.index):
             return None
-        if not step.plan.plain:
-            found = [None if v is None else local(v) for v in found]
         return pack.lasting_rows(found, "second", 2)
+
+    def _held(self, step: Step) -> list[Tensor | None]:
+        """Returns for each tensor its second moment as it is now, None where it has none; looked up once a step."""
+        found: list[Tensor | None] | None = step.cache.get("moments")
+        if found is None:
+            plan, state = step.plan, step.optimizer.state
+            keys = [None if moment is None else moment.key for moment in plan.moments]
+            found = []
+            for param, group in zip(plan.params, plan.group_of.tolist(), strict=True):
+                entry = state.get(param)
+                found.append(None if entry is None else entry.get(keys[group]))
+            if not plan.plain:
+                found = [None if v is None else local(v) for v in found]
+            step.cache["moments"] = found
+        return found
 
 
 def _constants(moment: SecondMoment | None) -> tuple[float, float, bool, bool]:

@@ -18,9 +18,9 @@ def gradient(step: Step, pack: Pack) -> Tensor:
     """Returns the gradient of the pack in hand as rows: in scratch 0 unless it could be viewed."""
     cache = step.cache
     if cache.get("pack") is not pack:
-        rows = pack.rows(step.grads, "grad", 0)
-        cache.clear()
-        cache["pack"], cache["rows"] = pack, rows
+        cache["pack"], cache["rows"] = pack, pack.rows(step.grads, "grad", 0)
+        cache.pop("squared", None)
+        cache.pop("summed", None)
     return cache["rows"]  # type: ignore[no-any-return]
 
 

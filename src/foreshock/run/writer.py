@@ -20,6 +20,7 @@ from foreshock.run.append import AppendFile, TableFile, sync_path
 from foreshock.run.column_sets import ColumnSets, as_values
 from foreshock.run.event import Event
 from foreshock.run.layout import FORMAT
+from foreshock.run.sync import BackgroundSync
 
 SYNC_SECONDS = 5.0  # what a power cut may cost; a kill costs nothing, since the page cache outlives the process
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -59,6 +60,7 @@ class RunWriter:
         self._events = AppendFile(self._directory / "events.jsonl")
         self._notes = AppendFile(self._directory / "notes.jsonl")
         self._unsynced: list[Path] = []
+        self._aside = BackgroundSync()
         self._synced = 0.0
         self._lock = -1
         self._open = False
@@ -119,7 +121,7 @@ class RunWriter:
         file.append(steps, times, values)
         self._rewinds.after(table, int(steps[-1]), len(values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
-            self.sync()
+            self._sync_aside()
 
     def event(self, event: Event) -> None:
         """Appends a version of an event."""
@@ -144,12 +146,19 @@ class RunWriter:
                 raise RunError(f"cannot write {self.path / directory.META}: {error.strerror}") from error
 
     def sync(self) -> None:
-        """Forces everything written so far onto the disk; `append` does so every few seconds."""
+        """Forces everything written so far onto the disk; `append` has that done every few seconds, without waiting."""
         self._synced = time.monotonic()
+        self._aside.wait()
         for file in self._files():
             file.sync()
         while self._unsynced:
             sync_path(self._unsynced.pop())
+
+    def _sync_aside(self) -> None:
+        paths = [*(file.path for file in self._files()), *self._unsynced]
+        if self._aside.start(paths):
+            self._synced = time.monotonic()
+            self._unsynced.clear()
 
     def close(self) -> None:
         """Syncs and closes the files; closing twice is fine."""
