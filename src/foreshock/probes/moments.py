@@ -20,6 +20,7 @@ from foreshock.probes.base import Step
 from foreshock.probes.memory import Memory
 from foreshock.probes.norms import gradient, gradient_squared
 from foreshock.probes.packs import Pack, local
+from foreshock.probes.plan import Plan
 from foreshock.probes.second_moment import SecondMoment
 from foreshock.probes.sweep import Tally, Totals
 from foreshock.run.absent import ABSENT
@@ -41,12 +42,16 @@ class Moments:
 
     def __init__(self) -> None:
         self._memory = Memory(["v_squares", "v"])
+        self._plan: Plan | None = None
+        self._state: Any = None
+        self._entries: list[dict[Any, Any] | None] = []
+        self._groups: list[int] = []
 
     def begin(self, step: Step, tally: Tally) -> None:
         tally.sums += ["v", "ratio"]
         tally.squares.append("v_squares")
         tally.maxima.append("ratio_most")
-        _note_constants(step, tally)
+        self._note_constants(step, tally)
 
     def recall(self, step: Step, tally: Tally) -> None:
         """Prepares to take the size of v alone, so that the next step has one to compare with."""
@@ -152,16 +157,42 @@ class Moments:
         """Returns for each tensor its second moment as it is now, None where it has none; looked up once a step."""
         found: list[Tensor | None] | None = step.cache.get("moments")
         if found is None:
-            plan, state = step.plan, step.optimizer.state
+            entries, plan = self._entries_of(step), step.plan
             keys = [None if moment is None else moment.key for moment in plan.moments]
-            found = []
-            for param, group in zip(plan.params, plan.group_of.tolist(), strict=True):
-                entry = state.get(param)
-                found.append(None if entry is None else entry.get(keys[group]))
+            pairs = zip(entries, self._groups, strict=True)
+            found = [None if entry is None else entry.get(keys[group]) for entry, group in pairs]
             if not plan.plain:
                 found = [None if v is None else local(v) for v in found]
             step.cache["moments"] = found
         return found
+
+    def _entries_of(self, step: Step) -> list[dict[Any, Any] | None]:
+        """Returns each tensor's entry in the optimizer's state, None where it has none yet.
+
+        Optimizers keep these dictionaries from step to step, so they are looked up only where one was missing, the
+        state was loaded, or the plan is new.
+        """
+        state, plan = step.optimizer.state, step.plan
+        if self._plan is not plan or self._state is not state or state.get(plan.params[0]) is not self._entries[0]:
+            self._plan, self._state, self._groups = plan, state, plan.group_of.tolist()
+            self._entries = [state.get(param) for param in plan.params]
+        for i, entry in enumerate(self._entries):
+            if entry is None:
+                self._entries[i] = state.get(plan.params[i])
+        return self._entries
+
+    def _note_constants(self, step: Step, tally: Tally) -> None:
+        """Keeps each group's learning rate and step count for the host; those on the device are not asked for."""
+        entries = self._entries_of(step)
+        counts: list[Any] = [None] * len(step.plan.moments)
+        for entry, group, grad in zip(entries, self._groups, step.grads, strict=True):
+            if counts[group] is None and grad is not None and entry is not None and "step" in entry:
+                count = entry["step"]
+                # a count on the host is read at once, one on the device goes with the sums
+                counts[group] = float(count) if not isinstance(count, Tensor) or count.is_cpu else count
+        for g, group_settings in enumerate(step.optimizer.param_groups):
+            tally.scalars[f"t{g}"] = 0.0 if counts[g] is None else counts[g]
+            tally.scalars[f"lr{g}"] = group_settings.get("lr", 0.0)
 
 
 def _constants(moment: SecondMoment | None) -> tuple[float, float, bool, bool]:
@@ -184,19 +215,3 @@ def _seen_gradient_squared(step: Step, pack: Pack, moment: SecondMoment) -> Tens
     sign = -1.0 if moment.maximizes else 1.0
     step.cache.pop("squared", None)
     return torch.add(gradient(step, pack), theta, alpha=sign * moment.decay, out=pack.scratch(1)).square_()
-
-
-def _note_constants(step: Step, tally: Tally) -> None:
-    """Keeps each group's learning rate and step count for the host; those on the device are not asked for."""
-    for g, (group, moment) in enumerate(zip(step.optimizer.param_groups, step.plan.moments, strict=True)):
-        count: Any = 0.0
-        if moment is not None:
-            state = step.optimizer.state
-            for param in group["params"]:  # mostly the first
-                if param.grad is not None and param in state:
-                    count = state[param].get("step", 0.0)
-                    break
-            if isinstance(count, Tensor) and count.device.type == "cpu":
-                count = float(count)  # already on the host, nothing waits
-        tally.scalars[f"t{g}"] = count
-        tally.scalars[f"lr{g}"] = group.get("lr", 0.0)

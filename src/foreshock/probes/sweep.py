@@ -104,12 +104,24 @@ class Swept:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Active:
+    """A part at a step: measuring, or keeping what the next step will be compared with."""
+
+    part: Part | Every
+    measures: bool
+    begin: Callable[[Step, Tally], None]
+    visit: Callable[[Step, Pack], None]
+    settle: Callable[[Totals], Mapping[str, np.ndarray] | None]
+
+
 class Sweep:
     """Runs parts over the packs of a plan."""
 
     def __init__(self, parts: Sequence[Part | Every]) -> None:
         # those that let a copy go come after those that may still want to read it
         self.parts = sorted(parts, key=lambda part: getattr(_inner(part), "order", 0))
+        self._always: list[_Active] = []
 
     def before(self, number: int, plan: Plan, failed: Callable[[Part | Every, Exception], None]) -> None:
         """Lets parts keep what the update will overwrite; a part that raises is given to `failed`."""
@@ -124,27 +136,16 @@ class Sweep:
 
     def __call__(self, step: Step, failed: Callable[[Part | Every, Exception], None]) -> Swept | None:
         """Returns the step's vector, or None where no part is due; a part that raises is given to `failed`."""
-        tally = Tally()
-        live: list[tuple[Part | Every, bool, Callable[[Step, Pack], None]]] = []
-        for part in self.parts:
-            inner = _inner(part)
-            measures = _due(part, step.number)
-            if not measures and not (hasattr(inner, "remember") and _due(part, step.number + 1)):
-                continue
-            begin, visit = (inner.begin, inner.visit) if measures else (inner.recall, inner.remember)
-            try:
-                begin(step, tally)
-                live.append((part, measures, visit))
-            except Exception as error:
-                failed(part, error)
-        visits = [visit for _, _, visit in live]
-        for pack in step.plan.packs:
-            for i, visit in enumerate(visits):
+        plan, live = step.plan, self._live(step.number)
+        tally = self._begun(step, live, failed)
+        for pack in plan.packs:
+            for active in live:
                 try:
-                    visit(step, pack)
+                    active.visit(step, pack)
                 except Exception as error:
-                    failed(live[i][0], error)
-                    return self(step, failed)  # without that part: `failed` has taken it out
+                    failed(active.part, error)
+                    live = [other for other in live if other is not active]
+                    tally = self._begun(step, live, failed)
         if step.found_inf is not None:
             tally.scalars["found_inf"] = step.found_inf
         # what two parts both asked for is written once more, with the same content
@@ -153,11 +154,38 @@ class Sweep:
             return None
         device = {name: value for name, value in tally.scalars.items() if isinstance(value, Tensor)}
         host = {name: float(value) for name, value in tally.scalars.items() if name not in device}
-        pieces = step.plan.ledger.take((*sums, *squares, *maxima))
-        pieces += [value.detach().to(step.plan.device).view(1) for value in device.values()]
-        parts = tuple((part, measures) for part, measures, _ in live)
-        layout = (step.plan, step.plan.moments, parts, sums, squares, maxima, tuple(device), tuple(host))
+        pieces = plan.ledger.take((*sums, *squares, *maxima))
+        pieces += [value.detach().to(plan.device).view(1) for value in device.values()]
+        layout = (plan, plan.moments, tuple(live), sums, squares, maxima, tuple(device), tuple(host))
         return Swept(torch.cat(pieces), layout, tally.facts | {"scalars": tuple(host.values())})
+
+    def _live(self, number: int) -> list[_Active]:
+        """Returns the parts that measure at a step, or keep something for the next."""
+        if not any(isinstance(part, Every) for part in self.parts):
+            if len(self._always) != len(self.parts):  # one was taken out
+                self._always = [_measuring(part) for part in self.parts]
+            return list(self._always)
+        live = []
+        for part in self.parts:
+            if _due(part, number):
+                live.append(_measuring(part))
+            elif hasattr(_inner(part), "remember") and _due(part, number + 1):
+                inner = _inner(part)
+                live.append(_Active(part, False, inner.recall, inner.remember, inner.note))
+        return live
+
+    @staticmethod
+    def _begun(step: Step, live: list[_Active], failed: Callable[[Part | Every, Exception], None]) -> Tally:
+        """Returns what the parts say they will write; takes out of `live` those that raise."""
+        tally = Tally()
+        for active in tuple(live):
+            try:
+                active.begin(step, tally)
+            except Exception as error:
+                live.remove(active)
+                failed(active.part, error)
+                return Sweep._begun(step, live, failed)
+        return tally
 
     @staticmethod
     def settle(steps: np.ndarray, layout: tuple[Any, ...], block: np.ndarray, facts: Sequence[Mapping[str, Any]],
@@ -177,17 +205,18 @@ class Sweep:
         rest |= {name: np.array([each["scalars"][i] for each in facts]) for i, name in enumerate(host)}
         totals = Totals(plan, moments, steps, summed, topped, rest, facts)
         signals: dict[str, np.ndarray] = {}
-        for part, measures in parts:
-            inner = _inner(part)
+        for active in parts:
             try:
                 with np.errstate(all="ignore"):
-                    if measures:
-                        signals.update(inner.settle(totals))
-                    elif hasattr(inner, "note"):
-                        inner.note(totals)
+                    signals.update(active.settle(totals) or {})
             except Exception as error:
-                failed(part, error)
+                failed(active.part, error)
         return signals
+
+
+def _measuring(part: Part | Every) -> _Active:
+    inner = _inner(part)
+    return _Active(part, True, inner.begin, inner.visit, inner.settle)
 
 
 def _inner(part: Any) -> Any:
