@@ -47,10 +47,14 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]
     return [*tensors, torch.get_rng_state()]
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
     """Returns whether two states are equal bit for bit (NaN equals the same NaN)."""
     return len(one) == len(other) and all(
-        a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+        a.dtype == b.dtype and a.shape == b.shape and _bytes(a) == _bytes(b)
         for a, b in zip(one, other, strict=True)
     )
 

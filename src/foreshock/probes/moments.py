@@ -2,8 +2,8 @@
 
 Source: Bai et al. 2025, arXiv 2506.04805: before a spike of Adam's preconditioner g^2/v is far below 1 and v shrinks
 like beta2^t, tensor by tensor. Deviations: (1) v_{t-1} = (v_t - (1 - beta2) g_t^2) / beta2 is not stored but recovered,
-which float32 allows up to g^2/v of about 1e6/(1 - beta2), where it saturates; (2) it is floored at eps^2, below which
-eps rules the denominator, so that a coordinate that wakes up gives a large finite number; (3) where the Euclidean norm
+which float32 allows up to g^2/v of 2e6/(1 - beta2), bfloat16 up to 32/(1 - beta2); (2) it is floored at eps^2, below
+which eps rules the denominator, so that a coordinate that wakes up gives a large finite number; (3) where the Euclidean norm
 of v would under- or overflow float32 (v of 1e-19), its growth is that of the sum of v instead.
 """
 
@@ -67,9 +67,10 @@ class Moments:
             ledger.nothing("ratio_most", pack)
             return
         squared = _seen_gradient_squared(step, pack, moment)
-        limits = torch.finfo(v.dtype)
-        old = torch.sub(v, squared, alpha=moment.admit * (1.0 - _SATURATION * limits.eps), out=pack.scratch(2))
-        old.clamp_min_(max(moment.keep * moment.eps**2, limits.tiny))
+        kept = next(held for held in pack.chosen(self._held(step)) if held is not None).dtype
+        left = _SATURATION * torch.finfo(kept if kept.is_floating_point else v.dtype).eps
+        old = torch.sub(v, squared, alpha=moment.admit * (1.0 - left), out=pack.scratch(2))
+        old.clamp_min_(max(moment.keep * moment.eps**2, torch.finfo(v.dtype).tiny))
         ratio = torch.div(squared, old, out=old)
         ledger.sum("ratio", pack, ratio)
         ledger.top("ratio_most", pack, ratio)
