@@ -3,7 +3,7 @@
 Source: Bai et al. 2025, arXiv 2506.04805: before a spike of Adam's preconditioner g^2/v is far below 1 and v shrinks
 like beta2^t, tensor by tensor. Deviations: (1) v_{t-1} = (v_t - (1 - beta2) g_t^2) / beta2 is not stored but recovered,
 which float32 allows up to g^2/v of 2e6/(1 - beta2), bfloat16 up to 32/(1 - beta2); (2) it is floored at eps^2, below
-which eps rules the denominator, so that a coordinate that wakes up gives a large finite number; (3) where the Euclidean norm
+which eps rules the denominator, so that a coordinate that wakes up gives a large finite number; (3) where the norm
 of v would under- or overflow float32 (v of 1e-19), its growth is that of the sum of v instead.
 """
 
