@@ -128,7 +128,7 @@ class Baseline:
     LEAST = 16  # residuals that always count
     # At most so many times what successive residuals differ by: a prediction that lags behind a trend is wrong by
     # nearly the same amount each time, and that is no noise; less for the recent ones, which a rise itself makes large.
-    LAG, RECENT_LAG = 2.5, 1.7
+    LAG, RECENT_LAG = 2.5, 1.5
 
     def __init__(self, half: int, memory: int) -> None:
         self.half = half
@@ -178,6 +178,11 @@ class Baseline:
             # from the middle of the newer values to the next one, along the line through both medians
             slope = 2.0 * (self.level - self._old.median()) / (self.half + len(self._old))
             self._fall = min(0.0, slope) * 0.5 * (self.half + 1)
+            if leaving is not None and len(self._old) == 3 and self._fall < 0.0:
+                # the first slope: the errors so far were made without one, and most of them was the slope
+                memory = self.residuals
+                self.residuals = Window(memory.size, [error - self._fall for error in memory.to_list()])
+                self._usual = self.residuals.median()
         self._expected = self.level + self._fall + self._usual
 
     def restart(self, values: Iterable[float]) -> None:

@@ -16,7 +16,7 @@ from foreshock.stats import DUST, Window
 
 BLOCK = 16  # records of the short level and the lag at which its changes are taken
 RISE = 0.10  # least rise, as a share of the loss (of the descent for signed losses)
-Z = 7.0  # least rise, in usual changes of the short level from one block to the next
+Z = 8.0  # least rise, in usual changes of the short level from one block to the next
 AGAIN = 2.0  # least rise, in earlier slow rises that went away by themselves
 ABRUPT = 0.6  # a rise of which this share came within one block is a level change
 BACK = 0.3  # a rise of which less than this share is left went away

@@ -23,7 +23,7 @@ RULES = ((1, 6.0, 0.20), (2, 6.0, 0.08), (3, 5.0, 0.02), (5, 4.0, 0.02))
 SUSPECT, LASTING = RULES[-1][1], RULES[-1][0]
 
 WARM = 6  # residuals known before anything is judged
-EARLY = 8.0  # thresholds are (1 + EARLY / n) times higher while only n residuals are known
+EARLY = 5.0  # thresholds are (1 + EARLY / n) times higher while only n residuals are known
 YOUNG = 20  # and below so many residuals every rise must be as large as that of a single record
 FALSE_RATE = 5e-4  # chance per record that noise alone passes the tail bound, before the other conditions
 TAIL_KNOWN = 32  # residuals from which a tail can be learnt
