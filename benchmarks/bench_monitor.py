@@ -58,8 +58,8 @@ class GPT(nn.Module):
 
 
 NETS = {
-    "GPT, 0.9 M parameters": (dict(width=128, layers=4, length=128), 16, 4),
-    "tiny, 8 ms steps": (dict(width=32, layers=2, length=64), 16, 25),
+    "GPT, 0.9 M parameters": ({"width": 128, "layers": 4, "length": 128}, 16, 4),
+    "tiny, 8 ms steps": ({"width": 32, "layers": 2, "length": 64}, 16, 25),
 }
 
 

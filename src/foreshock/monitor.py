@@ -90,6 +90,7 @@ class Monitor:
         self._batch: Any = None
         self._closure: Callable[..., Any] | None = None
         self._events: dict[tuple[str, str, int], Event] = {}
+        self._process = os.getpid()  # a forked child, such as a data loader's worker, does not write into this run
         self._spent = 0.0
         self._costly = 0.0
         self._started = self._last_step = 0.0
@@ -150,6 +151,8 @@ class Monitor:
             UsageError: the loss is not one number. After the first step this is a warning and the loss is left out.
         """
         begun = time.perf_counter()
+        if os.getpid() != self._process:
+            return
         if not self._hooks:
             self._complain("observe() was called on a monitor that is not attached: use `with Monitor(...)`.")
             return
@@ -188,10 +191,16 @@ class Monitor:
             raise UsageError("the monitor has recorded nothing yet: use `with Monitor(...) as monitor:`")
         return self._sink.run() if isinstance(self._sink, RunMemory) else Run.load(self._sink.path)
 
+    def annotate(self, **fields: Any) -> None:
+        """Adds to the run's metadata, for example `annotate(title="baseline", seed=3)`; plain JSON values."""
+        if self._sink is None:
+            raise UsageError("annotate() was called on a monitor that is not attached: use `with Monitor(...)`.")
+        self._sink.update_meta(**fields)
+
     def flush(self) -> None:
         """Brings over and records everything measured so far, and runs the detectors on it; waits for the device."""
         recorder = self._recorder
-        if recorder is None:
+        if recorder is None or os.getpid() != self._process:
             return
         begun = time.perf_counter()
         with self._mishaps.said("recording", "; the steps held back are lost"):
@@ -255,6 +264,8 @@ class Monitor:
         return [probe for probe in probes if hasattr(probe, "state_dict") and hasattr(probe, "load_state_dict")]
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if os.getpid() != self._process:
+            return
         begun = time.perf_counter()
         try:
             if self._plan is None or not self._plan.refresh(optimizer):
@@ -266,6 +277,8 @@ class Monitor:
         self._spent += time.perf_counter() - begun
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if os.getpid() != self._process:
+            return
         begun = time.perf_counter()
         try:
             with attach.quiet():

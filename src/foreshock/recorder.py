@@ -159,13 +159,15 @@ class Recorder:
     def _table(self, table: str, columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
         """Returns (N, all columns so far) values in stored precision; the columns of a table only grow."""
         places = self._columns[table]
-        for name in columns:
-            places.setdefault(name, len(places))
+        for name, column in columns.items():
+            if name not in places and not is_absent(column).all():  # what was never measured gets no column
+                places[name] = len(places)
         if len(self._names[table]) != len(places):
             self._names[table] = tuple(places)
         wide = absent((count, len(places)))
         for name, column in columns.items():
-            wide[:, places[name]] = column
+            if name in places:
+                wide[:, places[name]] = column
         if self.dtype == np.float64:
             return wide
         with np.errstate(over="ignore", invalid="ignore"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -185,6 +187,35 @@ def test_metadata_say_where_the_run_comes_from() -> None:
     assert meta["versions"]["torch"] == torch.__version__
     assert meta["device"] == "cpu"
     assert meta["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_forked_child_neither_measures_nor_writes(tmp_path: Any) -> None:
+    model = net()
+    optimizer = adam(model)
+    with Monitor(model, optimizer, run=tmp_path / "a") as monitor:
+        train(model, optimizer, monitor, 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking beside threads
+            child = os.fork()
+        if child == 0:
+            train(model, optimizer, monitor, 3)
+            monitor.flush()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        train(model, optimizer, monitor, 3)
+    assert Run.load(tmp_path / "a").steps.tolist() == list(range(6))
+
+
+def test_signals_that_an_optimizer_cannot_have_are_no_columns_and_notes_can_be_added() -> None:
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with Monitor(model, optimizer) as monitor:
+        monitor.annotate(title="baseline", seed=3)
+        train(model, optimizer, monitor, 3)
+        run = monitor.run
+    assert (run.meta["title"], run.meta["seed"]) == ("baseline", 3)
+    assert "grad_norm" in run
+    assert not [name for name in run.columns if name.startswith(("v_ratio", "grad_sq_over_v", "effective_step"))]
 
 
 def test_wrong_arguments_are_refused_with_what_to_do() -> None:

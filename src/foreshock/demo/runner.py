@@ -15,7 +15,7 @@ from torch import Tensor
 from foreshock.demo.scenario import Scenario, train
 from foreshock.errors import RunError
 from foreshock.monitor import Monitor
-from foreshock.run import Event, Run, RunWriter
+from foreshock.run import Event, Run
 
 __all__ = ["Outcome", "make_room", "watch"]
 
@@ -48,6 +48,10 @@ def watch(scenario: Scenario, seed: int, place: Path, live: Live | None = None) 
     started = time.perf_counter()
     done = 0
     with _one_thread(), Monitor(training.model, training.optimizer, run=place) as monitor:
+        monitor.annotate(
+            title=scenario.title, mechanism=scenario.cause, subtitle=scenario.mechanism, demo=scenario.name,
+            source=scenario.source, seed=str(seed),
+        )
 
         def observe(loss: Tensor) -> None:
             nonlocal done
@@ -61,10 +65,6 @@ def watch(scenario: Scenario, seed: int, place: Path, live: Live | None = None) 
     events = list(monitor.events)
     if live is not None:
         live(done, training.steps, float(losses[-1]), len(events))
-    about = {"title": scenario.title, "mechanism": scenario.cause, "subtitle": scenario.mechanism}
-    about |= {"demo": scenario.name, "source": scenario.source, "seed": str(seed)}
-    with RunWriter(place, about, resume=str(Run.load(place).meta["id"])):
-        pass  # opening it again adds these metadata
     return Outcome(scenario, Run.load(place), events, seconds)
 
 
