@@ -57,10 +57,12 @@ class Window:
 
     def median(self) -> float:
         """Returns the median (mean of the two middle values where their number is even), 0.0 of an empty window."""
-        ranked, n = self._sorted, len(self._sorted)
-        if n % 2:
-            return ranked[n // 2]
-        return 0.5 * (ranked[n // 2 - 1] + ranked[n // 2]) if n else 0.0
+        ranked = self._sorted
+        n = len(ranked)
+        half = n >> 1
+        if n & 1:
+            return ranked[half]
+        return 0.5 * (ranked[half - 1] + ranked[half]) if n else 0.0
 
     def sorted(self) -> list[float]:
         """Returns the values in ascending order; read only."""
@@ -160,27 +162,28 @@ class Baseline:
 
     def admit(self, value: float, residual: float) -> None:
         """Learns from the next value; `residual` is what `residual(value)` returned, or less where it is winsorised."""
-        if len(self._new) >= 3:
-            self.residuals.push(residual + self._usual)
+        new, old, memory = self._new, self._old, self.residuals
+        if len(new._order) >= 3:
+            memory.push(residual + self._usual)
             self._recent.push(abs(residual))
             self._changes.push(abs(residual - self._previous))
             self._previous = residual
             self._age += 1
-            if len(self.residuals) > max(self.LEAST, self._age // 2):
-                self.residuals.drop()
-            self._usual = self.residuals.median()
-        leaving = self._new.push(value)
-        if leaving is not None:
-            self._old.push(leaving)
-        self.level = self._new.median()
+            if len(memory._order) > max(self.LEAST, self._age // 2):
+                memory.drop()
+            self._usual = memory.median()
+        leaving = new.push(value)
+        self.level = new.median()
         self._fall = 0.0
-        if len(self._old) >= 3:
+        if leaving is not None:
+            old.push(leaving)
+        known = len(old._order)
+        if known >= 3:
             # from the middle of the newer values to the next one, along the line through both medians
-            slope = 2.0 * (self.level - self._old.median()) / (self.half + len(self._old))
+            slope = 2.0 * (self.level - old.median()) / (self.half + known)
             self._fall = min(0.0, slope) * 0.5 * (self.half + 1)
-            if leaving is not None and len(self._old) == 3 and self._fall < 0.0:
+            if known == 3 and self._fall < 0.0:
                 # the first slope: the errors so far were made without one, and most of them was the slope
-                memory = self.residuals
                 self.residuals = Window(memory.size, [error - self._fall for error in memory.to_list()])
                 self._usual = self.residuals.median()
         self._expected = self.level + self._fall + self._usual

@@ -99,6 +99,16 @@ def test_scan_orders_events_and_ends_them() -> None:
     assert all(event.end is not None for event in events)
 
 
+def test_step_that_stays_is_one_event_for_the_whole_set() -> None:
+    events = scan(records(noisy(1500, lambda step: 2.0 if step < 500 else 2.6)))
+    assert [(event.kind, event.data["width"]) for event in events] == [("spike", "wide")]
+
+
+def test_slow_climb_of_a_fifth_is_a_drift_and_nothing_else() -> None:
+    events = scan(records(noisy(3000, lambda step: 2.0 + 0.4 * min(1.0, max(0, step - 500) / 2000))))
+    assert [event.kind for event in events] == ["drift"]
+
+
 def test_scan_of_nothing_finds_nothing() -> None:
     assert scan([]) == []
     assert scan([StepRecord(0, {})]) == []

@@ -10,6 +10,9 @@ from typing import Any
 from foreshock.stats import CHANGE_TO_SIGMA, LossScale, Window
 
 
+RECENT = 65  # records whose changes tell the noise
+
+
 class Level:
     """The median of the last `size` losses on the loss's scale, and what it takes to judge a rise of it.
 
@@ -23,7 +26,7 @@ class Level:
         self.size = size
         self.scale = LossScale()
         self.values = Window(size)
-        self._recent: deque[float] = deque(maxlen=65)
+        self._recent: deque[float] = deque(maxlen=max(RECENT, size))
         self.best = math.inf
         self.now = self.last = 0.0
         self.first: float | None = None
@@ -34,7 +37,7 @@ class Level:
         self.last = y
         self._recent.append(y)
         self.values.push(y)
-        if len(self.values) < self.size:
+        if len(self._recent) < self.size:
             return False
         self.now = self.values.median()
         if self.first is None:
@@ -50,7 +53,7 @@ class Level:
         first = back(first) if first is not None else None
         self.scale.refit(value)
         self.values = Window(self.size, [self.scale(x) for x in losses])
-        self._recent = deque(self.values.to_list(), maxlen=65)
+        self._recent = deque(self.values.to_list(), maxlen=max(RECENT, self.size))
         self.best = self.scale(best) if best < math.inf else best
         self.first = self.scale(first) if first is not None else None
         self.last, self.now = self.scale(last), self.values.median()
@@ -80,7 +83,7 @@ class Level:
         return 0.0 if self.first is None else max(0.0, self.scale.back(self.first) - self.baseline)
 
     def noise(self) -> float:
-        """Standard deviation of the noise, from the median change between the last 65 records."""
+        """Standard deviation of the noise, from the median change between the last records."""
         changes = sorted(abs(b - a) for a, b in pairwise(self._recent))
         return CHANGE_TO_SIGMA * changes[len(changes) // 2] if changes else 0.0
 
@@ -98,5 +101,5 @@ class Level:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self.scale.load_state_dict(state["scale"])
-        self.values, self._recent = Window(self.size, state["values"]), deque(state["recent"], maxlen=65)
+        self.values, self._recent = Window(self.size, state["values"]), deque(state["recent"], maxlen=max(RECENT, self.size))
         self.best, self.now, self.last, self.first = state["best"], state["now"], state["last"], state["first"]
