@@ -82,6 +82,7 @@ class Monitor:
         self._mishaps = Mishaps(self._note)
         self._hooks: list[Any] = []
         self._plan: Plan | None = None
+        self._quiet = attach.Quiet(torch.device("cpu"))
         self._step = 0
         self._resumes: str | None = None
         self._losses: list[Tensor] = []
@@ -270,8 +271,8 @@ class Monitor:
         try:
             if self._plan is None or not self._plan.refresh(optimizer):
                 self._plan = Plan(name_tensors(self._names, self._order, optimizer), optimizer)
-            with attach.quiet():
-                self._sweep.before(self._step, self._plan, self._drop_part)
+                self._quiet = attach.Quiet(self._plan.device)
+            self._sweep.before(self._step, self._plan, self._drop_part)
         except Exception:
             self._mishaps.failed("preparing a step")
         self._spent += time.perf_counter() - begun
@@ -281,7 +282,7 @@ class Monitor:
             return
         begun = time.perf_counter()
         try:
-            with attach.quiet():
+            with self._quiet:
                 self._measure(begun)
         except Exception:
             self._mishaps.failed("measuring a step")

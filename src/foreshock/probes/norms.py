@@ -88,9 +88,10 @@ class Update:
     def before(self, plan: Plan) -> None:
         """Copies the parameters, unless the copy made after the last step is still what they are."""
         if plan.keeps_copies and (self._held is None or self._held[0] is not plan or self._held[1] != _marks(plan)):
-            values = plan.values()
-            for pack in plan.packs:
-                pack.copy(values, "before")
+            with torch.no_grad():
+                values = plan.values()
+                for pack in plan.packs:
+                    pack.copy(values, "before")
             self._held = plan, []
 
     def begin(self, step: Step, tally: Tally) -> None:
