@@ -79,13 +79,16 @@ _TABLE = (
         "cosine of successive gradients, g_t.g_{t-1} / (|g_t| |g_{t-1}|); near -1 at the edge of stability", "mean",
         "Cohen et al. 2022, arXiv 2207.14484", per_tensor=True,
     ),
-    Signal("nonfinite", "1", "number of tensors that hold a NaN or infinite gradient or parameter", "sum"),
+    Signal("nonfinite", "1", "number of tensors whose gradient or parameter has a norm that is NaN or infinite", "sum"),
     Signal(
-        "nonfinite_first", "1", "index of the first tensor, in model order, with a non-finite gradient or parameter; "
-        "-1 where all are finite; the metadata's `tensors` holds the names", "min",
+        "nonfinite_first", "1", "index of the first of them in model order, -1 where all are finite; the metadata's "
+        "`tensors` holds the names", "min",
     ),
-    Signal("loss_scale", "1", "loss scale of the GradScaler in use", "same"),
-    Signal("skipped", "1", "1 where the gradient scaler skipped the step because it found an overflow", "max"),
+    Signal(
+        "loss_scale", "1", "factor between the observed loss and what `backward` differentiates, summed over the "
+        "micro-batches: 1 for a plain mean, the scale of a GradScaler where one is in use", "same",
+    ),
+    Signal("skipped", "1", "1 where a gradient scaler skipped the step because it found an overflow", "max"),
     Signal("micro_batches", "1", "losses observed in this optimizer step (gradient accumulation)", "same"),
     Signal("step_seconds", "s", "wall time from one optimizer step to the next", "max"),
     Signal("monitor_seconds", "s", "part of it spent inside foreshock on the host", "max"),
