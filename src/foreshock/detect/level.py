@@ -9,7 +9,6 @@ from typing import Any
 
 from foreshock.stats import CHANGE_TO_SIGMA, LossScale, Window
 
-
 RECENT = 65  # records whose changes tell the noise
 
 
@@ -101,5 +100,6 @@ class Level:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self.scale.load_state_dict(state["scale"])
-        self.values, self._recent = Window(self.size, state["values"]), deque(state["recent"], maxlen=max(RECENT, self.size))
+        self.values = Window(self.size, state["values"])
+        self._recent = deque(state["recent"], maxlen=max(RECENT, self.size))
         self.best, self.now, self.last, self.first = state["best"], state["now"], state["last"], state["first"]

@@ -27,7 +27,7 @@ EARLY = 5.0  # thresholds are (1 + EARLY / n) times higher while only n residual
 YOUNG = 20  # and below so many residuals every rise must be as large as that of a single record
 FALSE_RATE = 5e-4  # chance per record that noise alone passes the tail bound, before the other conditions
 TAIL_KNOWN = 32  # residuals from which a tail can be learnt
-OBVIOUS, OBVIOUS_Z = 3.0, 4.0  # a loss e^3 = 20 times as high (signed: by three descents) needs no tail bound
+OBVIOUS, OBVIOUS_Z = 3.0, 3.5  # a loss e^3 = 20 times as high (signed: by three descents) needs no tail bound
 LATE = 25  # records into an event, a rise twice as high as all of the last so many is another event
 JUMPS = 2.5  # a rise must be so many times what the loss usually (80th percentile) changes from record to record
 HABIT = 128  # three narrow events within so many records: outliers like them are the noise of this run
