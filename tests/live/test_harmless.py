@@ -22,6 +22,8 @@ from tests.live.nets import OPTIMIZERS, batches, net, same, state_of
 
 Loop = Callable[[nn.Module, torch.optim.Optimizer, Any], None]
 
+pytestmark = pytest.mark.usefixtures("each_sweep")
+
 
 def plain(model: nn.Module, optimizer: torch.optim.Optimizer, monitor: Any) -> None:
     for x, y in batches(15):
@@ -176,7 +178,10 @@ def test_a_failing_probe_is_disabled_said_once_and_noted_while_training_goes_on(
 
 
 @pytest.mark.parametrize("method", ["begin", "visit", "settle", "before"])
-def test_a_failing_part_of_the_sweep_leaves_the_others(method: str) -> None:
+def test_a_failing_part_of_the_sweep_leaves_the_others(method: str, each_sweep: str) -> None:
+    if each_sweep == "compiled" and method == "visit":
+        method = "fused"  # what is asked of a part in its place
+
     class Broken(Update):
         name = "broken"
 

@@ -15,6 +15,8 @@ from tests.live.nets import same, state_of
 
 Case = Callable[[], tuple[nn.Module, torch.optim.Optimizer, Callable[[int], Tensor]]]
 
+pytestmark = pytest.mark.usefixtures("each_sweep")
+
 
 def sparse() -> Any:
     table = nn.Embedding(50, 8, sparse=True)

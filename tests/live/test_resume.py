@@ -23,6 +23,8 @@ from tests.live.nets import OPTIMIZERS, batches, net
 
 DATA = list(batches(120))
 
+pytestmark = pytest.mark.usefixtures("each_sweep")
+
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, monitor: Monitor, start: int, stop: int) -> None:
     for i in range(start, stop):

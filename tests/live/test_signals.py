@@ -16,6 +16,8 @@ from foreshock.run import Run
 from tests.live.nets import OPTIMIZERS, batches, net
 from tests.reference.signals import Reference
 
+pytestmark = pytest.mark.usefixtures("each_sweep")
+
 
 def watch(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, *, dtype: torch.dtype = torch.float32,
           probes: object = DEFAULT) -> tuple[Run, list[dict[str, float]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from foreshock.probes import native
 from foreshock.probes.base import Step
 from foreshock.probes.memory import Memory
 from foreshock.probes.norms import gradient, sum_gradient_squares
@@ -44,6 +45,11 @@ class GradientCosine:
         if step.plan.keeps_copies:
             self._adopt(step.plan)
             tally.sums.append("grad_squares")
+
+    def fused(self, measures: bool) -> int:
+        if self._plan is None:  # nothing is kept of a model this large
+            return 0
+        return native.COSINE | native.KEEP_GRADIENT if measures else native.KEEP_GRADIENT
 
     def visit(self, step: Step, pack: Pack) -> None:
         if not step.plan.keeps_copies:

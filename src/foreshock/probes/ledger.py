@@ -89,6 +89,11 @@ class Ledger:
             how.at(result.T, self._owner, runs.T)
         return result
 
+    def adopt(self, names: Sequence[str], values: Tensor) -> None:
+        """Reads quantities from (quantities, rows) memory that somebody else writes."""
+        for name, row in zip(names, values, strict=True):
+            self._memory[name] = [row], {}
+
     def _slot(self, name: str, pack: Pack) -> Tensor:
         found = self._memory.get(name)
         if found is None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreshock.probes import native
 from foreshock.probes.base import Step
 from foreshock.probes.memory import Memory
 from foreshock.probes.norms import gradient, gradient_squared
@@ -25,7 +26,6 @@ from foreshock.probes.second_moment import SecondMoment
 from foreshock.probes.sweep import Tally, Totals
 from foreshock.run.absent import ABSENT
 
-_SATURATION = 4.0  # roundings of (1 - beta2) g^2 left in v_{t-1}, so that it never becomes negative
 # sums of v^2 that the type holds to full precision
 _SAFE = {np.dtype(np.float32): (1e-30, 1e30), np.dtype(np.float64): (1e-290, 1e290)}
 
@@ -51,12 +51,17 @@ class Moments:
         tally.sums += ["v", "ratio"]
         tally.squares.append("v_squares")
         tally.maxima.append("ratio_most")
+        self._held(step)
         self._note_constants(step, tally)
 
     def recall(self, step: Step, tally: Tally) -> None:
         """Prepares to take the size of v alone, so that the next step has one to compare with."""
         tally.sums.append("v")
         tally.squares.append("v_squares")
+        self._held(step)
+
+    def fused(self, measures: bool) -> int:
+        return native.SECOND_MOMENT | native.RATIO if measures else native.SECOND_MOMENT
 
     def visit(self, step: Step, pack: Pack) -> None:
         moment = step.plan.moments[pack.group]
@@ -67,10 +72,9 @@ class Moments:
             ledger.nothing("ratio_most", pack)
             return
         squared = _seen_gradient_squared(step, pack, moment)
-        kept = next(held for held in pack.chosen(self._held(step)) if held is not None).dtype
-        left = _SATURATION * torch.finfo(kept if kept.is_floating_point else v.dtype).eps
-        old = torch.sub(v, squared, alpha=moment.admit * (1.0 - left), out=pack.scratch(2))
-        old.clamp_min_(max(moment.keep * moment.eps**2, torch.finfo(v.dtype).tiny))
+        stored = next(held for held in pack.chosen(self._held(step)) if held is not None).dtype
+        old = torch.sub(v, squared, alpha=moment.admit_less(stored), out=pack.scratch(2))
+        old.clamp_min_(moment.least(v.dtype))
         ratio = torch.div(squared, old, out=old)
         ledger.sum("ratio", pack, ratio)
         ledger.top("ratio_most", pack, ratio)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreshock.probes import native
 from foreshock.probes.base import Step
 from foreshock.probes.packs import Pack
 from foreshock.probes.plan import Plan
@@ -54,6 +55,9 @@ class GradientNorm:
     def begin(self, step: Step, tally: Tally) -> None:
         tally.sums.append("grad_squares")
 
+    def fused(self, measures: bool) -> int:
+        return 0  # always summed
+
     def visit(self, step: Step, pack: Pack) -> None:
         sum_gradient_squares(step, pack)
 
@@ -97,6 +101,11 @@ class Update:
     def begin(self, step: Step, tally: Tally) -> None:
         self._moves = self._held is not None and self._held[0] is step.plan
         tally.squares += ["param_squares", "update_squares"] if self._moves else ["param_squares"]
+        if self._moves:
+            self._held = step.plan, _marks(step.plan)
+
+    def fused(self, measures: bool) -> int:
+        return native.PARAMETERS | native.UPDATE if self._moves else native.PARAMETERS
 
     def visit(self, step: Step, pack: Pack) -> None:
         plan = step.plan
@@ -105,8 +114,6 @@ class Update:
         if self._moves:
             plan.ledger.squares("update_squares", pack, pack.own("before").sub_(now))
             pack.keep("before", now, "params")
-            if pack is plan.packs[-1]:
-                self._held = plan, _marks(plan)
 
     def settle(self, totals: Totals) -> Mapping[str, np.ndarray]:
         plan = totals.plan

@@ -67,17 +67,20 @@ class Pack:
         alone: whether it is one large tensor, or a piece of one: then it is one flat row.
         shape: (rows, width), or (elements,) if alone.
         lengths: rows of each tensor.
+        in_order: whether a contiguous tensor has its elements in the pack's order.
         chosen: picks this pack's entries from a list over all tensors.
         group: parameter group that its tensors belong to.
     """
 
-    def __init__(self, index: list[int], tensors: list[Tensor], piece: slice | None, group: int) -> None:
+    def __init__(
+        self, index: list[int], tensors: list[Tensor], piece: slice | None, group: int, *, apart: bool = False
+    ) -> None:
         self.index, self.group, self._piece = index, group, piece
         first = tensors[0]
         self.device, self.dtype = first.device, working_dtype(first)
         sizes = [tensor.numel() for tensor in tensors]
         layout = sizes_of(first.device)
-        self.alone = sizes[0] >= layout.alone
+        self.alone = apart or sizes[0] >= layout.alone
         self._order: list[int] | None = None
         if self.alone:
             self.shape: tuple[int, ...] = (sizes[0] if piece is None else piece.stop - piece.start,)
@@ -98,6 +101,7 @@ class Pack:
             ends = [*starts[1:], end]
             pads = [stop - slot.stop for stop, (slot, _) in zip(ends, self._slots, strict=True)]
             self._pads = [torch.zeros(pad, dtype=self.dtype, device=self.device) for pad in pads]
+        self.in_order = self._order is None and piece is None
         self.rows_count = sum(self.lengths)
         self.elements = math.prod(self.shape)
         self.chosen = itemgetter(*index) if len(index) > 1 else lambda tensors: (tensors[index[0]],)
@@ -133,7 +137,7 @@ class Pack:
         tensor = tensors[self.index[0]]
         if tensor is None:
             return self._scratch[spare].zero_()
-        flat = self._flat(tensor)
+        flat = self.flat(tensor)
         return flat if flat.dtype == self.dtype else self._scratch[spare].copy_(flat)
 
     def lasting_rows(self, tensors: Sequence[Tensor | None], name: str, spare: int) -> Tensor:
@@ -161,7 +165,7 @@ class Pack:
         room, slots = self._room(name)
         if self.alone:
             tensor = tensors[self.index[0]]
-            return room.zero_() if tensor is None else room.copy_(self._flat(tensor))
+            return room.zero_() if tensor is None else room.copy_(self.flat(tensor))
         chosen = self.chosen(tensors)
         if any(tensor is None for tensor in chosen):
             room.zero_()
@@ -178,7 +182,8 @@ class Pack:
         else:
             self.swap(name, source)
 
-    def _flat(self, tensor: Tensor) -> Tensor:
+    def flat(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor's elements in the pack's order, 1-D; a view where that is possible."""
         if self._order is not None:
             tensor = tensor.permute(self._order)
         flat = tensor.reshape(-1)
@@ -192,6 +197,12 @@ class Pack:
             slots = [flat[slot].view(shape) for slot, shape in self._slots]
             found = self._own[name] = rows, slots
         return found
+
+
+def build_apart(tensors: Sequence[Tensor], groups: Sequence[int]) -> list[Pack]:
+    """Returns a pack for each non-empty tensor."""
+    pairs = enumerate(zip(tensors, groups, strict=True))
+    return [Pack([i], [tensor], None, group, apart=True) for i, (tensor, group) in pairs if tensor.numel()]
 
 
 def build(tensors: Sequence[Tensor], groups: Sequence[int]) -> list[Pack]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.probes.ledger import Ledger
-from foreshock.probes.packs import Pack, build, local, share_scratch
+from foreshock.probes.native import QUANTITIES, Native, usable
+from foreshock.probes.packs import Pack, build, build_apart, local, share_scratch
 from foreshock.probes.second_moment import SecondMoment, second_moment
 
 MAX_UNITS = 200
@@ -33,6 +34,7 @@ class Plan:
         plain: whether all are ordinary dense real tensors (no DTensor, no complex numbers).
         group_of: (tensors,) for each the position of its parameter group.
         moments: for each parameter group how the optimizer keeps its second moment, or None; see `refresh`.
+        native: the compiled sweep, where it serves these tensors and `fused` says that all parts can do with it.
         packs: memory layout; each pack holds tensors of one parameter group.
         ledger: where sums over the packs' rows are written.
         keeps_copies: whether parameters and gradients may be copied (`COPY_LIMIT`).
@@ -43,7 +45,7 @@ class Plan:
         copied_at: step for whose update the parameters were copied (into the packs' memory "before").
     """
 
-    def __init__(self, named: Sequence[tuple[str, Tensor, int]], optimizer: Optimizer) -> None:
+    def __init__(self, named: Sequence[tuple[str, Tensor, int]], optimizer: Optimizer, *, fused: bool = False) -> None:
         self.tensors = tuple(name for name, _, _ in named)
         self.params = [tensor for _, tensor, _ in named]
         self.group_of = np.array([group for _, _, group in named])
@@ -53,10 +55,18 @@ class Plan:
         self.refresh(optimizer)
         self.plain = all(local(tensor) is tensor for tensor in self.params)
         dense = [local(tensor.detach()) for tensor in self.params]
-        self.packs: list[Pack] = build(dense, [group for _, _, group in named])
-        share_scratch(self.packs, SCRATCH)
+        groups = [group for _, _, group in named]
+        self.native: Native | None = None
+        if fused and usable(dense):
+            self.packs: list[Pack] = build_apart(dense, groups)
+            self.native = Native(self.packs)
+        else:
+            self.packs = build(dense, groups)
+            share_scratch(self.packs, SCRATCH)
         self.device = self.packs[0].device if self.packs else torch.device("cpu")
         self.ledger = Ledger(self.packs)
+        if self.native is not None:
+            self.ledger.adopt(QUANTITIES, self.native.out)
         bytes_each = sum(pack.elements * torch.empty(0, dtype=pack.dtype).element_size() for pack in self.packs)
         self.keeps_copies = 2 * bytes_each <= COPY_LIMIT
         self.names, units = group_by_module(self.tensors)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 
@@ -34,6 +35,17 @@ class SecondMoment:
     decay: float = 0.0
     maximizes: bool = False
 
+    def admit_less(self, stored: torch.dtype) -> float:
+        """Returns `admit`, less a few roundings of the type that v is stored in: v_t - admit_less * g^2 is then never
+        negative, and g^2/v_{t-1} saturates where v_{t-1} is lost to rounding."""
+        return self.admit * (1.0 - _ROUNDINGS * torch.finfo(stored).eps)
+
+    def least(self, working: torch.dtype) -> float:
+        """Returns the floor of keep * v_{t-1}: that of eps^2, below which eps rules the denominator."""
+        return max(self.keep * self.eps**2, torch.finfo(working).tiny)
+
+
+_ROUNDINGS = 4.0
 
 # optimizers whose decay enters the moments; AdamW and the decoupled variants shrink the parameter instead
 _COUPLED = frozenset({"Adam", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta"})

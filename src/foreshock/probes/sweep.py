@@ -69,9 +69,10 @@ class Totals:
 class Part(Protocol):
     """A probe that looks at every element of the tensors, as a part of a `Sweep`.
 
-    It may also have `before(plan)`, called just before the update; `recall(step, tally)` and `remember(step, pack)`,
-    called instead of `begin` and `visit` on the step before one that is due, and `note(totals)` for what they left;
-    `state_dict()` and `load_state_dict(state)`.
+    It may also have `fused(measures)`, which says by flags of `native` what the compiled sweep is to do in place of
+    `visit` or `remember` (a sweep is compiled if all its parts have it); `before(plan)`, called just before the update;
+    `recall(step, tally)` and `remember(step, pack)`, called instead of `begin` and `visit` on the step before one that
+    is due, and `note(totals)` for what they left; `state_dict()` and `load_state_dict(state)`.
     """
 
     name: str
@@ -113,6 +114,7 @@ class _Active:
     begin: Callable[[Step, Tally], None]
     visit: Callable[[Step, Pack], None]
     settle: Callable[[Totals], Mapping[str, np.ndarray] | None]
+    fused: Callable[[bool], int]
 
 
 class Sweep:
@@ -122,6 +124,7 @@ class Sweep:
         # those that let a copy go come after those that may still want to read it
         self.parts = sorted(parts, key=lambda part: getattr(_inner(part), "order", 0))
         self._always: list[_Active] = []
+        self.fused = all(hasattr(_inner(part), "fused") for part in parts)
 
     def before(self, number: int, plan: Plan, failed: Callable[[Part | Every, Exception], None]) -> None:
         """Lets parts keep what the update will overwrite; a part that raises is given to `failed`."""
@@ -138,7 +141,17 @@ class Sweep:
         """Returns the step's vector, or None where no part is due; a part that raises is given to `failed`."""
         plan, live = step.plan, self._live(step.number)
         tally = self._begun(step, live, failed)
-        for pack in plan.packs:
+        if plan.native is not None:
+            what = 0
+            for active in tuple(live):
+                try:
+                    what |= active.fused(active.measures)
+                except Exception as error:
+                    failed(active.part, error)
+                    live.remove(active)
+                    tally = self._begun(step, live, failed)
+            plan.native.run(what, step.grads, step.params, step.cache.get("moments"), plan.moments)
+        for pack in plan.packs if plan.native is None else ():
             for active in live:
                 try:
                     active.visit(step, pack)
@@ -171,7 +184,7 @@ class Sweep:
                 live.append(_measuring(part))
             elif hasattr(_inner(part), "remember") and _due(part, number + 1):
                 inner = _inner(part)
-                live.append(_Active(part, False, inner.recall, inner.remember, inner.note))
+                live.append(_Active(part, False, inner.recall, inner.remember, inner.note, inner.fused))
         return live
 
     @staticmethod
@@ -216,7 +229,7 @@ class Sweep:
 
 def _measuring(part: Part | Every) -> _Active:
     inner = _inner(part)
-    return _Active(part, True, inner.begin, inner.visit, inner.settle)
+    return _Active(part, True, inner.begin, inner.visit, inner.settle, getattr(inner, "fused", lambda measures: 0))
 
 
 def _inner(part: Any) -> Any:
