@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from operator import is_
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +93,11 @@ class Native:
         self._nowhere = np.zeros(len(packs), np.uint64)
         self._owned: dict[str, np.ndarray] = {}
         self._constants = np.zeros((len(packs), 4), np.float32)
-        self._of: tuple[Any, ...] = ()
+        self._moments: tuple[SecondMoment | None, ...] = ()
+        self._second: list[Tensor | None] = []
+        self._index = [pack.index[0] for pack in packs]
+        self._simple = [pack.in_order for pack in packs]
+        self._kept: dict[str, tuple[list[Tensor | None], int, np.ndarray]] = {}
         self._alive: list[Tensor] = []
 
     def run(
@@ -108,11 +112,10 @@ class Native:
             second: the second moments, where `what` asks for them.
             moments: for each parameter group how its second moment is kept.
         """
-        self._alive = []  # converted copies live until the call is over
-        if second is not None:
+        if second is not None and (moments is not self._moments or any(v is None for v in self._second)):
             self._read_constants(moments, second)
-        g, p = self._places(grads), self._places(params)
-        v = self._nowhere if second is None else self._places(second)
+        g, p = self._places(grads), self._lasting("params", params)
+        v = self._nowhere if second is None else self._lasting("second", second)
         last = self._places_of("last_grad") if what & (COSINE | KEEP_GRADIENT) else self._nowhere
         before = self._places_of("before") if what & UPDATE else self._nowhere
         columns = (self._sizes, g, last, v, p, before, self._constants)
@@ -121,7 +124,7 @@ class Native:
         else:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(lambda share: self._call(columns, share[0], share[1], what), self._shares))
-        self._alive = []
+        self._alive.clear()  # converted copies, which live until the call is over
 
     def _call(self, columns: Sequence[np.ndarray], first: int, stop: int, what: int) -> None:
         places = [column.ctypes.data + first * column.strides[0] for column in columns]
@@ -129,18 +132,36 @@ class Native:
 
     def _places(self, tensors: Sequence[Tensor | None]) -> np.ndarray:
         """Returns where each pack's float32 elements lie, in the pack's order; 0 for no tensor."""
-        places = []
-        for pack in self._packs:
-            tensor = tensors[pack.index[0]]
-            if tensor is None:
-                places.append(0)
-            elif tensor.dtype is torch.float32 and tensor.is_contiguous() and pack.in_order:
-                places.append(tensor.data_ptr())
-            else:
-                flat = pack.flat(tensor).to(torch.float32).contiguous()
-                self._alive.append(flat)
-                places.append(flat.data_ptr())
-        return np.array(places, np.uint64)
+        chosen = [tensors[i] for i in self._index]
+        return np.array(
+            [
+                tensor.data_ptr()
+                if tensor is not None and simple and tensor.dtype is torch.float32 and tensor.is_contiguous()
+                else self._copied(i, tensor)
+                for i, (tensor, simple) in enumerate(zip(chosen, self._simple, strict=True))
+            ],
+            np.uint64,
+        )
+
+    def _copied(self, i: int, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return 0
+        flat = self._packs[i].flat(tensor).to(torch.float32).contiguous()
+        self._alive.append(flat)
+        return flat.data_ptr()
+
+    def _lasting(self, name: str, tensors: Sequence[Tensor | None]) -> np.ndarray:
+        """Returns the same for tensors that mostly live on: the same objects, the first of them at the same place."""
+        known = self._kept.get(name)
+        first = tensors[self._index[0]]
+        start = 0 if first is None else first.data_ptr()
+        if known is not None and known[1] == start and all(map(is_, tensors, known[0])):
+            return known[2]
+        before = len(self._alive)
+        places = self._places(tensors)
+        if len(self._alive) == before:
+            self._kept[name] = list(tensors), start, places
+        return places
 
     def _places_of(self, name: str) -> np.ndarray:
         found = self._owned.get(name)
@@ -149,12 +170,8 @@ class Native:
         return found
 
     def _read_constants(self, moments: tuple[SecondMoment | None, ...], second: Sequence[Tensor | None]) -> None:
-        held = [second[pack.index[0]] for pack in self._packs]
-        of = (moments, *(None if v is None else v.dtype for v in held))
-        if of == self._of:
-            return
-        self._of = of
-        for i, (pack, v) in enumerate(zip(self._packs, held, strict=True)):
+        self._moments, self._second = moments, [second[i] for i in self._index]
+        for i, (pack, v) in enumerate(zip(self._packs, self._second, strict=True)):
             moment = moments[pack.group]
             if moment is not None and v is not None:
                 sign = -1.0 if moment.maximizes else 1.0

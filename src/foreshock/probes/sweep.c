@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stddef.h>
+#include <string.h>
 
 #ifdef FORESHOCK_CLONES
 #define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -14,7 +15,7 @@
 #define WIDE
 #endif
 
-enum { LANES = 16, BLOCK = 1024 }; /* elements at a time: five arrays of them stay in the first-level cache */
+enum { LANES = 16, BLOCK = 4096 }; /* elements at a time: what one stage has fetched is near when the next wants it */
 
 enum { GRAD_SQUARES, GRAD_PRODUCTS, V_SQUARES, V, RATIO, RATIO_MOST, PARAM_SQUARES, UPDATE_SQUARES };
 
@@ -22,42 +23,54 @@ enum { MEASURE_COSINE = 1, KEEP_GRADIENT = 2, MEASURE_V = 4, MEASURE_RATIO = 8, 
 
 int32_t foreshock_sweep_version(void) { return 1; }
 
-WIDE static double squares(const float *x, ptrdiff_t n) {
+WIDE static double squares(const float *restrict x, ptrdiff_t n) {
     double sum = 0.0;
     for (ptrdiff_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
     return sum;
 }
 
-WIDE static double products(const float *x, const float *y, ptrdiff_t n) {
-    double sum = 0.0;
-    for (ptrdiff_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
-    return sum;
-}
-
-WIDE static double total(const float *x, ptrdiff_t n) {
-    double sum = 0.0;
-    for (ptrdiff_t i = 0; i < n; i++) sum += x[i];
-    return sum;
-}
-
-WIDE static double difference(const float *x, const float *y, ptrdiff_t n) {
-    double sum = 0.0;
+/* Squares of g and its products with the last gradient, which it then replaces. */
+WIDE static void gradients(const float *restrict g, float *restrict last, ptrdiff_t n, double *sums) {
+    double own = 0.0, product = 0.0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        double d = (double)x[i] - y[i];
-        sum += d * d;
+        double x = g[i];
+        own += x * x;
+        product += x * last[i];
+        last[i] = g[i];
     }
-    return sum;
+    sums[GRAD_SQUARES] += own;
+    sums[GRAD_PRODUCTS] += product;
 }
 
-WIDE static void copy(float *to, const float *from, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < n; i++) to[i] = from[i];
+/* Squares of p and of its distance from the copy from before the step, which it then replaces. */
+WIDE static void update(const float *restrict p, float *restrict before, ptrdiff_t n, double *sums) {
+    double own = 0.0, moved = 0.0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double x = p[i], d = x - before[i];
+        own += x * x;
+        moved += d * d;
+        before[i] = p[i];
+    }
+    sums[PARAM_SQUARES] += own;
+    sums[UPDATE_SQUARES] += moved;
+}
+
+WIDE static void moments(const float *restrict v, ptrdiff_t n, double *sums) {
+    double own = 0.0, sum = 0.0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double x = v[i];
+        own += x * x;
+        sum += x;
+    }
+    sums[V_SQUARES] += own;
+    sums[V] += sum;
 }
 
 /* Sum and maximum of s / max(v - admit s, floor), s the square of what v saw: g, or sign g + decay theta. */
-WIDE static double ratio(const float *g, const float *theta, const float *v, ptrdiff_t n, float sign, float decay,
-                         float admit, float least, float *most) {
+WIDE static void ratio(const float *restrict g, const float *restrict theta, const float *restrict v, ptrdiff_t n,
+                       const float *constants, double *sums, float *most) {
+    float r[BLOCK], top[LANES], sign = constants[0], decay = constants[1], admit = constants[2], least = constants[3];
     double sum = 0.0;
-    float r[BLOCK], top[LANES];
     if (theta)
         for (ptrdiff_t i = 0; i < n; i++) {
             float seen = sign * g[i] + decay * theta[i], s = seen * seen, old = v[i] - admit * s;
@@ -75,7 +88,12 @@ WIDE static double ratio(const float *g, const float *theta, const float *v, ptr
         for (int j = 0; j < LANES; j++) top[j] = r[i + j] > top[j] ? r[i + j] : top[j];
     for (int j = 0; j < LANES; j++) *most = top[j] > *most ? top[j] : *most;
     if (sum != sum) *most = NAN; /* a comparison drops NaN, the sum does not */
-    return sum;
+    sums[RATIO] += sum;
+}
+
+/* Asks for what the later stages of a block will read while the first is at work. */
+static inline void fetch(const float *x, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i += 16) __builtin_prefetch(x + i, 0, 2);
 }
 
 /* For each of `count` tensors: elements n, gradient g (NULL: none), its last gradient, second moment v (NULL: none),
@@ -90,25 +108,22 @@ void foreshock_sweep(int64_t count, const int64_t *n, const float *const *g, flo
         const float *c = constants + 4 * t;
         for (int64_t at = 0; at < n[t]; at += BLOCK) {
             ptrdiff_t m = n[t] - at < BLOCK ? (ptrdiff_t)(n[t] - at) : BLOCK;
-            if (g[t]) sums[GRAD_SQUARES] += squares(g[t] + at, m);
-            if (what & MEASURE_COSINE && g[t]) sums[GRAD_PRODUCTS] += products(g[t] + at, last[t] + at, m);
-            if (what & KEEP_GRADIENT) {
-                if (g[t]) copy(last[t] + at, g[t] + at, m);
-                else for (ptrdiff_t i = 0; i < m; i++) last[t][at + i] = 0.0f;
+            if (v[t]) fetch(v[t] + at, m);
+            fetch(p[t] + at, m);
+            if (what & MEASURE_UPDATE) fetch(before[t] + at, m);
+            if (g[t] && what & MEASURE_COSINE) gradients(g[t] + at, last[t] + at, m, sums);
+            else if (g[t]) sums[GRAD_SQUARES] += squares(g[t] + at, m);
+            if (what & KEEP_GRADIENT && !(g[t] && what & MEASURE_COSINE)) {
+                if (g[t]) memcpy(last[t] + at, g[t] + at, m * sizeof(float));
+                else memset(last[t] + at, 0, m * sizeof(float));
             }
-            if (what & MEASURE_V && v[t]) {
-                sums[V_SQUARES] += squares(v[t] + at, m);
-                sums[V] += total(v[t] + at, m);
-            }
+            if (what & MEASURE_V && v[t]) moments(v[t] + at, m, sums);
             if (what & MEASURE_RATIO && v[t] && g[t]) {
                 const float *theta = c[1] != 0.0f ? (what & MEASURE_UPDATE ? before[t] : p[t]) + at : NULL;
-                sums[RATIO] += ratio(g[t] + at, theta, v[t] + at, m, c[0], c[1], c[2], c[3], &most);
+                ratio(g[t] + at, theta, v[t] + at, m, c, sums, &most);
             }
-            if (what & MEASURE_PARAMS) sums[PARAM_SQUARES] += squares(p[t] + at, m);
-            if (what & MEASURE_UPDATE) {
-                sums[UPDATE_SQUARES] += difference(p[t] + at, before[t] + at, m);
-                copy(before[t] + at, p[t] + at, m);
-            }
+            if (what & MEASURE_UPDATE) update(p[t] + at, before[t] + at, m, sums);
+            else if (what & MEASURE_PARAMS) sums[PARAM_SQUARES] += squares(p[t] + at, m);
         }
         sums[RATIO_MOST] = most > -INFINITY || most != most ? most : 0.0;
         for (int q = 0; q < 8; q++) out[q * stride + t] = sums[q];
