@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from foreshock.run.absent import absent, is_absent
 FLUSH_STEPS = 128
 """Most steps held back: the host's share of a step falls with their number and is small from here on."""
 
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
 """Longest time a finished step is held back while steps go on."""
 
 DENSE_STEPS = 4096
@@ -31,6 +32,10 @@ RING_STEPS = 256
 
 RING_AFTER = 64
 """Steps after an event is raised whose per-tensor signals are still written in full."""
+
+
+Blocks = dict[tuple[str, tuple[str, ...]], np.ndarray]
+"""(table, column names) -> (N, names) values."""
 
 
 @dataclass(slots=True)
@@ -69,7 +74,8 @@ class Recorder:
         self._failed = failed
         self._held: list[Measured] = []
         self._since = 0.0
-        self._columns: dict[str, dict[str, int]] = {"step": {}, "tensors": {}}
+        self._place: dict[str, dict[str, int]] = {"step": {}, "tensors": {}}
+        self._places: dict[str, dict[tuple[str, ...], np.ndarray]] = {"step": {}, "tensors": {}}
         self._names: dict[str, tuple[str, ...]] = {"step": (), "tensors": ()}
         self._ring: deque[tuple[int, float, np.ndarray]] = deque(maxlen=RING_STEPS)
         self._detail_until = -1
@@ -93,13 +99,13 @@ class Recorder:
         if not held:
             return []
         values = self._transfer(held)
-        run_wide, per_tensor = self._settle(held, values)
+        blocks = self._settle(held, values)
         steps = np.array([each.step for each in held], np.int64)
         times = np.array([each.time for each in held])
-        whole = self._table("step", run_wide, len(held))
+        whole = self._table("step", blocks, len(held))
         self._write("step", self._names["step"], steps, times, whole)
-        if per_tensor:
-            detail = self._table("tensors", per_tensor, len(held))
+        detail = self._table("tensors", blocks, len(held))
+        if detail.shape[1]:
             self._write_tensors(steps, times, detail)
         return self._records(held, whole)
 
@@ -129,18 +135,21 @@ class Recorder:
 
     def _settle(
         self, held: Sequence[Measured], values: Sequence[tuple[dict[str, float], np.ndarray | None]]
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Returns name -> (N,) run-wide and (N,) per-tensor values, absent ones marked."""
+    ) -> Blocks:
+        """Returns the columns of neighbours that were measured together, absent ones marked."""
         count = len(held)
-        run_wide: dict[str, np.ndarray] = {}
-        per_tensor: dict[str, np.ndarray] = {}
+        blocks: Blocks = {}
+
+        def rows(names: tuple[str, ...], table: str) -> np.ndarray:
+            found = blocks.get((table, names))
+            if found is None:
+                found = blocks[table, names] = absent((count, len(names)))
+            return found
+
         for i, (each, (scalars, _)) in enumerate(zip(held, values, strict=True)):
             for name, value in (each.host | scalars).items():
-                target = per_tensor if "/" in name and not name.startswith("lr/") else run_wide
-                column = target.get(name)
-                if column is None:
-                    column = target[name] = absent(count)
-                column[i] = value
+                run_wide = "/" not in name or name.startswith("lr/")
+                rows((name,), "step" if run_wide else "tensors")[i, 0] = value
         for first, last in _stretches(held):
             swept = held[first].swept
             if swept is None:
@@ -150,24 +159,26 @@ class Recorder:
             facts = [each.swept.facts for each in held[first:last] if each.swept is not None]
             for name, column in Sweep.settle(steps, swept.layout, block, facts, self._failed).items():
                 if name.endswith("/"):
-                    for unit, series in zip(swept.layout[0].names, column.T, strict=True):
-                        per_tensor.setdefault(name + unit, absent(count))[first:last] = series
+                    rows(_prefixed(name, swept.layout[0].names), "tensors")[first:last] = column
                 else:
-                    run_wide.setdefault(name, absent(count))[first:last] = column
-        return run_wide, per_tensor
+                    rows((name,), "step")[first:last, 0] = column
+        return blocks
 
-    def _table(self, table: str, columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    def _table(self, table: str, blocks: Blocks, count: int) -> np.ndarray:
         """Returns (N, all columns so far) values in stored precision; the columns of a table only grow."""
-        places = self._columns[table]
-        for name, column in columns.items():
-            if name not in places and not is_absent(column).all():  # what was never measured gets no column
-                places[name] = len(places)
-        if len(self._names[table]) != len(places):
-            self._names[table] = tuple(places)
-        wide = absent((count, len(places)))
-        for name, column in columns.items():
-            if name in places:
-                wide[:, places[name]] = column
+        mine = {names: block for (of, names), block in blocks.items() if of == table}
+        known = self._places[table]
+        gone = {names: is_absent(block) for names, block in mine.items()}
+        for names in mine:
+            if names not in known and not gone[names].all():  # what was never measured gets no column
+                fresh = tuple(name for name in names if name not in self._place[table])
+                self._place[table].update(zip(fresh, range(len(self._names[table]), 10**9), strict=False))
+                self._names[table] += fresh
+                known[names] = np.array([self._place[table][name] for name in names])
+        wide = absent((count, len(self._names[table])))
+        for names, block in mine.items():
+            if names in known:  # a column may be in two blocks, when the parameter groups have changed
+                wide[:, known[names]] = np.where(gone[names], wide[:, known[names]], block)
         if self.dtype == np.float64:
             return wide
         with np.errstate(over="ignore", invalid="ignore"):
@@ -232,6 +243,11 @@ class Recorder:
         self._ring.extend(kept)
         self._detailed = min(self._detailed, step - 1)
         self._detail_until = min(self._detail_until, step - 1)
+
+
+@cache
+def _prefixed(prefix: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(prefix + name for name in names)
 
 
 def _thinning(step: int) -> int:
