@@ -115,22 +115,25 @@ class Recorder:
         self._write_detail()
 
     def _transfer(self, held: Sequence[Measured]) -> list[tuple[dict[str, float], np.ndarray | None]]:
-        """Returns for each step its one-element tensors and its swept vector, by one copy from each device."""
-        pieces: dict[torch.device, list[Tensor]] = {}
+        """Returns for each step its one-element tensors and its swept vector, by one copy from each device and type."""
+        pieces: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for each in held:
-            tensors = [*each.device.values()] + ([each.swept.flat] if each.swept is not None else [])
-            for tensor in tensors:
-                pieces.setdefault(tensor.device, []).append(tensor.reshape(-1))
+            for tensor in each.device.values():
+                pieces.setdefault((tensor.device, tensor.dtype), []).append(tensor.reshape(1))
+            if each.swept is not None:
+                pieces.setdefault((each.swept.flat.device, each.swept.flat.dtype), []).append(each.swept.flat)
         arrays = {}
-        for device, parts in pieces.items():
-            wide = torch.float32 if device.type == "mps" else torch.float64
-            joined = torch.cat([part if part.dtype == wide else part.to(wide) for part in parts])
-            arrays[device] = iter(np.split(joined.cpu().numpy(), np.cumsum([part.numel() for part in parts])[:-1]))
+        for kind, parts in pieces.items():
+            joined = torch.cat(parts)
+            wide = joined.cpu() if joined.dtype in (torch.float32, torch.float64) else joined.cpu().double()
+            values = wide.numpy().astype(np.float64)
+            ends = np.cumsum([part.numel() for part in parts]).tolist()
+            arrays[kind] = iter([values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)])
         result = []
         for each in held:
-            scalars = {name: float(next(arrays[tensor.device])[0]) for name, tensor in each.device.items()}
-            vector = next(arrays[each.swept.flat.device]) if each.swept is not None else None
-            result.append((scalars, vector))
+            scalars = {name: float(next(arrays[t.device, t.dtype])[0]) for name, t in each.device.items()}
+            flat = None if each.swept is None else each.swept.flat
+            result.append((scalars, None if flat is None else next(arrays[flat.device, flat.dtype])))
         return result
 
     def _settle(
