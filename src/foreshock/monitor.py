@@ -270,7 +270,8 @@ class Monitor:
         begun = time.perf_counter()
         try:
             if self._plan is None or not self._plan.refresh(optimizer):
-                self._plan = Plan(name_tensors(self._names, self._order, optimizer), optimizer)
+                named = name_tensors(self._names, self._order, optimizer)
+                self._plan = Plan(named, optimizer, fused=self._sweep.fused)
                 self._quiet = attach.Quiet(self._plan.device)
             self._sweep.before(self._step, self._plan, self._drop_part)
         except Exception:
