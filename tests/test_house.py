@@ -30,7 +30,7 @@ RECORD_SIDE: dict[str, set[str]] = {
 TORCH_SIDE: dict[str, set[str]] = {
     "probes": {"run"},
     "mishaps": set(),
-    "provenance": set(),
+    "provenance": {"probes"},
     "attach": {"probes", "run"},
     "recorder": {"probes", "run"},
     "monitor": {"attach", "mishaps", "provenance", "recorder", "probes", "detect", "run"},

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from foreshock.probes import native
+
 
 def metadata(optimizer: Optimizer, tensors: Sequence[str]) -> dict[str, Any]:
     """Returns what a run's `run.json` says about the process, as plain JSON values."""
@@ -33,6 +35,7 @@ def metadata(optimizer: Optimizer, tensors: Sequence[str]) -> dict[str, Any]:
         "device": ", ".join(devices),
         "dtypes": sorted({str(param.dtype).removeprefix("torch.") for param in params}),
         "threads": torch.get_num_threads(),
+        "compiled_sweep": native.library() is not None,
         "optimizers": [describe(optimizer)],
         "tensors": list(tensors),
         "parameters": sum(param.numel() for param in params),
