@@ -347,9 +347,9 @@ class Monitor:
     def _forget_skipped(self) -> None:
         """Records losses whose step never came: their backward ran, and then the gradients were cleared, as they are
         when a GradScaler skips an overflow."""
-        if not (self._losses and self._weights) or self._plan is None:
+        if not (self._losses and self._weights):
             return
-        if any(param.grad is not None for param in self._plan.params):
+        if any(param.grad is not None for group in self.optimizer.param_groups for param in group["params"]):
             return
         measured = Measured(self._step, time.time(), {"skipped": 1.0, "micro_batches": float(len(self._losses))})
         measured.device["loss"] = torch.stack([loss.reshape(()) for loss in self._losses]).mean()
