@@ -80,6 +80,8 @@ def _watch(output: Path | None, module: bool, quiet: bool, script: str, argument
     finally:
         if os.getpid() == process:  # a child that the script forked ends here too
             try:
+                for watcher in watchers:
+                    watcher.close()
                 _finish(watchers, remarks)
             except Exception as error:  # how the script ended is what counts
                 remarks.warn(f"the run could not be summed up: {error!r}")
@@ -110,11 +112,8 @@ def _free(path: Path) -> Path:
 
 
 def _finish(watchers: list[Watcher], remarks: _Remarks) -> None:
-    """Closes the runs and says in a few lines what was found and how to read more."""
-    runs = []
-    for watcher in watchers:
-        watcher.close()
-        runs += watcher.runs
+    """Says in a few lines what was found and how to read more."""
+    runs = [watched for watcher in watchers for watched in watcher.runs]
     if not runs:
         remarks.say("no optimizer made a step in this process, nothing was recorded")
         return
