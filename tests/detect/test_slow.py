@@ -82,3 +82,19 @@ def test_wandering_loss_without_a_trend_seldom_drifts() -> None:
         wander = 0.97 * wander + noise.gauss(0.0, 0.03)
         loss.append(0.7 * math.exp(wander + noise.gauss(0.0, 0.05)))
     assert len(kinds(loss)) <= 2
+
+
+@pytest.mark.parametrize("fall", [12.0, 20.0, 30.0])
+def test_the_ring_down_of_a_full_batch_spike_is_no_drift(fall: float) -> None:
+    """A spike over four decades, as Adam's preconditioner makes it: 18 records up, then oscillating down."""
+
+    def loss(step: int) -> float:
+        calm = 0.5 * math.exp(-step / 85.0) + 1e-6
+        if step < 900:
+            return calm
+        up = min(step - 900, 18) / 18
+        down = max(0, step - 918)
+        wobble = 0.2 + 0.8 * math.cos(down / 3.0) ** 2
+        return calm + 1e-5 * 10 ** (4.1 * up) * math.exp(-down / fall) * wobble
+
+    assert kinds([loss(step) for step in range(1400)]) == []

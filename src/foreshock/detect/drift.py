@@ -20,6 +20,7 @@ Z = 8.0  # least rise, in usual changes of the short level from one block to the
 AGAIN = 2.0  # least rise, in earlier slow rises that went away by themselves
 ABRUPT = 0.6  # a rise of which this share came within one block is a level change
 BACK = 0.3  # a rise of which less than this share is left went away
+SWIFT = 0.85  # a rise of which this share came within three blocks is a spike's, or what is left of one
 KNOWN = 4  # changes of the short level known before anything is judged
 
 
@@ -28,8 +29,8 @@ class Drift:
 
     The rise must be a tenth of the loss (of the descent, for signed losses), exceed the noise of single records (six
     times that of the level), stand out of the slow wander of this loss, and be twice any earlier slow rise that went
-    away again (seasons of the data, restarts). A rise that came at once is left to `Spike`. After the learning rate
-    went up nothing is judged for 200 records, and the best level is taken anew.
+    away again (seasons of the data, restarts). A rise that came at once is left to `Spike`, its ring-down included.
+    After the learning rate went up nothing is judged for 200 records, and the best level is taken anew.
 
     `height` and `peak` are of the level, not of single losses. Event data: "baseline" (best level), "scale" (noise of
     single records, on the loss's scale), "wander" (usual change from block to block).
@@ -43,6 +44,8 @@ class Drift:
         self._count = 0
         self._change = 0.0
         self._wander = Window(32)
+        self._long: deque[float] = deque(maxlen=3 * BLOCK)
+        self._swift = 0.0  # steepest three blocks since the best
         self._abrupt = self._peak = self._usual = 0.0  # steepest block, greatest rise since the best; largest past rise
         self._planned = PlannedRise(wait=200)
         self._was_planned = False
@@ -78,6 +81,8 @@ class Drift:
         noise = level.noise()
         if rise < noise or self._abrupt > ABRUPT * rise + 1.5 * noise:
             return ()
+        if self._swift > SWIFT * rise + 1.5 * noise:
+            return ()
         data = {"baseline": level.baseline, "scale": noise, "wander": self._wander.median()}
         severity = rise / max(noise, DUST)
         step, onset = record.step, self._onset
@@ -101,17 +106,20 @@ class Drift:
                 self._wander.push(abs(change - self._change) / 1.732)
                 self._change = change
         self._shorts.append(short)
+        if len(self._long) == 3 * BLOCK:
+            self._swift = max(self._swift, short - self._long[0])
+        self._long.append(short)
 
     def _forget(self) -> None:
         """A rise went away: a slow one is usual from now on, and what is left of it is no news."""
         left = max(0.0, self._level.rise)
         if AGAIN * self._peak < self._level.share(RISE):  # too small to matter
-            self._abrupt = 0.0
+            self._abrupt = self._swift = 0.0
         elif self._abrupt <= ABRUPT * self._peak + 1.5 * self._level.noise():
             self._usual = max(self._usual, self._peak)
-            self._abrupt = 0.0
+            self._abrupt = self._swift = 0.0
         else:
-            self._abrupt = left
+            self._abrupt = self._swift = left
         self._peak = left
 
     def _follow(self, event: Event, step: int) -> Sequence[Event]:
@@ -136,7 +144,8 @@ class Drift:
         self._level.refit(value)
         self._short, self._wander = Window(BLOCK), Window(32)
         self._shorts.clear()
-        self._abrupt = self._peak = self._usual = self._change = 0.0
+        self._long.clear()
+        self._abrupt = self._swift = self._peak = self._usual = self._change = 0.0
 
     def finish(self) -> Sequence[Event]:
         """Returns the open event, ended at the last record."""
@@ -146,10 +155,11 @@ class Drift:
         """Returns the state as plain JSON values."""
         return {
             "level": self._level.state_dict(), "short": self._short.to_list(), "shorts": list(self._shorts),
+            "long": list(self._long),
             "wander": self._wander.to_list(), "planned": self._planned.state_dict(), "event": pack(self._event),
         } | {name: getattr(self, f"_{name}") for name in self._PLAIN}  # fmt: skip
 
-    _PLAIN = ("count", "change", "abrupt", "peak", "usual", "was_planned", "onset", "told")
+    _PLAIN = ("count", "change", "abrupt", "swift", "peak", "usual", "was_planned", "onset", "told")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
@@ -157,6 +167,7 @@ class Drift:
         self._planned.load_state_dict(state["planned"])
         self._short, self._wander = Window(BLOCK, state["short"]), Window(32, state["wander"])
         self._shorts = deque(state["shorts"], maxlen=BLOCK)
+        self._long = deque(state["long"], maxlen=3 * BLOCK)
         self._event = unpack(state["event"])
         for name in self._PLAIN:
             setattr(self, f"_{name}", state[name])
