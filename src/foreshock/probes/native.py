@@ -1,15 +1,15 @@
 """The sweep as one compiled loop: optional, for CPU, five times faster than a dozen torch kernels a tensor.
 
 `sweep.c` is built when foreshock is installed where there is a C compiler (`hatch_build.py`). Where it is not there,
-does not load or fails its self-check, and for models in float64 or on other devices, the torch path gives the same
-signals. `FORESHOCK_NATIVE=0` in the environment turns it off.
+does not load or fails its self-check, on other devices and for models that mix float64 with narrower types, the torch
+path gives the same signals. `FORESHOCK_NATIVE=0` in the environment turns it off.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from operator import is_
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreshock.probes.packs import Pack
+from foreshock.probes.packs import Pack, working_dtype
 from foreshock.probes.second_moment import SecondMoment
 
 QUANTITIES = (
@@ -32,37 +32,38 @@ COSINE, KEEP_GRADIENT, SECOND_MOMENT, RATIO, PARAMETERS, UPDATE = (1 << bit for 
 SHARED = 1 << 22
 """From this many elements on the tensors are shared out among torch's number of threads."""
 
-_VERSION = 1
+_VERSION = 2
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @cache
-def library() -> Callable[..., None] | None:
-    """Returns the compiled loop, or None where there is none that works."""
+def library() -> Mapping[torch.dtype, Callable[..., None]] | None:
+    """Returns the compiled loop for each type it works in, or None where there is none that works."""
     if os.environ.get("FORESHOCK_NATIVE", "1") == "0":
         return None
     try:
         loaded = ctypes.CDLL(str(Path(__file__).with_name("_sweep.so")))
         if loaded.foreshock_sweep_version() != _VERSION:
             return None
-        sweep = loaded.foreshock_sweep
+        sweeps = {torch.float32: loaded.foreshock_sweep_float32, torch.float64: loaded.foreshock_sweep_float64}
     except (OSError, AttributeError):
         return None
-    pointers = [ctypes.c_void_p] * 8
-    sweep.argtypes = [ctypes.c_int64, *pointers, ctypes.c_int64, ctypes.c_int32]
-    sweep.restype = None
-    return sweep if _works(sweep) else None
+    for sweep in sweeps.values():
+        sweep.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 8, ctypes.c_int64, ctypes.c_int32]
+        sweep.restype = None
+    return sweeps if all(_works(sweep, dtype) for dtype, sweep in sweeps.items()) else None
 
 
-def _works(sweep: Callable[..., None]) -> bool:
+def _works(sweep: Callable[..., None], dtype: torch.dtype) -> bool:
     """Returns whether the loop gives what it should on a small case."""
-    x = np.arange(1.0, 38.0, dtype=np.float32)
+    x = np.arange(1.0, 38.0, dtype=_NUMPY[dtype])
     arrays = [x, x[::-1].copy(), x * x, x + 2, x.copy()]
     places = [np.array([array.ctypes.data], np.uint64) for array in arrays]
-    constants, out, count = np.array([[1, 0, 0.5, 1e-9]], np.float32), np.zeros((8, 1)), np.array([37], np.int64)
-    products, before = float(x @ arrays[1]), float(np.square(2 * np.ones(37)).sum())
+    constants, out, count = np.array([[1, 0, 0.5, 1e-9]], x.dtype), np.zeros((8, 1)), np.array([37], np.int64)
+    products = float(x @ arrays[1])
     sweep(1, count.ctypes.data, *(place.ctypes.data for place in places), constants.ctypes.data, out.ctypes.data, 1, 63)
     expected = [
-        np.square(x).sum(), products, np.square(x * x).sum(), (x * x).sum(), 74.0, 2.0, np.square(x + 2).sum(), before,
+        np.square(x).sum(), products, np.square(x * x).sum(), (x * x).sum(), 74.0, 2.0, np.square(x + 2).sum(), 148.0,
     ]
     kept = np.array_equal(arrays[1], x) and np.array_equal(arrays[4], x + 2)
     return kept and bool(np.allclose(out[:, 0], expected, rtol=1e-6))
@@ -70,7 +71,8 @@ def _works(sweep: Callable[..., None]) -> bool:
 
 def usable(tensors: Sequence[Tensor]) -> bool:
     """Returns whether the compiled loop is there and serves these (dense, real) tensors."""
-    return all(t.device.type == "cpu" and t.dtype != torch.float64 for t in tensors) and library() is not None
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return on_cpu and len({working_dtype(tensor) for tensor in tensors}) == 1 and library() is not None
 
 
 class Native:
@@ -84,15 +86,16 @@ class Native:
     """
 
     def __init__(self, packs: Sequence[Pack]) -> None:
-        sweep = library()
-        assert sweep is not None
-        self._sweep, self._packs = sweep, packs
+        sweeps = library()
+        assert sweeps is not None
+        self._dtype = packs[0].dtype if packs else torch.float32
+        self._sweep, self._packs = sweeps[self._dtype], packs
         self.out = torch.zeros(len(QUANTITIES), len(packs), dtype=torch.float64)
         self._sizes = np.array([pack.elements for pack in packs], np.int64)
         self._shares = _shares(self._sizes)
         self._nowhere = np.zeros(len(packs), np.uint64)
         self._owned: dict[str, np.ndarray] = {}
-        self._constants = np.zeros((len(packs), 4), np.float32)
+        self._constants = np.zeros((len(packs), 4), _NUMPY[self._dtype])
         self._moments: tuple[SecondMoment | None, ...] = ()
         self._second: list[Tensor | None] = []
         self._index = [pack.index[0] for pack in packs]
@@ -131,12 +134,12 @@ class Native:
         self._sweep(stop - first, *places, self.out.data_ptr() + 8 * first, self.out.shape[1], what)
 
     def _places(self, tensors: Sequence[Tensor | None]) -> np.ndarray:
-        """Returns where each pack's float32 elements lie, in the pack's order; 0 for no tensor."""
+        """Returns where each pack's elements lie, in the type worked in, in the pack's order; 0 for no tensor."""
         chosen = [tensors[i] for i in self._index]
         return np.array(
             [
                 tensor.data_ptr()
-                if tensor is not None and simple and tensor.dtype is torch.float32 and tensor.is_contiguous()
+                if tensor is not None and simple and tensor.dtype is self._dtype and tensor.is_contiguous()
                 else self._copied(i, tensor)
                 for i, (tensor, simple) in enumerate(zip(chosen, self._simple, strict=True))
             ],
@@ -146,7 +149,7 @@ class Native:
     def _copied(self, i: int, tensor: Tensor | None) -> int:
         if tensor is None:
             return 0
-        flat = self._packs[i].flat(tensor).to(torch.float32).contiguous()
+        flat = self._packs[i].flat(tensor).to(self._dtype).contiguous()
         self._alive.append(flat)
         return flat.data_ptr()
 
@@ -175,7 +178,7 @@ class Native:
             moment = moments[pack.group]
             if moment is not None and v is not None:
                 sign = -1.0 if moment.maximizes else 1.0
-                self._constants[i] = sign, moment.decay, moment.admit_less(v.dtype), moment.least(torch.float32)
+                self._constants[i] = sign, moment.decay, moment.admit_less(v.dtype), moment.least(self._dtype)
 
 
 def _shares(sizes: np.ndarray) -> list[tuple[int, int]]:
