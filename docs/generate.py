@@ -56,7 +56,8 @@ def names() -> str:
         text = "The installed version." if isinstance(value, str) else inspect.getdoc(value) or ""
         first = re.split(r"(?<=[^.]\.)\s", text.replace("\n", " "), maxsplit=1)[0]
         cell = first.replace("|", "\\|")
-        rows.append(f"| `{name}{'' if inspect.isclass(value) or isinstance(value, str) else '()'}` | {cell} |\n")
+        call = '()' if callable(value) and not inspect.isclass(value) else ''
+        rows.append(f"| `{name}{call}` | {cell} |\n")
     return "".join(rows)
 
 

@@ -25,7 +25,7 @@ from foreshock.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreshock import report
+    from foreshock import probes, report
     from foreshock.detect import scan
     from foreshock.monitor import Monitor
     from foreshock.probes import every
@@ -39,6 +39,7 @@ _LAZY = {
     "Monitor": "foreshock.monitor",
     "Run": "foreshock.run",
     "every": "foreshock.probes",
+    "probes": "",
     "report": "",
     "scan": "foreshock.detect",
 }
@@ -56,6 +57,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "every",
+    "probes",
     "report",
     "scan",
 ]

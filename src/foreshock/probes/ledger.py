@@ -56,10 +56,6 @@ class Ledger:
         """Writes zeros."""
         self._slot(name, pack).zero_()
 
-    def slot(self, name: str, pack: Pack) -> Tensor:
-        """Returns what was last written: (rows,), or 0-D for a pack of one tensor."""
-        return self._slot(name, pack)
-
     def take(self, names: Sequence[str]) -> list[Tensor]:
         """Returns the current values as 1-D tensors, to be copied before the next step."""
         buffers = [buffer for name in names for buffer in self._memory[name][0]]
