@@ -93,14 +93,16 @@ class Native:
         self.out = torch.zeros(len(QUANTITIES), len(packs), dtype=torch.float64)
         self._sizes = np.array([pack.elements for pack in packs], np.int64)
         self._shares = _shares(self._sizes)
-        self._nowhere = np.zeros(len(packs), np.uint64)
-        self._owned: dict[str, np.ndarray] = {}
+        self._sizes_at = self._sizes.ctypes.data
+        self._places_type = ctypes.c_uint64 * len(packs)
+        self._nowhere = self._places_type()
+        self._owned: dict[str, ctypes.Array[ctypes.c_uint64]] = {}
         self._constants = np.zeros((len(packs), 4), _NUMPY[self._dtype])
         self._moments: tuple[SecondMoment | None, ...] = ()
         self._second: list[Tensor | None] = []
         self._index = [pack.index[0] for pack in packs]
         self._simple = [pack.in_order for pack in packs]
-        self._kept: dict[str, tuple[list[Tensor | None], int, np.ndarray]] = {}
+        self._kept: dict[str, tuple[list[Tensor | None], int, ctypes.Array[ctypes.c_uint64]]] = {}
         self._alive: list[Tensor] = []
 
     def run(
@@ -121,7 +123,8 @@ class Native:
         v = self._nowhere if second is None else self._lasting("second", second)
         last = self._places_of("last_grad") if what & (COSINE | KEEP_GRADIENT) else self._nowhere
         before = self._places_of("before") if what & UPDATE else self._nowhere
-        columns = (self._sizes, g, last, v, p, before, self._constants)
+        columns = [(self._sizes_at, 8), *((ctypes.addressof(places), 8) for places in (g, last, v, p, before))]
+        columns.append((self._constants.ctypes.data, 4 * self._constants.itemsize))
         if len(self._shares) == 1 or torch.get_num_threads() == 1:
             self._call(columns, 0, len(self._packs), what)
         else:
@@ -129,21 +132,21 @@ class Native:
                 list(pool.map(lambda share: self._call(columns, share[0], share[1], what), self._shares))
         self._alive.clear()  # converted copies, which live until the call is over
 
-    def _call(self, columns: Sequence[np.ndarray], first: int, stop: int, what: int) -> None:
-        places = [column.ctypes.data + first * column.strides[0] for column in columns]
-        self._sweep(stop - first, *places, self.out.data_ptr() + 8 * first, self.out.shape[1], what)
+    def _call(self, columns: Sequence[tuple[int, int]], first: int, stop: int, what: int) -> None:
+        """Runs over some of the packs; each column is where it starts and how many bytes a pack has of it."""
+        places = [start + first * size for start, size in columns]
+        self._sweep(stop - first, *places, self.out.data_ptr() + 8 * first, len(self._packs), what)
 
-    def _places(self, tensors: Sequence[Tensor | None]) -> np.ndarray:
+    def _places(self, tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_uint64]:
         """Returns where each pack's elements lie, in the type worked in, in the pack's order; 0 for no tensor."""
         chosen = [tensors[i] for i in self._index]
-        return np.array(
-            [
+        return self._places_type(
+            *[
                 tensor.data_ptr()
                 if tensor is not None and simple and tensor.dtype is self._dtype and tensor.is_contiguous()
                 else self._copied(i, tensor)
                 for i, (tensor, simple) in enumerate(zip(chosen, self._simple, strict=True))
-            ],
-            np.uint64,
+            ]
         )
 
     def _copied(self, i: int, tensor: Tensor | None) -> int:
@@ -153,7 +156,7 @@ class Native:
         self._alive.append(flat)
         return flat.data_ptr()
 
-    def _lasting(self, name: str, tensors: Sequence[Tensor | None]) -> np.ndarray:
+    def _lasting(self, name: str, tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_uint64]:
         """Returns the same for tensors that mostly live on: the same objects, the first of them at the same place."""
         known = self._kept.get(name)
         first = tensors[self._index[0]]
@@ -166,10 +169,10 @@ class Native:
             self._kept[name] = list(tensors), start, places
         return places
 
-    def _places_of(self, name: str) -> np.ndarray:
+    def _places_of(self, name: str) -> ctypes.Array[ctypes.c_uint64]:
         found = self._owned.get(name)
         if found is None:
-            found = self._owned[name] = np.array([pack.own(name).data_ptr() for pack in self._packs], np.uint64)
+            found = self._owned[name] = self._places_type(*[pack.own(name).data_ptr() for pack in self._packs])
         return found
 
     def _read_constants(self, moments: tuple[SecondMoment | None, ...], second: Sequence[Tensor | None]) -> None:
