@@ -4,7 +4,7 @@ Source: Bai et al. 2025, arXiv 2506.04805: before a spike of Adam's precondition
 like beta2^t, tensor by tensor. Deviations: (1) v_{t-1} = (v_t - (1 - beta2) g_t^2) / beta2 is not stored but recovered,
 which float32 allows up to g^2/v of 2e6/(1 - beta2), bfloat16 up to 32/(1 - beta2); (2) it is floored at eps^2, below
 which eps rules the denominator, so that a coordinate that wakes up gives a large finite number; (3) where the norm
-of v would under- or overflow float32 (v of 1e-19), its growth is that of the sum of v instead.
+of v under- or overflows float32 (v of 1e-19, torch path only), its growth is that of the sum of v instead.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class Moments:
         plan, squared, plain = totals.plan, totals.sums["v_squares"], totals.sums["v"]
         known, before = self._memory.follow(totals)
         known &= ~totals.skipped
-        least, most = _SAFE[np.dtype(plan.recorded)]
+        # the compiled sweep adds up in double, whatever the model's type
+        least, most = _SAFE[np.dtype(np.float64 if plan.native is not None else plan.recorded)]
 
         def ratio(new: np.ndarray, old: np.ndarray, new_plain: np.ndarray, old_plain: np.ndarray) -> np.ndarray:
             low, high = np.minimum(new, old), np.maximum(new, old)
