@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -87,7 +88,7 @@ class Monitor:
         self._resumes: str | None = None
         self._losses: list[Tensor] = []
         self._weights: list[tuple[Tensor, ...]] = []
-        self._seen: int | None = None
+        self._seen: weakref.ref[Tensor] | None = None
         self._batch: Any = None
         self._closure: Callable[..., Any] | None = None
         self._events: dict[tuple[str, str, int], Event] = {}
@@ -166,11 +167,11 @@ class Monitor:
             )
             return
         if isinstance(loss, Tensor) and loss.requires_grad:
-            if id(loss) == self._seen:
+            if self._seen is not None and self._seen() is loss:
                 self._mishaps.say("observed twice", f"the same loss was observed twice in step {self._step}; it counts "
                                   "once. Call observe() once for each forward pass.")
                 return
-            self._seen = id(loss)
+            self._seen = weakref.ref(loss)  # not its id, which the next loss may have
             if loss.grad_fn is not None:  # told what backward multiplies the loss with: accumulation and loss scale
                 loss.grad_fn.register_prehook(self._weights.append)
         self._losses.append(value)

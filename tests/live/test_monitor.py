@@ -49,6 +49,24 @@ def test_micro_batches_are_averaged_and_counted() -> None:
     np.testing.assert_allclose(run["loss_scale"], 1.0, rtol=1e-6)  # three times a third
 
 
+def test_losses_that_die_before_the_next_is_made_all_count() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def micro_batch(scale: float) -> None:  # the next loss may be made where this one was
+        loss = model(torch.ones(2, 4) * scale).square().mean()
+        monitor.observe(loss)
+        (loss / 8).backward()
+
+    with Monitor(model, optimizer) as monitor:
+        for _ in range(6):
+            for i in range(8):
+                micro_batch(float(i))
+            optimizer.step()
+            optimizer.zero_grad()
+        np.testing.assert_array_equal(monitor.run["micro_batches"], 8)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("at", [0, 4])
 def test_an_overflow_under_a_grad_scaler_is_one_skipped_record(fused: bool, at: int) -> None:
