@@ -111,3 +111,56 @@ def test_odd_tensors_are_measured_and_left_alone(case: Case) -> None:
 def test_bfloat16_moments_saturate_instead_of_inventing_bursts() -> None:
     _, run, _ = train(bfloat16, watched=True)
     assert run["grad_sq_over_v_max"][1:].max() < 64 / (1 - 0.999)
+
+
+class Blockwise(torch.optim.Adam):
+    """Keeps one second moment a tensor, under Adam's name, as memory-saving optimizers do."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                state.setdefault("exp_avg_sq", torch.zeros(1)).lerp_(param.grad.square().mean(), 0.1)
+                with torch.no_grad():
+                    param.sub_(group["lr"] * param.grad / (state["exp_avg_sq"].sqrt() + 1e-8))
+        return None
+
+
+def test_a_second_moment_of_another_shape_is_left_out() -> None:
+    model = nn.Linear(200, 300)
+    optimizer = Blockwise(model.parameters(), 1e-3)
+    with Monitor(model, optimizer) as monitor:
+        for _ in range(5):
+            loss = model(torch.ones(2, 200)).square().mean()
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        run = monitor.run
+    assert np.isfinite(run["grad_norm"]).all()
+    assert "v_ratio" not in run
+
+
+def test_parameters_replaced_in_place_are_followed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6)
+    loss = torch.zeros(())
+    with Monitor(model, optimizer) as monitor:
+        for i in range(6):
+            if i == 3:  # another size and another place, behind the back of torch's counters
+                loss = loss.detach()  # torch's graph of the step before remembers the old shapes
+                model[1].weight.data = torch.full((4, 8), 7.0)
+                model[1].bias.data = torch.zeros(4)
+                model[2].weight.data = torch.full((8, 4), 3.0)
+                for param in model.parameters():
+                    param.grad = None
+            loss = model(torch.ones(2, 8)).square().mean()
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+            norms = {name: float(param.detach().norm()) for name, param in model.named_parameters()}
+            optimizer.zero_grad()
+        run = monitor.run
+    assert len(run) == 6
+    for name, norm in norms.items():
+        assert run[f"param_norm/{name}"][-1] == pytest.approx(norm, rel=1e-5)

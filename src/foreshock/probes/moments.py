@@ -169,6 +169,11 @@ class Moments:
             found = [None if entry is None else entry.get(keys[group]) for entry, group in pairs]
             if not plan.plain:
                 found = [None if v is None else local(v) for v in found]
+            # under the same name some optimizers keep means of blocks, projections or quantised numbers
+            found = [
+                v if isinstance(v, Tensor) and v.is_floating_point() and v.shape == param.shape else None
+                for v, param in zip(found, step.params, strict=True)
+            ]
             step.cache["moments"] = found
         return found
 

@@ -12,13 +12,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from operator import is_
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from foreshock.errors import UsageError
 from foreshock.probes.packs import Pack, working_dtype
 from foreshock.probes.second_moment import SecondMoment
 
@@ -100,9 +100,6 @@ class Native:
         self._constants = np.zeros((len(packs), 4), _NUMPY[self._dtype])
         self._moments: tuple[SecondMoment | None, ...] = ()
         self._second: list[Tensor | None] = []
-        self._index = [pack.index[0] for pack in packs]
-        self._simple = [pack.in_order for pack in packs]
-        self._kept: dict[str, tuple[list[Tensor | None], int, ctypes.Array[ctypes.c_uint64]]] = {}
         self._alive: list[Tensor] = []
 
     def run(
@@ -119,8 +116,8 @@ class Native:
         """
         if second is not None and (moments is not self._moments or any(v is None for v in self._second)):
             self._read_constants(moments, second)
-        g, p = self._places(grads), self._lasting("params", params)
-        v = self._nowhere if second is None else self._lasting("second", second)
+        g, p = self._places(grads), self._places(params)
+        v = self._nowhere if second is None else self._places(second)
         last = self._places_of("last_grad") if what & (COSINE | KEEP_GRADIENT) else self._nowhere
         before = self._places_of("before") if what & UPDATE else self._nowhere
         columns = [(self._sizes_at, 8), *((ctypes.addressof(places), 8) for places in (g, last, v, p, before))]
@@ -138,36 +135,22 @@ class Native:
         self._sweep(stop - first, *places, self.out.data_ptr() + 8 * first, len(self._packs), what)
 
     def _places(self, tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_uint64]:
-        """Returns where each pack's elements lie, in the type worked in, in the pack's order; 0 for no tensor."""
-        chosen = [tensors[i] for i in self._index]
-        return self._places_type(
-            *[
-                tensor.data_ptr()
-                if tensor is not None and simple and tensor.dtype is self._dtype and tensor.is_contiguous()
-                else self._copied(i, tensor)
-                for i, (tensor, simple) in enumerate(zip(chosen, self._simple, strict=True))
-            ]
-        )
+        """Returns where each pack's elements lie, in the type worked in, in the pack's order; 0 for no tensor.
 
-    def _copied(self, i: int, tensor: Tensor | None) -> int:
+        Looked up anew at every call: the loop reads as many elements as the pack has, so nothing may be taken on trust.
+        """
+        return self._places_type(*[self._place(pack, tensors[pack.index[0]]) for pack in self._packs])
+
+    def _place(self, pack: Pack, tensor: Tensor | None) -> int:
         if tensor is None:
             return 0
-        flat = self._packs[i].flat(tensor).to(self._dtype).contiguous()
+        if tensor.numel() != pack.elements:
+            raise UsageError(f"a tensor of {tensor.numel()} elements where the parameter has {pack.elements}")
+        if tensor.dtype is self._dtype and pack.in_order and tensor.is_contiguous():
+            return tensor.data_ptr()
+        flat = pack.flat(tensor).to(self._dtype).contiguous()
         self._alive.append(flat)
         return flat.data_ptr()
-
-    def _lasting(self, name: str, tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_uint64]:
-        """Returns the same for tensors that mostly live on: the same objects, the first of them at the same place."""
-        known = self._kept.get(name)
-        first = tensors[self._index[0]]
-        start = 0 if first is None else first.data_ptr()
-        if known is not None and known[1] == start and all(map(is_, tensors, known[0])):
-            return known[2]
-        before = len(self._alive)
-        places = self._places(tensors)
-        if len(self._alive) == before:
-            self._kept[name] = list(tensors), start, places
-        return places
 
     def _places_of(self, name: str) -> ctypes.Array[ctypes.c_uint64]:
         found = self._owned.get(name)
@@ -176,7 +159,7 @@ class Native:
         return found
 
     def _read_constants(self, moments: tuple[SecondMoment | None, ...], second: Sequence[Tensor | None]) -> None:
-        self._moments, self._second = moments, [second[i] for i in self._index]
+        self._moments, self._second = moments, [second[pack.index[0]] for pack in self._packs]
         for i, (pack, v) in enumerate(zip(self._packs, self._second, strict=True)):
             moment = moments[pack.group]
             if moment is not None and v is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import is_, itemgetter
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class Pack:
         self.chosen = itemgetter(*index) if len(index) > 1 else lambda tensors: (tensors[index[0]],)
         self._scratch: list[Tensor] = []
         self._own: dict[str, tuple[Tensor, list[Tensor]]] = {}
-        self._sources: dict[str, tuple[tuple[Tensor, ...], int, list[Tensor]]] = {}
+        self._sources: dict[str, tuple[tuple[int, ...], list[Tensor]]] = {}
 
     def use_scratch(self, buffers: Sequence[Tensor]) -> None:
         """Takes flat memory, shared with other packs, for intermediate results."""
@@ -146,18 +146,18 @@ class Pack:
         if self.alone:
             return self.rows(tensors, name, spare)
         chosen = self.chosen(tensors)
+        if any(tensor is None or tensor.dtype != self.dtype for tensor in chosen):
+            return self.copy(tensors, name)
+        where = tuple(map(Tensor.data_ptr, chosen))
         known = self._sources.get(name)
-        # the same tensor objects at the same place (the first stands for all) are still what was flattened
-        if known is None or not all(map(is_, chosen, known[0])) or chosen[0].data_ptr() != known[1]:
-            if any(tensor is None or tensor.dtype != self.dtype for tensor in chosen):
-                return self.copy(tensors, name)
+        if known is None or known[0] != where:
             views = [tensor.detach().reshape(-1) for tensor in chosen]
-            if any(view.data_ptr() != tensor.data_ptr() for view, tensor in zip(views, chosen, strict=True)):
-                return self.copy(tensors, name)  # not contiguous: a copy would not follow its tensor
+            if tuple(map(Tensor.data_ptr, views)) != where:  # not contiguous: a copy would not follow its tensor
+                return self.copy(tensors, name)
             pieces = [piece for pair in zip(views, self._pads, strict=True) for piece in pair if piece.numel()]
-            known = self._sources[name] = chosen, chosen[0].data_ptr(), pieces
+            known = self._sources[name] = where, pieces
         room = self.own(name)
-        torch.cat(known[2], out=room.view(-1))
+        torch.cat(known[1], out=room.view(-1))
         return room
 
     def copy(self, tensors: Sequence[Tensor | None], name: str) -> Tensor:

@@ -52,6 +52,7 @@ class Plan:
         self.moments: tuple[SecondMoment | None, ...] = ()
         self._constants: list[tuple[object, ...]] = []
         self._members = _members(optimizer)
+        self._sizes = [tensor.numel() for tensor in self.params]  # a parameter's `.data` may be replaced
         self.refresh(optimizer)
         self.plain = all(local(tensor) is tensor for tensor in self.params)
         dense = [local(tensor.detach()) for tensor in self.params]
@@ -82,7 +83,7 @@ class Plan:
         if constants != self._constants:
             self._constants = constants
             self.moments = tuple(second_moment(optimizer, group) for group in optimizer.param_groups)
-        return _members(optimizer) == self._members
+        return _members(optimizer) == self._members and [param.numel() for param in self.params] == self._sizes
 
     def grads(self) -> list[Tensor | None]:
         """Returns the gradients as they are now."""
