@@ -11,17 +11,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from foreshock.report import figures
-from foreshock.report.data import Explain
 from foreshock.report.page import write
 from foreshock.report.sections import Section
 from foreshock.report.summary import summary
-from foreshock.run import Run
-from foreshock.run.event import Event
 
 __all__ = ["Section", "figures", "summary", "write"]
 
@@ -29,16 +24,7 @@ __all__ = ["Section", "figures", "summary", "write"]
 class _CallableModule(ModuleType):
     """A module that can be called: `foreshock.report(...)` is `foreshock.report.write(...)`."""
 
-    def __call__(
-        self,
-        runs: Run | Sequence[Run],
-        path: str | Path,
-        *,
-        events: Sequence[Event] | Sequence[Sequence[Event]] | None = None,
-        title: str | None = None,
-        explain: Explain | None = None,
-    ) -> Path:
-        return write(runs, path, events=events, title=title, explain=explain)
+    __call__ = staticmethod(write)
 
 
 sys.modules[__name__].__class__ = _CallableModule
