@@ -159,8 +159,8 @@ class Recorder:
                 continue
             block = np.stack([vector for _, vector in values[first:last] if vector is not None])
             steps = np.array([held[i].step for i in range(first, last)], np.int64)
-            facts = [each.swept.facts for each in held[first:last] if each.swept is not None]
-            for name, column in Sweep.settle(steps, swept.layout, block, facts, self._failed).items():
+            known = [each.swept.host for each in held[first:last] if each.swept is not None]
+            for name, column in Sweep.settle(steps, swept.layout, block, known, self._failed).items():
                 if name.endswith("/"):
                     rows(_prefixed(name, swept.layout[0].names), "tensors")[first:last] = column
                 else:

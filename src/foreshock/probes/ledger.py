@@ -46,7 +46,7 @@ class Ledger:
             torch.sum(torch.mul(x, y, out=pack.scratch(spare)), -1, out=self._slot(name, pack))
 
     def squares(self, name: str, pack: Pack, x: Tensor) -> None:
-        """Writes each row's sum of squares; read it with `Ledger.squared`."""
+        """Writes each row's sum of squares; read it with `summed(..., roots=True)`."""
         if pack.alone:
             torch.dot(x, x, out=self._slot(name, pack))
         else:

@@ -78,8 +78,7 @@ class Update:
 
     The copy takes 4 bytes a parameter (8 in float64). It is made after the step before and made anew when the
     parameters were written to in between; a write that torch does not count (through `.data`) shows as part of the
-    next update. Above `plan.COPY_LIMIT` nothing is copied and only
-    `param_norm` is measured.
+    next update. Above `plan.COPY_LIMIT` nothing is copied and only `param_norm` is measured.
     """
 
     name = "update"

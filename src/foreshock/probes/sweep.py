@@ -8,7 +8,7 @@ when the recorder brings N of them over: the last arithmetic on a few numbers pe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,7 +27,6 @@ class Tally:
     Attributes:
         sums, squares, maxima: names of the ledger's quantities, by how they are read.
         scalars: name -> number, or tensor of one element.
-        facts: name -> plain value known on the host.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,6 @@ class Tally:
         self.squares: list[str] = []
         self.maxima: list[str] = []
         self.scalars: dict[str, Tensor | float] = {}
-        self.facts: dict[str, Any] = {}
 
 
 @dataclass(slots=True)
@@ -48,7 +46,6 @@ class Totals:
         steps: (N,) step numbers, ascending.
         sums, maxima: quantity -> (N, tensors) float64.
         scalars: name -> (N,) float64.
-        facts: N mappings.
     """
 
     plan: Plan
@@ -57,7 +54,6 @@ class Totals:
     sums: dict[str, np.ndarray]
     maxima: dict[str, np.ndarray]
     scalars: dict[str, np.ndarray]
-    facts: Sequence[Mapping[str, Any]]
 
     @property
     def skipped(self) -> np.ndarray:
@@ -97,12 +93,12 @@ class Swept:
     Attributes:
         flat: 1-D, sums, then maxima, then scalars.
         layout: what they are; equal for steps that can be settled together.
-        facts: what the host knew.
+        host: the scalars that the host knew.
     """
 
     flat: Tensor
     layout: tuple[Any, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    host: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +166,7 @@ class Sweep:
         pieces = plan.ledger.take((*sums, *squares, *maxima))
         pieces += [value.detach().to(plan.device).view(1) for value in device.values()]
         layout = (plan, plan.moments, tuple(live), sums, squares, maxima, tuple(device), tuple(host))
-        return Swept(torch.cat(pieces), layout, tally.facts | {"scalars": tuple(host.values())})
+        return Swept(torch.cat(pieces), layout, tuple(host.values()))
 
     def _live(self, number: int) -> list[_Active]:
         """Returns the parts that measure at a step, or keep something for the next."""
@@ -201,9 +197,9 @@ class Sweep:
         return tally
 
     @staticmethod
-    def settle(steps: np.ndarray, layout: tuple[Any, ...], block: np.ndarray, facts: Sequence[Mapping[str, Any]],
+    def settle(steps: np.ndarray, layout: tuple[Any, ...], block: np.ndarray, known: Sequence[tuple[float, ...]],
                failed: Callable[[Any, Exception], None]) -> dict[str, np.ndarray]:
-        """Returns the signals of N steps of one layout from their (N, length) vectors."""
+        """Returns the signals of N steps of one layout from their (N, length) vectors and what the host knew."""
         plan, moments, parts, sums, squares, maxima, device, host = layout
         ledger, count = plan.ledger, len(plan.tensors)
         rows = {}
@@ -215,8 +211,8 @@ class Sweep:
             summed |= {name: ledger.summed(rows[name], count, roots=True) for name in squares}
             topped = {name: ledger.topped(rows[name], count) for name in maxima}
         rest = {name: block[:, at + i] for i, name in enumerate(device)}
-        rest |= {name: np.array([each["scalars"][i] for each in facts]) for i, name in enumerate(host)}
-        totals = Totals(plan, moments, steps, summed, topped, rest, facts)
+        rest |= {name: np.array([each[i] for each in known]) for i, name in enumerate(host)}
+        totals = Totals(plan, moments, steps, summed, topped, rest)
         signals: dict[str, np.ndarray] = {}
         for active in parts:
             try:
