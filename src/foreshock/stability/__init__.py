@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from foreshock.stability.nyquist import nyquist_probe
     from foreshock.stability.registry import register
     from foreshock.stability.threshold import Threshold, gain, optimizers, stability_threshold
-    from foreshock.stability.twin import planned_step, twin
+    from foreshock.stability.twins import planned_step, twin
     from foreshock.stability.weights import EdgeWeights, edge_weights
 
 # name -> module of this package; an empty string stands for the module of that name itself.
@@ -30,10 +30,10 @@ _LAZY = {
     "gain": "threshold",
     "nyquist_probe": "nyquist",
     "optimizers": "threshold",
-    "planned_step": "twin",
+    "planned_step": "twins",
     "register": "registry",
     "stability_threshold": "threshold",
-    "twin": "twin",
+    "twin": "twins",
 }
 
 __all__ = [
