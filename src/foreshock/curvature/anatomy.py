@@ -1,0 +1,114 @@
+"""What the graph of a loss is made of: nodes without a second derivative, kinks, low precision, hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foreshock.curvature.harmless import Hooks
+
+# Nodes whose backward pass cannot be differentiated: fused attention (pytorch#116350, #117629, #128971), compiled
+# modules (pytorch#91469), reentrant checkpointing, bags of embeddings, recurrent networks of cuDNN.
+_ONCE = (
+    "ScaledDotProductFlash", "ScaledDotProductEfficient", "ScaledDotProductCudnn", "ScaledDotProductFused",
+    "FlexAttention", "CompiledFunctionBackward", "CheckpointFunctionBackward", "EmbeddingBag", "CudnnRnn", "CtcLoss",
+)  # fmt: skip
+
+# Nodes whose first derivative jumps: a difference of gradients across a jump is not a second derivative.
+_KINKED = (
+    "Relu", "LeakyRelu", "Threshold", "Prelu", "PreluKernel", "Rrelu", "Hardtanh", "Hardswish", "Hardsigmoid",
+    "Hardshrink", "Softshrink", "Abs", "Clamp", "ClampMax", "Maximum", "Minimum", "Max", "Min", "Amax", "Amin",
+    "Aminmax", "Fmax", "Fmin", "Cummax", "Cummin", "Topk", "Sort", "Median", "Nanmedian", "Kthvalue",
+    "MaxPool2D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "MkldnnMaxPool2D", "AdaptiveMaxPool2D",
+    "AdaptiveMaxPool3D", "FractionalMaxPool2D", "FractionalMaxPool3D", "L1Loss", "MultilabelMarginLoss",
+    "MultiMarginLoss",
+)  # fmt: skip
+_KINKED_NODES = frozenset(f"{name}Backward{i}" for name in _KINKED for i in range(4))
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Facts about one graph, found by walking over its nodes.
+
+    Attributes:
+        once: names of the nodes that can be differentiated once only.
+        kinks: names of the nodes whose derivative jumps.
+        custom: names of nodes that are `torch.autograd.Function`s written in Python.
+        batch_statistics: whether a normalisation uses the statistics of its batch.
+        dropout: whether a fused dropout is there; other kinds leave no mark.
+        static_ddp: whether it went through a `DistributedDataParallel` with `static_graph=True`.
+        low_precision: a type of 16 bits that some node computes in.
+        hooks: the tables of Python hooks that sit on its nodes and on the loss.
+    """
+
+    once: tuple[str, ...]
+    kinks: tuple[str, ...]
+    custom: tuple[str, ...]
+    batch_statistics: bool
+    dropout: bool
+    static_ddp: bool
+    low_precision: torch.dtype | None
+    hooks: tuple[Hooks, ...]
+
+
+def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
+    """Returns what the graph of `loss` is made of; about 5 us a node.
+
+    Saved tensors are left alone, since reading one recomputes a checkpointed block. Hooks on tensors in the middle of
+    the graph, and `retain_grad()` on them, are kept where only those tensors know them and cannot be found.
+    """
+    names: set[str] = set()
+    custom: set[str] = set()
+    hooks: list[Hooks] = [table for table in (loss._backward_hooks, *(p._backward_hooks for p in params)) if table]
+    batch_statistics = False
+    low: torch.dtype | None = None
+    seen: set[object] = set()
+    stack = [loss.grad_fn] if loss.grad_fn is not None else []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+        name = node.name()
+        if name == "torch::autograd::AccumulateGrad":
+            continue
+        names.add(name)
+        if "BatchNorm" in name or "InstanceNorm" in name:
+            batch_statistics |= bool(getattr(node, "_saved_training", False))
+        if isinstance(node, torch.autograd.function.BackwardCFunction) and name != "BackwardHookFunctionBackward":
+            custom.add(name)
+        if low is None:
+            low = next((meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta.dtype in _LOW), None)
+        hooks.extend(_hooks_of(node))
+    return Anatomy(
+        once=tuple(sorted(name for name in names if name.startswith(_ONCE))),
+        kinks=tuple(sorted(names & _KINKED_NODES)),
+        custom=tuple(sorted(custom)),
+        batch_statistics=batch_statistics,
+        dropout=any("Dropout" in name for name in names),
+        static_ddp="_DDPSinkBackward" in names,
+        low_precision=low,
+        hooks=tuple(hooks),
+    )
+
+
+def _hooks_of(node: torch.autograd.graph.Node) -> list[Hooks]:
+    """Returns a node's tables of Python hooks that are not empty; a handle is the only thing that leads to them."""
+    found: list[Hooks] = []
+    for register in (node.register_prehook, node.register_hook):
+        handle = register(_nothing)
+        table = handle.hooks_dict_ref()
+        handle.remove()
+        if table:
+            found.append(table)
+    return found
+
+
+def _nothing(*_: object) -> None:
+    return None

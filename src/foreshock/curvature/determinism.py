@@ -1,0 +1,164 @@
+"""Whether a closure computes the same loss each time, and what moves when it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from foreshock.curvature.anatomy import Anatomy
+from foreshock.curvature.harmless import random_state, same_random_state
+from foreshock.curvature.objective import Live, RandomState, Repeatable
+from foreshock.errors import UsageError
+
+MODES = ("check", "fix", "trust")
+
+# How far two evaluations of one loss may be apart, in machine epsilons: sums in another order (a shuffled loader,
+# atomic additions on an accelerator) are within this, one dropped unit is not.
+_EPSILONS = 64
+
+
+def prepare(objective: Repeatable, mode: str) -> RandomState:
+    """Returns the state of the random streams before the first evaluation; with "fix" all will begin with it.
+
+    Raises:
+        UsageError: an unknown mode.
+    """
+    if mode not in MODES:
+        raise UsageError(f"deterministic: one of {', '.join(MODES)}, got {mode!r}")
+    before = random_state()
+    if mode == "fix":
+        objective.replayed = before
+    return before
+
+
+def verify(objective: Repeatable, before: RandomState, loss: float, facts: Anatomy, mode: str) -> list[str]:
+    """Returns notes on how the loss repeats, after evaluating it a second time.
+
+    Args:
+        objective: has been evaluated once.
+        before: the state of the random streams before that.
+        loss: what it gave.
+        facts: what its graph is made of.
+        mode: "check" refuses a loss that differs; "fix" has the random numbers replayed; "trust" looks at nothing.
+
+    Raises:
+        UsageError: the loss is another one each time, or batch normalisation takes its statistics from the batch.
+    """
+    if mode == "trust":
+        if objective.data is not None:
+            objective.replayed = before
+        return ["taken on trust: that the loss is the same each time was not checked"]
+    notes = []
+    drawn = objective.after is not None and not same_random_state(before, objective.after)
+    if facts.batch_statistics or any(True for _ in moving_norms(objective.roots)):
+        names = ", ".join(moving_norms(objective.roots)) or "a batch normalisation"
+        if mode == "check":
+            raise UsageError(
+                f"{names} is in train mode: the loss depends on the statistics of its batch, and each evaluation "
+                "moves the "
+                "running ones; call model.eval(), or pass deterministic='fix' for the curvature of this very batch, "
+                "with "
+                "the buffers put back"
+            )
+        notes.append(f"batch statistics of {names}: the curvature couples the samples of a batch; buffers are put back")
+    other = _second(objective, None if mode == "fix" else objective.after)
+    if not apart(loss, other) <= tolerance(objective.params):
+        raise UsageError(_reason(objective, loss, other, drawn, mode))
+    if drawn and objective.data is None:
+        notes.append(
+            "random numbers are drawn and replayed: the curvature belongs to one draw of them"
+        ) if mode == "fix" else None
+    if objective.data is not None:
+        objective.replayed = before  # the same order in each pass, whatever the caller draws in between
+    return notes
+
+
+def live_notes(objective: Live, facts: Anatomy) -> list[str]:
+    """Returns what is to be known of a loss that was computed once, by somebody else."""
+    notes = []
+    dropping = ", ".join(dropping_modules(objective.roots))
+    if facts.dropout or dropping:
+        notes.append(
+            f"dropout{f' ({dropping})' if dropping else ''} is active: a fixed mask, the one this loss was computed "
+            "with"
+        )
+    elif not objective.roots:
+        notes.append("random numbers drawn for this loss (dropout) are fixed at what they were")
+    if facts.batch_statistics:
+        notes.append("batch normalisation in train mode: the curvature couples the samples of this batch")
+    return notes
+
+
+def _second(objective: Repeatable, start: RandomState | None) -> float:
+    losses: list[tuple[Tensor, float]] = []
+    total = objective.sweep(lambda loss, weight: losses.append((loss.detach(), weight)), start=start)
+    return math.fsum(float(loss) * weight for loss, weight in losses) / total
+
+
+def apart(a: float, b: float) -> float:
+    """Returns the relative difference of two losses."""
+    return abs(a - b) / max(abs(a), abs(b), 1e-30)
+
+
+def tolerance(params: Sequence[Tensor]) -> float:
+    """Returns how far apart two evaluations of one loss may be, relative."""
+    return min(_EPSILONS * max(torch.finfo(param.dtype).eps for param in params), 0.01)
+
+
+def _reason(objective: Repeatable, first: float, second: float, drawn: bool, mode: str) -> str:
+    values = (
+        f"the closure is not deterministic: it gave a loss of {first:.9g}, then {second:.9g} at the same parameters"
+    )
+    names = ", ".join(dropping_modules(objective.roots))
+    if mode == "fix":
+        return (
+            f"{values}, although its random numbers were replayed and its modules' buffers put back: it keeps a state "
+            "of its own "
+            "(an iterator, a counter), or the data does; compute the loss of one fixed batch"
+        )
+    if names:
+        return (
+            f"{values}. Dropout is active ({names}); call model.eval(), or pass deterministic='fix' to replay one mask"
+        )
+    if drawn:
+        return (
+            f"{values}. It draws random numbers (dropout, augmentation, sampling); switch them off with model.eval(), "
+            "or pass "
+            "deterministic='fix' to replay one draw"
+        )
+    return (
+        f"{values}, and draws no random numbers: its data moves on (next() on an iterator), or a state it keeps does; "
+        "compute "
+        "the loss of one fixed batch"
+    )
+
+
+def moving_norms(roots: Sequence[nn.Module]) -> Iterator[str]:
+    """Yields the names of normalisations that take their statistics from the batch and keep running ones."""
+    for name, module in _named(roots):
+        if isinstance(module, _BatchNorm) and module.training:
+            yield name
+
+
+def dropping_modules(roots: Sequence[nn.Module]) -> Iterator[str]:
+    """Yields the names of modules that drop units at random as they are."""
+    for name, module in _named(roots):
+        if not module.training:
+            continue
+        if (
+            (isinstance(module, _DropoutNd) and module.p > 0)
+            or (isinstance(module, nn.MultiheadAttention) and module.dropout > 0)
+            or (isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1)
+        ):
+            yield name
+
+
+def _named(roots: Sequence[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    for root in roots:
+        for name, module in root.named_modules():
+            yield f"{name or 'model'} ({type(module).__name__})", module

@@ -1,0 +1,243 @@
+"""The ways to a product with the Hessian, and which one is taken.
+
+| route | cost in gradients (MLP / GPT / conv) | memory | for |
+|---|---|---|---|
+| kept graph | 1.8 / 2.2 / 2.8 | 3.5 x | one batch: the default |
+| fresh graph | 2.9 / 3.2 / 3.9 | 3.5 x, one batch at a time | data of many batches |
+| differences | 1.05 | 1.05 x | smooth losses that cannot be differentiated twice |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from foreshock.curvature.anatomy import Anatomy
+from foreshock.curvature.differences import Differences
+from foreshock.curvature.graph import KeptGraph, NotTwiceError, moved
+from foreshock.curvature.objective import Live, Repeatable
+from foreshock.curvature.space import Space
+from foreshock.errors import UsageError
+
+ROUTES = ("auto", "kept", "fresh", "differences", "central")
+
+
+class Route(Protocol):
+    """One way to products with the Hessian of one loss at one point.
+
+    Attributes:
+        name: what it is called in notes and results.
+        objective: whose loss it is.
+        loss: its value.
+        gradient: its gradient, shape (n,).
+        facts: what the graph of the last batch is made of.
+    """
+
+    name: str
+    objective: Live | Repeatable
+    loss: float
+    gradient: Tensor
+    facts: Anatomy
+
+    def multiply(self, flat: Tensor) -> Tensor: ...
+    def release(self) -> None: ...
+
+
+class Kept:
+    """Products on the graphs of one evaluation, which are kept."""
+
+    name = "double backward on a kept graph"
+
+    def __init__(self, objective: Live | Repeatable, space: Space) -> None:
+        self.objective = objective
+        self._space = space
+        self._graphs: list[tuple[KeptGraph, float]] = []
+        mean = Mean(space)
+
+        def visit(loss: Tensor, weight: float) -> None:
+            graph = KeptGraph(loss, space.params)
+            self._graphs.append((graph, weight))
+            mean.add(loss.detach(), graph.gradient, weight)
+
+        self._total = objective.sweep(visit)
+        self.loss, self.gradient = mean.taken(self._total)
+        self.facts = self._graphs[-1][0].facts
+
+    def multiply(self, flat: Tensor) -> Tensor:
+        if not self._graphs:
+            raise UsageError("the operator was released: its graph is gone; refresh() it or make a new one")
+        vector = self._space.split(flat)
+        with self.objective.passing():
+            if len(self._graphs) == 1:
+                return self._space.flatten(self._graphs[0][0].multiply(vector))
+            product = self._space.zeros()
+            for graph, weight in self._graphs:
+                product.add_(self._space.flatten(graph.multiply(vector)), alpha=weight / self._total)
+            return product
+
+    def restricted(self, space: Space, places: Sequence[int]) -> Kept:
+        """Returns the route to the block of some parameters, on the same graphs."""
+        block = object.__new__(Kept)
+        block.objective, block._space, block._total = self.objective, space, self._total
+        block.loss, block.facts = self.loss, self.facts
+        block._graphs = [(graph.restricted(places), weight) for graph, weight in self._graphs]
+        pieces = self._space.pieces(self.gradient)
+        block.gradient = space.flatten([pieces[place] for place in places])
+        return block
+
+    def release(self) -> None:
+        self._graphs.clear()
+
+
+class Fresh:
+    """Products for each of which the loss is evaluated anew, batch by batch; nothing is kept between them."""
+
+    name = "double backward, the graph built for each product"
+
+    def __init__(self, objective: Repeatable, space: Space) -> None:
+        self.objective: Live | Repeatable = objective
+        self._space = space
+        self._versions = [param._version for param in space.params]
+        mean = Mean(space)
+        facts: list[Anatomy] = []
+
+        def visit(loss: Tensor, weight: float) -> None:
+            # a graph that cannot be differentiated twice is noticed here, before any product
+            graph = KeptGraph(loss, space.params)
+            facts[:] = [graph.facts]
+            mean.add(loss.detach(), graph.gradient, weight)
+
+        self._total = objective.sweep(visit)
+        self.loss, self.gradient = mean.taken(self._total)
+        self.facts = facts[0]
+
+    def multiply(self, flat: Tensor) -> Tensor:
+        if any(param._version != seen for param, seen in zip(self._space.params, self._versions, strict=True)):
+            raise UsageError(moved("the first product or gradient was taken"))
+        vector = self._space.split(flat)
+        product = self._space.zeros()
+
+        def visit(loss: Tensor, weight: float) -> None:
+            graph = KeptGraph(loss, self._space.params)
+            product.add_(self._space.flatten(graph.multiply(vector)), alpha=weight)
+
+        return product.div_(self.objective.sweep(visit))
+
+    def release(self) -> None:
+        """Does nothing: there is nothing kept."""
+
+
+class Mean:
+    """The mean of losses and of gradients over batches, in the order in which they come."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._losses: list[Tensor] = []
+        self._weights: list[float] = []
+        self._sum: Tensor | None = None
+
+    def add(self, loss: Tensor, gradient: Sequence[Tensor | None], weight: float) -> None:
+        flat = self._space.flatten(gradient)
+        self._losses.append(loss)
+        self._weights.append(weight)
+        self._sum = flat.mul_(weight) if self._sum is None else self._sum.add_(flat, alpha=weight)
+
+    def taken(self, total: float) -> tuple[float, Tensor]:
+        """Returns the mean loss, and the mean gradient of shape (n,)."""
+        assert self._sum is not None
+        losses = torch.stack(self._losses).to(torch.float64 if self._losses[0].device.type != "mps" else torch.float32)
+        weights = torch.tensor(self._weights, dtype=losses.dtype, device=losses.device)
+        return float((losses * weights).sum() / total), self._sum.div_(total)
+
+
+class Dispatcher:
+    """Chooses a route, and the next one where one turns out to be closed.
+
+    Args:
+        objectives: where the loss comes from: what was computed already, or a closure, or both in this order.
+        space: the layout of the parameters.
+        wanted: one of `ROUTES`.
+
+    Attributes:
+        detours: why routes were not taken, in words.
+    """
+
+    def __init__(self, objectives: Sequence[Live | Repeatable], space: Space, wanted: str) -> None:
+        if wanted not in ROUTES:
+            raise UsageError(f"route: one of {', '.join(ROUTES)}, got {wanted!r}")
+        self._space = space
+        self._wanted = wanted
+        self._smooth = False
+        self.detours: list[str] = []
+        self._ways: list[Callable[[], Route]] = []
+        for objective in objectives:
+            self._ways += self._ways_of(objective)
+        if not self._ways:
+            raise UsageError(
+                f"route: {wanted!r} evaluates the loss again, for which a closure is needed; a loss alone allows "
+                "'kept' only"
+            )
+
+    def _ways_of(self, objective: Live | Repeatable) -> list[Callable[[], Route]]:
+        def kept() -> Route:
+            return Kept(objective, self._space)
+
+        if isinstance(objective, Live):
+            return [kept] if self._wanted in ("auto", "kept") else []
+        repeatable = objective
+
+        def fresh() -> Route:
+            repeatable.exact = True
+            return Fresh(repeatable, self._space)
+
+        def exact() -> Route:
+            repeatable.exact = True
+            return Kept(repeatable, self._space)
+
+        def differences() -> Route:
+            repeatable.exact = False
+            found = Differences(repeatable, self._space, central=self._wanted == "central", smooth=self._smooth)
+            found.on_smooth = self._remember
+            return found
+
+        if self._wanted == "auto":
+            return [exact if one_batch(repeatable) else fresh, differences]
+        return [{"kept": exact, "fresh": fresh}.get(self._wanted, differences)]
+
+    def _remember(self) -> None:
+        self._smooth = True
+
+    def open(self) -> Route:
+        """Returns the first route that is open; those that were found closed are not tried again.
+
+        Raises:
+            UsageError: none is.
+        """
+        while True:
+            try:
+                return self._ways[0]()
+            except (NotTwiceError, torch.OutOfMemoryError) as error:
+                self.closed(error)
+
+    def closed(self, error: Exception) -> None:
+        """Takes a route off the list, or raises the error when it was the last one."""
+        if len(self._ways) == 1:
+            raise error
+        self._ways.pop(0)
+        if isinstance(error, torch.OutOfMemoryError):
+            self.detours.append("exact products did not fit into memory")
+        else:
+            self.detours.append(str(error).partition(";")[0])
+
+
+def one_batch(objective: Repeatable) -> bool:
+    """Returns whether the data is known to be a single batch, so that its graph can be kept."""
+    if objective.data is None:
+        return True
+    try:
+        return len(objective.data) == 1
+    except TypeError:
+        return False
