@@ -20,6 +20,8 @@ MODES = ("check", "fix", "trust")
 # How far two evaluations of one loss may be apart, in machine epsilons: sums in another order (a shuffled loader,
 # atomic additions on an accelerator) are within this, one dropped unit is not.
 _EPSILONS = 64
+# and their gradients, relative to the batches' own
+_TURNED = 1e-3
 
 
 def prepare(objective: Repeatable, mode: str) -> RandomState:
@@ -36,13 +38,16 @@ def prepare(objective: Repeatable, mode: str) -> RandomState:
     return before
 
 
-def verify(objective: Repeatable, before: RandomState, loss: float, facts: Anatomy, mode: str) -> list[str]:
+def verify(
+    objective: Repeatable, before: RandomState, loss: float, gradient: Tensor, facts: Anatomy, mode: str
+) -> list[str]:
     """Returns notes on how the loss repeats, after evaluating it a second time.
 
     Args:
         objective: has been evaluated once.
         before: the state of the random streams before that.
         loss: what it gave.
+        gradient: that loss's, shape (n,); compared as well where random numbers are drawn.
         facts: what its graph is made of.
         mode: "check" refuses a loss that differs; "fix" has the random numbers replayed; "trust" looks at nothing.
 
@@ -66,13 +71,16 @@ def verify(objective: Repeatable, before: RandomState, loss: float, facts: Anato
                 "the buffers put back"
             )
         notes.append(f"batch statistics of {names}: the curvature couples the samples of a batch; buffers are put back")
-    other = _second(objective, None if mode == "fix" else objective.after)
+    other, turned = _second(objective, None if mode == "fix" else objective.after, gradient if drawn else None)
     if not apart(loss, other) <= tolerance(objective.params):
         raise UsageError(_reason(objective, loss, other, drawn, mode))
-    if drawn and objective.data is None:
-        notes.append(
-            "random numbers are drawn and replayed: the curvature belongs to one draw of them"
-        ) if mode == "fix" else None
+    if not turned <= _TURNED:
+        raise UsageError(
+            f"the closure is not deterministic: its loss repeats, its gradient differs by {turned:.1%}; it draws random "
+            "numbers that its backward pass uses; pass deterministic='fix' to replay one draw"
+        )
+    if drawn and mode == "fix":
+        notes.append("random numbers are drawn, and replayed: the curvature belongs to one draw of them")
     if objective.data is not None:
         objective.replayed = before  # the same order in each pass, whatever the caller draws in between
     return notes
@@ -94,10 +102,26 @@ def live_notes(objective: Live, facts: Anatomy) -> list[str]:
     return notes
 
 
-def _second(objective: Repeatable, start: RandomState | None) -> float:
+def _second(objective: Repeatable, start: RandomState | None, gradient: Tensor | None) -> tuple[float, float]:
+    """Returns the loss of another evaluation, and how far its gradient is from `gradient` (relative; 0 without one)."""
     losses: list[tuple[Tensor, float]] = []
-    total = objective.sweep(lambda loss, weight: losses.append((loss.detach(), weight)), start=start)
-    return math.fsum(float(loss) * weight for loss, weight in losses) / total
+    mean = None if gradient is None else torch.zeros_like(gradient)
+    sizes: list[float] = []
+
+    def visit(loss: Tensor, weight: float) -> None:
+        losses.append((loss.detach(), weight))
+        if mean is not None:
+            found = torch.autograd.grad(loss, objective.params, allow_unused=True)
+            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, objective.params, strict=True)]
+            flat = torch.cat([part.reshape(-1).to(mean) for part in parts])
+            mean.add_(flat, alpha=weight)
+            sizes.append(weight * float(flat.norm()))
+
+    total = objective.sweep(visit, start=start)
+    value = math.fsum(float(loss) * weight for loss, weight in losses) / total
+    if mean is None or gradient is None:
+        return value, 0.0
+    return value, float((mean.div_(total) - gradient).norm()) / max(sum(sizes) / total, 1e-30)
 
 
 def apart(a: float, b: float) -> float:

@@ -7,7 +7,7 @@ routes through forward mode or `torch.func.jacrev` are silently wrong through La
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class KeptGraph:
         block.gradient = [self.gradient[place] for place in places]
         return block
 
-    def _silent(self) -> contextmanager[None] | nullcontext[None]:  # type: ignore[valid-type]
+    def _silent(self) -> AbstractContextManager[None]:
         return muted(self.facts.hooks) if self.facts.hooks else nullcontext()
 
 

@@ -96,7 +96,7 @@ class Hessian(Operator):
         self._finite(source)
         if before is not None and source.objective is self._closure:
             assert self._closure is not None
-            self._verdict = verify(self._closure, before, source.loss, source.facts, self._mode)
+            self._verdict = verify(self._closure, before, source.loss, source.gradient, source.facts, self._mode)
         return source
 
     def _product(self, flat: Tensor) -> Tensor:
