@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreshock.stability import filters
-    from foreshock.stability.nyquist import nyquist_probe
-    from foreshock.stability.registry import register
+    from foreshock.stability.nyquist import NyquistReading, nyquist_probe
+    from foreshock.stability.registry import Reading, register
     from foreshock.stability.threshold import Threshold, gain, optimizers, stability_threshold
     from foreshock.stability.twins import planned_step, twin
     from foreshock.stability.weights import EdgeWeights, edge_weights
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # name -> module of this package; an empty string stands for the module of that name itself.
 _LAZY = {
     "EdgeWeights": "weights",
+    "NyquistReading": "nyquist",
+    "Reading": "registry",
     "Threshold": "threshold",
     "edge_weights": "weights",
     "filters": "",
@@ -38,6 +40,8 @@ _LAZY = {
 
 __all__ = [
     "EdgeWeights",
+    "NyquistReading",
+    "Reading",
     "Threshold",
     "edge_weights",
     "filters",

@@ -34,7 +34,8 @@ OUTSIDE = 1e-9  # a root this far outside the unit circle grows; rounding in the
 NEAR_CIRCLE = 3e-2  # roots of the crossing polynomial this close to the circle are looked at; too many do no harm
 SNAP = 1e-6  # a numeric crossing this close (relative) to a closed form is that one
 POLE_MARGIN = 1e-3  # many equal poles near 1 are known no better than this from their polynomial in double precision
-HALVINGS = 200
+NOTHING = 1e-25  # a leading coefficient this small (relative) puts its root far beyond all that matter here
+HALVINGS = 1200  # enough to come down from any double to any other
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def spectral_radius(filter: Filter, k: float, decay: float = 0.0) -> float:
     1.5
     """
     open_loop, loop = _loop(filter, decay)
-    return float(np.abs(1 + np.roots(_around_one(open_loop) + k * _around_one(loop))).max())
+    return float(np.abs(1 + _roots(_around_one(open_loop) + k * _around_one(loop))).max())
 
 
 @lru_cache(maxsize=256)
@@ -231,15 +232,17 @@ def critical_step(filter: Filter, decay: float = 0.0) -> CriticalStep:
     """
     if not any(filter.b):
         return CriticalStep(math.inf, math.pi)
-    pole = np.abs(1 + np.roots(_around_one([Fraction(value) for value in filter.a]))).max(initial=0.0)
+    pole = np.abs(1 + _roots(_around_one([Fraction(value) for value in filter.a]))).max(initial=0.0)
     if pole > 1 + POLE_MARGIN:
         raise UsageError(f"the filter has a pole at |z| = {pole:.6g} and grows by itself; use coefficients below 1")
     open_loop, loop = _loop(filter, decay)
     still, moving = _around_one(open_loop), _around_one(loop)
 
     def outside(k: float) -> float:  # > 0 where a root is outside, relative to its distance from z = 1
-        roots = np.roots(still + k * moving)
+        roots = _roots(still + k * moving)
         roots = roots[roots != 0]
+        if np.isinf(roots).any():
+            return math.inf
         return float(((2 * roots.real + np.abs(roots) ** 2) / np.abs(roots)).max(initial=-math.inf))
 
     exact = _real_crossings(filter, decay)
@@ -262,7 +265,7 @@ def critical_step(filter: Filter, decay: float = 0.0) -> CriticalStep:
         if middle in (low, high):
             break
         low, high = (low, middle) if outside(middle) > 0 else (middle, high)
-    roots = 1 + np.roots(still + high * moving)
+    roots = 1 + _roots(still + high * moving)
     return CriticalStep(low, abs(cmath.phase(roots[np.abs(roots).argmax()])))
 
 
@@ -306,7 +309,7 @@ def _crossings(open_loop: list[Fraction], loop: list[Fraction]) -> list[float]:
             both[i + j] += open_loop[i] * loop[size - 1 - j] - open_loop[size - 1 - j] * loop[i]
     still, moving = _around_one(open_loop), _around_one(loop)
     found = []
-    for root in np.roots(_around_one(both)):
+    for root in _roots(_around_one(both)):
         if root.imag <= 0 or abs(2 * root.real + abs(root) ** 2) > NEAR_CIRCLE * abs(root):
             continue
         below = np.polyval(moving, root)
@@ -314,6 +317,13 @@ def _crossings(open_loop: list[Fraction], loop: list[Fraction]) -> list[float]:
         if 0 < k < math.inf:
             found.append(k)
     return found
+
+
+def _roots(polynomial: np.ndarray) -> np.ndarray:
+    """Returns the roots of a polynomial, highest power first; those far beyond all others are infinite."""
+    size = np.abs(polynomial)
+    far = int((size > NOTHING * size.max(initial=0.0)).argmax())
+    return np.append(np.roots(polynomial[far:]), [math.inf] * far)
 
 
 def _value(coefficients: tuple[float, ...], x: complex) -> complex:

@@ -95,9 +95,9 @@ def stability_threshold(
             f"a live optimizer brings its own settings; given besides: {', '.join(settings)}. Change them in its "
             "param_groups, or ask by name"
         )
-    from foreshock.stability import live
+    from foreshock.stability.live import thresholds
 
-    return live.thresholds(optimizer)
+    return thresholds(optimizer)
 
 
 def gain(name: str, **settings: object) -> float:

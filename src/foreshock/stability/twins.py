@@ -66,7 +66,8 @@ def split(
                 f"grads[{place}] has shape {tuple(grad.shape)}, its parameter {tuple(param.shape)}; "
                 "give grads in the order of the optimizer's groups"
             )
-    shares, at = [], 0
+    shares: list[tuple[Optimizer, list[Tensor | None] | None]] = []
+    at = 0
     for each in optimizers:
         size = len(parameters(each))
         shares.append((each, list(grads[at : at + size])))
@@ -118,9 +119,7 @@ def advance(optimizer: Optimizer, grads: Sequence[Tensor | None]) -> None:
         param.grad = None
 
 
-def planned_step(
-    optimizer: Optimizer | Sequence[Optimizer], grads: Sequence[Tensor | None]
-) -> list[Tensor]:
+def planned_step(optimizer: Optimizer | Sequence[Optimizer], grads: Sequence[Tensor | None]) -> list[Tensor]:
     """Returns theta_{t+1} - theta_t, the move that the optimizer would make with these gradients.
 
     The step is taken by a copy: it is the very step of the optimizer's own code, bit for bit, and the optimizer, its
@@ -212,7 +211,8 @@ def _copied(value: Any, memo: dict[int, Any], dtype: torch.dtype | None) -> Any:
         result.update({_key(key, memo): _copied(item, memo, dtype) for key, item in value.items()})
         return result
     if type(value) is list:
-        memo[id(value)] = items = []
+        items: list[Any] = []
+        memo[id(value)] = items
         items.extend(_copied(item, memo, dtype) for item in value)
         return items
     if type(value) is tuple:

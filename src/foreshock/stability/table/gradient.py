@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from foreshock.errors import UsageError
 from foreshock.stability import filters
 from foreshock.stability.filters import Filter
 from foreshock.stability.rule import NEEDED, Decay, Rule, Settings, Where
@@ -14,9 +15,11 @@ SGD = {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight
 
 
 def sgd_filter(settings: Settings) -> Filter:
-    """Returns the filter of torch's SGD: without momentum, dampening has no effect."""
+    """Returns the filter of torch's SGD: without momentum, dampening has no effect. Errors as torch's."""
     if not settings["momentum"]:
         return filters.identity()
+    if settings["nesterov"] and settings["dampening"]:
+        raise UsageError(f"nesterov needs dampening = 0, as in torch; given dampening = {settings['dampening']:g}")
     if settings["nesterov"]:
         return filters.nesterov(settings["momentum"])
     return filters.heavy_ball(settings["momentum"], settings["dampening"])

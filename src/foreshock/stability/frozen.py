@@ -1,0 +1,276 @@
+"""A copy of an optimizer whose denominators and counters stand still while its momenta answer to tiny gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from foreshock.errors import UsageError
+from foreshock.stability.twins import advance, twin
+
+__all__ = ["Frozen"]
+
+# where a value lives: ("state", number of the parameter, key), ("group", number, key) or ("attribute", 0, name)
+Place = tuple[str, int, str]
+Value = Tensor | float
+
+STILL = 1e-10  # relative change of a state per step that counts as none
+ROUNDS = 240  # a moment with coefficient beta settles as (1 - beta)^n: enough for beta >= .1
+DOUBT = 40  # after as many rounds states that have not settled are asked whether they matter
+TELL = 10  # drives this many times stronger must move this many times further
+
+
+class Frozen:
+    """Linear response of a copy of an optimizer, from a state at which a step without gradient changes nothing.
+
+    The state is the stored one, or the one after a step with `grads`. Its even part (what gradients of both signs
+    change alike: second moments, counters) is set back before every step to the values from which a step arrives at
+    that state; its odd part (momenta) starts from zero, and so do the parameters: nothing large hides the response.
+
+    Attributes:
+        params: the copy's parameters; `moved` says which of them a step moves.
+        theta: their values in the optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, grads: Sequence[Tensor | None] | None) -> None:
+        try:
+            self._begin(optimizer, grads, torch.float64)
+        except (UsageError, TypeError):  # a kernel for single precision only, or a device without float64
+            self._begin(optimizer, grads, None)
+        self._stored = self._snapshot()
+        self._momenta = self._find_momenta()
+        self._base = self._pulled_back()
+
+    def run(self, drives: Iterable[float], mask: Sequence[Tensor] | None = None, scale: float = 1.0) -> Any:
+        """Yields, for each drive d, the move of every parameter over -e where gradients are d e in every entry."""
+        strength = self._tiny * scale
+        self._load(self._base)
+        for drive in drives:
+            moves = self._step(drive * strength, mask)
+            self._load({place: value for place, value in self._base.items() if place[2] not in self._momenta})
+            yield [each / (-strength * sign) for each, sign in zip(moves, self._signs, strict=True)]
+
+    def decay(self, response: Sequence[Tensor]) -> list[tuple[float, float]]:
+        """Returns (l2, 1 - a) of each parameter: decay through the gradient, and decay of the parameter by itself.
+
+        Args:
+            response: the first answer of `run` to a drive of 1.
+        """
+        self._load(self._base)
+        start = [each * self._small for each in self.theta]
+        moves = self._step(0.0, at=start)
+        again = self._step(0.0)  # from zero: only what a momentum took up from the decay still moves
+        result = []
+        for move, late, first, begin in zip(moves, again, response, start, strict=True):
+            told = (begin != 0) & (first > 0)
+            direct = -move[told] / begin[told]
+            if not direct.numel() or not bool(direct.any()):
+                result.append((0.0, 0.0))
+                continue
+            through = direct / first[told]
+            coupled = bool(late.any()) or _spread(through) < 0.1 * _spread(direct)
+            result.append((float(through.median()), 0.0) if coupled else (0.0, float(direct.median())))
+        return result
+
+    def complaint(self, response: Sequence[Tensor]) -> str:
+        """Returns why the response is not that of a linear elementwise optimizer, or an empty string.
+
+        Args:
+            response: the first answer of `run` to a drive of 1.
+        """
+        [stronger] = self.run([1.0], scale=TELL)
+        if not _close(stronger, response, 1e-3):
+            return "its step is not linear in the gradient at frozen moments (a sign, a polar factor or a clipping)"
+        mask = [(torch.arange(each.numel(), device=each.device) % 2 == 0).view(each.shape) for each in self.params]
+        [masked] = self.run([1.0], mask=mask)
+        if not _close(masked, [each * kept for each, kept in zip(response, mask, strict=True)], 1e-3):
+            return "it is not elementwise: the step of an entry depends on the gradients of others"
+        against = [
+            each * -sign * l2 for each, sign, (l2, _) in zip(self.theta, self._signs, self.decay(response), strict=True)
+        ]  # takes coupled decay back, which would change the moments
+        self._load(self._base)
+        still = self._step(1.0, against, at=self.theta)
+        largest = [each.abs().amax() if each.numel() else each.new_zeros(()) for each in self.theta]
+        drive = [
+            (1e-9 if self._tiny < 1e-15 else 1e-3) * top / first.clamp(min=torch.finfo(first.dtype).tiny)
+            for top, first in zip(largest, response, strict=True)
+        ]
+        drive = [torch.where(first > 0, each, 0.0) for each, first in zip(drive, response, strict=True)]
+        self._load(self._base)
+        pattern = [each * sign + back for each, sign, back in zip(drive, self._signs, against, strict=True)]
+        moves = self._step(1.0, pattern, at=self.theta)
+        seen = [before - after for before, after in zip(still, moves, strict=True)]
+        if not _close(seen, [each * first for each, first in zip(drive, response, strict=True)], 0.05):
+            return "its step size depends on the size of the parameters (a trust ratio or a relative step)"
+        return ""
+
+    def _begin(self, optimizer: Optimizer, grads: Sequence[Tensor | None] | None, dtype: torch.dtype | None) -> None:
+        self._optimizer, self.params = twin(optimizer, dtype)
+        self._signs = [
+            -1.0 if group.get("maximize") else 1.0 for group in self._optimizer.param_groups for _ in group["params"]
+        ]
+        double = all(each.dtype == torch.float64 for each in self.params)
+        self._tiny, self._small = (1e-20, 1e-12) if double else (1e-12, 1e-6)
+        self.theta = [each.detach().clone() for each in self.params]
+        states = [self._optimizer.state.get(each) or {} for each in self.params]
+        self.moved = [each.requires_grad for each in self.params]
+        fresh = not any(states)
+        if grads is not None:
+            self.moved = [each is not None for each in grads]
+            self._advance([None if each is None else each.detach() for each in grads])
+        elif fresh:
+            self._advance(self._filled(0.0))
+            created = [value for each in self.params for value in _numeric(self._optimizer.state.get(each) or {})]
+            if any(isinstance(value, Tensor) and value.dim() and not value.any() for value in created):
+                self._refuse_fresh()
+        else:
+            self.moved = [bool(state) for state in states]
+
+    def _refuse_fresh(self) -> None:
+        """A state of zeros: harmless where it is all momentum, meaningless where it is to be divided by."""
+        self._stored = self._snapshot()
+        tensors = {place[2] for place, value in self._stored.items() if isinstance(value, Tensor) and value.dim()}
+        if tensors - self._find_momenta():
+            raise UsageError(
+                f"{type(self._optimizer).__name__} has taken no step yet, so its denominators do not exist; "
+                "pass grads, the gradients of the step about to be taken"
+            )
+
+    def _find_momenta(self) -> set[str]:
+        """Returns the names of the states that carry the gradient on: odd in it, and moving parameters by themselves.
+
+        An odd state that moves nothing (the mean of a centered second moment) belongs to the denominator.
+        """
+        [plus, minus] = [self._after(self._stored, sign) for sign in (1.0, -1.0)]
+        odd = {place[2] for place in plus if place in minus and _differ(plus[place], minus[place])}
+        momenta = set()
+        for name in odd:
+            self._load({place: _zero(v) if place[2] in odd - {name} else v for place, v in self._stored.items()})
+            stored_anything = any(_any(v) for place, v in self._stored.items() if place[2] == name)
+            if not stored_anything or any(bool(move.any()) for move in self._step(0.0)):
+                momenta.add(name)
+        return momenta
+
+    def _pulled_back(self) -> dict[Place, Value]:
+        """Returns the state from which a step without gradient arrives at the stored one, momenta at zero."""
+        aim = {place: _zero(v) if place[2] in self._momenta else v for place, v in self._stored.items()}
+        start, left = dict(aim), set(self._momenta)
+        for turn in range(ROUNDS):
+            found = self._after(start, 0.0)
+            moving = [place for place in aim if place[2] not in left and not _settled(found[place], aim[place])]
+            if turn == DOUBT:  # an average of the iterates, a copy of the last gradient: written, but never used
+                left |= {name for name in {place[2] for place in moving} if not self._matters(name, start)}
+            if not moving:
+                return start
+            start |= {place: start[place] + (aim[place] - found[place]) for place in moving}
+        raise UsageError(
+            f"{type(self._optimizer).__name__} forgets its {moving[0][2]} too fast for a frozen denominator to exist; "
+            "register a rule for its class with foreshock.stability.register"
+        )
+
+    def _matters(self, name: str, values: Mapping[Place, Value]) -> bool:
+        answers = []
+        for blank in (False, True):
+            self._load({place: _zero(v) if blank and place[2] == name else v for place, v in values.items()})
+            answers.append(self._step(self._tiny))
+        return any(map(_differ, *answers))
+
+    def _after(self, values: Mapping[Place, Value], drive: float) -> dict[Place, Value]:
+        self._load(values)
+        self._step(drive)
+        return self._snapshot()
+
+    def _step(
+        self, drive: float, pattern: Sequence[Tensor] | None = None, at: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Returns the moves of one step from `at`, zero by default, with gradients drive * pattern."""
+        for place, param in enumerate(self.params):
+            param.detach().copy_(at[place]) if at is not None else param.detach().zero_()
+        grads = self._filled(drive)
+        if pattern is not None:
+            grads = [None if one is None else one * two for one, two in zip(grads, pattern, strict=True)]
+        self._advance(grads)
+        return [
+            param.detach().clone() if at is None else param.detach() - at[place]
+            for place, param in enumerate(self.params)
+        ]
+
+    def _advance(self, grads: Sequence[Tensor | None]) -> None:
+        advance(self._optimizer, grads)
+
+    def _filled(self, value: float) -> list[Tensor | None]:
+        return [
+            torch.full_like(param, value) if moved else None
+            for param, moved in zip(self.params, self.moved, strict=True)
+        ]
+
+    def _owners(self) -> Iterable[tuple[str, int, Any]]:
+        for number, param in enumerate(self.params):
+            found = self._optimizer.state.get(param)
+            if isinstance(found, dict):
+                yield "state", number, found
+        for number, group in enumerate(self._optimizer.param_groups):
+            yield "group", number, group
+        yield "attribute", 0, vars(self._optimizer)
+
+    def _snapshot(self) -> dict[Place, Value]:
+        return {
+            (kind, number, str(key)): value.detach().clone() if isinstance(value, Tensor) else value
+            for kind, number, owner in self._owners()
+            for key, value in owner.items()
+            if _is_numeric(value)
+        }
+
+    def _load(self, values: Mapping[Place, Value]) -> None:
+        for kind, number, owner in self._owners():
+            for key, value in owner.items():
+                wanted = values.get((kind, number, str(key)))
+                if wanted is None or not _is_numeric(value):
+                    continue
+                if isinstance(value, Tensor):
+                    value.detach().copy_(wanted)  # type: ignore[arg-type]
+                else:
+                    owner[key] = type(value)(wanted)
+
+
+def _is_numeric(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype != torch.bool and not value.is_sparse and not value.is_complex()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _numeric(state: Mapping[str, Any]) -> list[Any]:
+    return [value for value in state.values() if _is_numeric(value)]
+
+
+def _zero(value: Value) -> Value:
+    return torch.zeros_like(value) if isinstance(value, Tensor) else 0.0 * value
+
+
+def _any(value: Value) -> bool:
+    return bool(value.any()) if isinstance(value, Tensor) else value != 0
+
+
+def _differ(one: Value, two: Value) -> bool:
+    return not torch.equal(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else bool(one != two)
+
+
+def _settled(found: Value, aim: Value) -> bool:
+    gap = torch.as_tensor(found - aim).abs()
+    limit = STILL if gap.dtype == torch.float64 else 1e-6
+    return bool((gap <= limit * torch.as_tensor(aim).abs()).all())
+
+
+def _close(seen: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float) -> bool:
+    return all(
+        bool(((one - two).abs() <= tolerance * two.abs() + torch.finfo(one.dtype).tiny).all())
+        for one, two in zip(seen, wanted, strict=True)
+    )
+
+
+def _spread(values: Tensor) -> float:
+    return float((values.max() - values.min()) / values.abs().max())
