@@ -22,6 +22,7 @@ _COMMANDS = {
     "scan": ("scan", "scan"),
     "import": ("importing", "import_"),
     "info": ("info", "info"),
+    "threshold": ("threshold", "threshold"),
 }
 INTERRUPTED = 128 + 2  # what a shell shows for a program that SIGINT ended
 PIPE_CLOSED = 128 + 13  # the same for SIGPIPE; never 1, which `scan` uses for "found something"
@@ -119,4 +120,6 @@ def main() -> None:
         foreshock report trainer_state.json -o report.html
     Fail a pipeline when a run spiked:
         foreshock scan runs/train --json
+    Know when an optimizer goes unstable:
+        foreshock threshold adam --lr 3e-4
     """
