@@ -41,7 +41,8 @@ class Anatomy:
         custom: names of nodes that are `torch.autograd.Function`s written in Python.
         batch_statistics: whether a normalisation uses the statistics of its batch.
         dropout: whether a fused dropout is there; other kinds leave no mark.
-        static_ddp: whether it went through a `DistributedDataParallel` with `static_graph=True`.
+        wrapped: whether it went through a `DistributedDataParallel` that looks for unused parameters or has a static
+            graph.
         low_precision: a type of 16 bits that some node computes in.
         hooks: the tables of Python hooks that sit on its nodes and on the loss.
     """
@@ -51,7 +52,7 @@ class Anatomy:
     custom: tuple[str, ...]
     batch_statistics: bool
     dropout: bool
-    static_ddp: bool
+    wrapped: bool
     low_precision: torch.dtype | None
     hooks: tuple[Hooks, ...]
 
@@ -92,7 +93,7 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
         custom=tuple(sorted(custom)),
         batch_statistics=batch_statistics,
         dropout=any("Dropout" in name for name in names),
-        static_ddp="_DDPSinkBackward" in names,
+        wrapped="_DDPSinkBackward" in names,
         low_precision=low,
         hooks=tuple(hooks),
     )

@@ -76,7 +76,8 @@ def verify(
         raise UsageError(_reason(objective, loss, other, drawn, mode))
     if not turned <= _TURNED:
         raise UsageError(
-            f"the closure is not deterministic: its loss repeats, its gradient differs by {turned:.1%}; it draws random "
+            f"the closure is not deterministic: its loss repeats, its gradient differs by {turned:.1%}; it draws "
+            "random "
             "numbers that its backward pass uses; pass deterministic='fix' to replay one draw"
         )
     if drawn and mode == "fix":
@@ -111,8 +112,8 @@ def _second(objective: Repeatable, start: RandomState | None, gradient: Tensor |
     def visit(loss: Tensor, weight: float) -> None:
         losses.append((loss.detach(), weight))
         if mean is not None:
-            found = torch.autograd.grad(loss, objective.params, allow_unused=True)
-            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, objective.params, strict=True)]
+            found = torch.autograd.grad(loss, objective.leaves, allow_unused=True)
+            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(found, objective.leaves, strict=True)]
             flat = torch.cat([part.reshape(-1).to(mean) for part in parts])
             mean.add_(flat, alpha=weight)
             sizes.append(weight * float(flat.norm()))

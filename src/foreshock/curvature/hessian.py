@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foreshock import distributed
 from foreshock.curvature.determinism import live_notes, prepare, verify
+from foreshock.curvature.gathered import Gathered, WholeSpace, slots_of
 from foreshock.curvature.graph import NotTwiceError
 from foreshock.curvature.loader import Batches
 from foreshock.curvature.objective import Live, Repeatable, differentiable
 from foreshock.curvature.operator import Operator
 from foreshock.curvature.routes import Dispatcher, Kept, Route
+from foreshock.curvature.space import Space
 from foreshock.errors import UsageError
 
 Closure = Callable[..., Tensor]
@@ -60,7 +63,7 @@ class Hessian(Operator):
         route: str = "auto",
         deterministic: str = "check",
     ) -> None:
-        super().__init__(list(params) if not isinstance(params, Tensor) else params)
+        super().__init__(params)
         differentiable(self.params)
         self._model = model
         self._mode = deterministic
@@ -76,9 +79,25 @@ class Hessian(Operator):
             self._closure = Repeatable(closure, self.params, batches, model)
             prepare(self._closure, deterministic)
         self._live = None if live is None else Live(live, self.params, model)
+        self._split_up()
         self._dispatcher = Dispatcher(self._objectives(), self.space, route)
         self._source: Route | None = None
         self._verdict: list[str] | None = None
+
+    def _split_up(self) -> None:
+        """Notes whether the parameters are sharded over ranks."""
+        self._sharded = any(distributed.sharded(param) for param in self.params)
+        if self._sharded:
+            self.space = WholeSpace(self.params)
+            if self._closure is None:
+                raise UsageError(
+                    "params: they are sharded (FSDP2, tensor parallel), and the graph of a loss is on other tensors; "
+                    "give a closure that computes the loss"
+                )
+            self._live = None
+            self._slots = slots_of(self.params, self._closure.modules)
+        self._group: distributed.Group | None = None
+        self._share = 1.0
 
     def _objectives(self) -> list[Live | Repeatable]:
         return [objective for objective in (self._live, self._closure) if objective is not None]
@@ -91,6 +110,30 @@ class Hessian(Operator):
         return self._source
 
     def _open(self) -> Route:
+        objective = self._closure if self._closure is not None else self._live
+        assert objective is not None
+        self._group = distributed.group_of(module for root in objective.roots for module in root.modules())
+        if self._sharded:
+            assert self._closure is not None
+            self._closure.gathered = Gathered(self.params, self._slots, self._closure.modules)
+            self._dispatcher.space = Space(self._closure.gathered.leaves)
+        if self._group is None:
+            return self._opened()
+        source, problem = None, None
+        try:
+            source = self._opened()
+        except Exception as error:
+            problem = error
+        distributed.agreed(problem, self._group, self.device)
+        assert source is not None
+        weight = source.objective.seen if isinstance(source.objective, Repeatable) else 1.0
+        self._share = distributed.share(weight, self._group, self.device)
+        source.gradient = distributed.sum_(source.gradient * self._share, self._group)
+        loss = torch.tensor(source.loss * self._share, dtype=self.dtype, device=self.device)
+        source.loss = float(distributed.sum_(loss, self._group))
+        return source
+
+    def _opened(self) -> Route:
         before = None if self._closure is None or self._verdict is not None else prepare(self._closure, self._mode)
         source = self._dispatcher.open()
         self._finite(source)
@@ -100,12 +143,17 @@ class Hessian(Operator):
         return source
 
     def _product(self, flat: Tensor) -> Tensor:
+        source = self.source
+        if self._sharded and self._closure is not None and self._closure.gathered is not None:
+            self._closure.gathered.check()
         try:
-            product = self.source.multiply(flat)
+            product = source.multiply(flat)
         except (NotTwiceError, torch.OutOfMemoryError) as error:
             self._dispatcher.closed(error)
             self._source = None
             return self._product(flat)
+        if self._group is not None:
+            product = distributed.sum_(product.mul_(self._share), self._group)
         if not bool(torch.isfinite(product.sum())):
             self._complain(product, flat)
         return product
@@ -136,6 +184,12 @@ class Hessian(Operator):
         """The route, the batch, and what a reader of the numbers has to know."""
         source = self.source
         notes = [source.name, f"belongs to {source.objective.batch}"]
+        if self._group is not None:
+            notes.append("averaged over the ranks" + (", on gathered parameters" if self._sharded else ""))
+        elif distributed.running():
+            notes.append(
+                "one rank's own: no wrapper of the parameters is known; pass model= for the mean over the ranks"
+            )
         notes += [f"not taken: {detour}" for detour in self._dispatcher.detours]
         if isinstance(source.objective, Live):
             notes += live_notes(source.objective, source.facts)
@@ -170,9 +224,11 @@ class Hessian(Operator):
         block._verdict = self._verdict
         block._live = None if self._live is None else Live(self._live._loss, block.params, self._model)
         block._closure = None if self._closure is None else self._closure.on(block.params)
+        block._split_up()
         block._dispatcher = Dispatcher(block._objectives(), block.space, self._wanted)
         block._source = None
         if isinstance(self._source, Kept):
+            block._group, block._share = self._group, self._share
             block._source = self._source.restricted(block.space, [places[id(param)] for param in block.params])
         return block
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foreshock.curvature.gathered import Gathered
 from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.loader import Batches
 from foreshock.curvature.surroundings import modules_of, surroundings
@@ -87,6 +88,7 @@ class Repeatable:
         self.seen = 0.0
         self.count = 0
         self.exact = True
+        self.gathered: Gathered | None = None
 
     def on(self, params: Sequence[Tensor]) -> Repeatable:
         """Returns the same loss, to be differentiated by other parameters."""
@@ -100,6 +102,16 @@ class Repeatable:
         if self._roots is None:
             self._roots = modules_of(self._closure)
         return self._roots
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules that the closure runs, as far as they are known."""
+        return [module for root in self.roots for module in root.modules()]
+
+    @property
+    def leaves(self) -> Sequence[Tensor]:
+        """What the loss is differentiated by: the parameters, or the whole ones in place of sharded ones."""
+        return self.params if self.gathered is None else self.gathered.leaves
 
     @property
     def batch(self) -> str:
@@ -140,9 +152,13 @@ class Repeatable:
         self.seen, self.count = total, count
         return total
 
-    def _within(self) -> Any:
-        modules = [module for root in self.roots for module in root.modules()]
-        return surroundings(modules, self.params[0].device, exact=self.exact)
+    @contextmanager
+    def _within(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(surroundings(self.modules, self.params[0].device, exact=self.exact))
+            if self.gathered is not None:
+                stack.enter_context(self.gathered.in_place())
+            yield
 
     def _unchanged(self, versions: Sequence[int]) -> None:
         for i, (param, version) in enumerate(zip(self.params, versions, strict=True)):

@@ -14,8 +14,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from foreshock.curvature.anatomy import Anatomy
+from foreshock.curvature.anatomy import Anatomy, anatomy
 from foreshock.curvature.differences import Differences
 from foreshock.curvature.graph import KeptGraph, NotTwiceError, moved
 from foreshock.curvature.objective import Live, Repeatable
@@ -58,7 +59,10 @@ class Kept:
         mean = Mean(space)
 
         def visit(loss: Tensor, weight: float) -> None:
-            graph = KeptGraph(loss, space.params)
+            facts = anatomy(loss, space.params)
+            if isinstance(objective, Live):
+                _no_static_wrapper(objective, facts)
+            graph = KeptGraph(loss, space.params, facts)
             self._graphs.append((graph, weight))
             mean.add(loss.detach(), graph.gradient, weight)
 
@@ -168,7 +172,7 @@ class Dispatcher:
     def __init__(self, objectives: Sequence[Live | Repeatable], space: Space, wanted: str) -> None:
         if wanted not in ROUTES:
             raise UsageError(f"route: one of {', '.join(ROUTES)}, got {wanted!r}")
-        self._space = space
+        self.space = space
         self._wanted = wanted
         self._smooth = False
         self.detours: list[str] = []
@@ -183,7 +187,7 @@ class Dispatcher:
 
     def _ways_of(self, objective: Live | Repeatable) -> list[Callable[[], Route]]:
         def kept() -> Route:
-            return Kept(objective, self._space)
+            return Kept(objective, self.space)
 
         if isinstance(objective, Live):
             return [kept] if self._wanted in ("auto", "kept") else []
@@ -191,15 +195,15 @@ class Dispatcher:
 
         def fresh() -> Route:
             repeatable.exact = True
-            return Fresh(repeatable, self._space)
+            return Fresh(repeatable, self.space)
 
         def exact() -> Route:
             repeatable.exact = True
-            return Kept(repeatable, self._space)
+            return Kept(repeatable, self.space)
 
         def differences() -> Route:
             repeatable.exact = False
-            found = Differences(repeatable, self._space, central=self._wanted == "central", smooth=self._smooth)
+            found = Differences(repeatable, self.space, central=self._wanted == "central", smooth=self._smooth)
             found.on_smooth = self._remember
             return found
 
@@ -241,3 +245,15 @@ def one_batch(objective: Repeatable) -> bool:
         return len(objective.data) == 1
     except TypeError:
         return False
+
+
+def _no_static_wrapper(objective: Live, facts: Anatomy) -> None:
+    """Refuses a live graph whose differentiation would spoil the wrapper's next gradients, by 90 % and in silence."""
+    wrappers = [m for root in objective.roots for m in root.modules() if isinstance(m, DistributedDataParallel)]
+    if any(wrapper.static_graph for wrapper in wrappers) or (facts.wrapped and not wrappers):
+        known = "with static_graph=True" if wrappers else "(pass model= if it has no static_graph=True)"
+        raise NotTwiceError(
+            f"the loss was computed through a DistributedDataParallel {known}, whose next gradients would be wrong; "
+            "give a "
+            "closure, which is then run on the module inside"
+        )
