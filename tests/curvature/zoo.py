@@ -188,37 +188,53 @@ def case(name: str, seed: int = 0, dtype: torch.dtype = torch.float64) -> Case:
 
 
 def dense(loss: Case, params: list[Tensor] | None = None) -> Tensor:
-    """Returns the Hessian, shape (n, n), by `torch.autograd.functional.hessian` on one flat vector in place of the parameters."""
+    """Returns the Hessian, shape (n, n), by `torch.autograd.functional.hessian`."""
     params = loss.params if params is None else params
-    places = {id(param): i for i, param in enumerate(params)}
-    owners = [
-        (module, name, places[id(param)])
-        for module in loss.module.modules()
-        for name, param in module._parameters.items()
-        if param is not None and id(param) in places
-    ]
-    sizes = [param.numel() for param in params]
-    before = [(module, name, module._parameters[name]) for module, name, _ in owners]
-    buffers = [(buffer, buffer.clone()) for buffer in loss.module.buffers()]
+    with substituted(loss.module, params) as place, sdpa_kernel(SDPBackend.MATH):
+        return torch.autograd.functional.hessian(lambda flat: place(flat) or loss.closure(), flattened(params))
 
-    def at(flat: Tensor) -> Tensor:
-        pieces = [piece.view(param.shape) for piece, param in zip(flat.split(sizes), params, strict=True)]
-        for module, name, place in owners:
-            module._parameters[name] = pieces[place]
-        for module in loss.module.modules():
-            if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()
-        return loss.closure()
+
+def dense_gauss_newton(loss: Case, outputs: Callable[[], Tensor], loss_fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns J' H_L J, shape (n, n), by `torch.autograd.functional`."""
+    with substituted(loss.module, loss.params) as place, sdpa_kernel(SDPBackend.MATH):
+        jacobian = torch.autograd.functional.jacobian(lambda flat: place(flat) or outputs(), flattened(loss.params))
+        inner = torch.autograd.functional.hessian(loss_fn, outputs().detach())
+    jacobian = jacobian.reshape(-1, jacobian.shape[-1])
+    return jacobian.T @ inner.reshape(jacobian.shape[0], jacobian.shape[0]) @ jacobian
+
+
+def flattened(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+@contextmanager
+def substituted(module: nn.Module, params: list[Tensor]) -> Iterator[Callable[[Tensor], None]]:
+    """Yields a function that puts the pieces of one flat vector in the places of the parameters."""
+    places = {id(param): i for i, param in enumerate(params)}
+    slots = [
+        (inner, name, param)
+        for inner in module.modules()
+        for name, param in inner._parameters.items()
+        if id(param) in places
+    ]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    recurrent = [inner for inner in module.modules() if isinstance(inner, nn.RNNBase)]
+
+    def place(flat: Tensor) -> None:
+        pieces = flat.split([param.numel() for param in params])
+        for inner, name, param in slots:
+            inner._parameters[name] = pieces[places[id(param)]].view(param.shape)
+        for inner in recurrent:
+            inner._init_flat_weights()
 
     try:
-        with sdpa_kernel(SDPBackend.MATH), not_reentrant(loss.module):
-            return torch.autograd.functional.hessian(at, torch.cat([param.detach().reshape(-1) for param in params]))
+        with not_reentrant(module):
+            yield place
     finally:
-        for module, name, param in before:
-            module._parameters[name] = param
-        for module in loss.module.modules():
-            if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()
+        for inner, name, param in slots:
+            inner._parameters[name] = param
+        for inner in recurrent:
+            inner._init_flat_weights()
         for buffer, value in buffers:
             buffer.data.copy_(value)
 
@@ -233,9 +249,7 @@ def by_differences(loss: Case, vector: Tensor, step: float = 1e-5) -> Tensor:
         for param, old, piece in zip(loss.params, saved, pieces, strict=True):
             param.data.copy_(old + factor * piece)
         found = torch.autograd.grad(loss.closure(), loss.params, allow_unused=True)
-        return torch.cat(
-            [(p * 0 if g is None else g).detach().reshape(-1) for g, p in zip(found, loss.params, strict=True)]
-        )
+        return flattened([p * 0 if g is None else g for g, p in zip(found, loss.params, strict=True)])
 
     with not_reentrant(loss.module):
         product = (gradient(step) - gradient(-step)) / (2 * step)

@@ -24,6 +24,7 @@ def symmetry_check(operator: Operator, generator: torch.Generator | None = None)
         operator: A.
         generator: where u and v are drawn from; by default one of their own, seeded 0.
 
+    >>> import torch
     >>> from foreshock.curvature import ExplicitOperator
     >>> symmetry_check(ExplicitOperator(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))) < 1e-6
     True

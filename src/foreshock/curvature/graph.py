@@ -49,7 +49,7 @@ class KeptGraph:
         self.facts = anatomy(loss, params) if facts is None else facts
         if self.facts.once:
             raise NotTwiceError(not_twice(", ".join(self.facts.once)))
-        with self._silent(), _explained():
+        with silent(self.facts), explained():
             found = torch.autograd.grad(loss, self._params, create_graph=True, allow_unused=True)
         if all(grad is None for grad in found):
             raise UsageError("the loss does not depend on any of the parameters")
@@ -68,7 +68,7 @@ class KeptGraph:
             return [None] * len(self._params)
         if any(param._version != seen for param, seen in zip(self._params, self._versions, strict=True)):
             raise UsageError(moved("the loss was computed, so its graph no longer belongs to them"))
-        with self._silent(), _explained():
+        with silent(self.facts), explained():
             return list(
                 torch.autograd.grad(
                     self._grads, self._params, [vector[i] for i in self._curved], retain_graph=True, allow_unused=True
@@ -86,9 +86,6 @@ class KeptGraph:
         block._grads = [grad for grad in block._found if grad is not None and grad.requires_grad]
         block.gradient = [self.gradient[place] for place in places]
         return block
-
-    def _silent(self) -> AbstractContextManager[None]:
-        return muted(self.facts.hooks) if self.facts.hooks else nullcontext()
 
 
 def moved(since: str) -> str:
@@ -108,8 +105,13 @@ def not_twice(what: str) -> str:
     )
 
 
+def silent(facts: Anatomy) -> AbstractContextManager[None]:
+    """Silences the hooks on a graph for the length of a block."""
+    return muted(facts.hooks) if facts.hooks else nullcontext()
+
+
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turns what autograd raises into what the caller can do about it."""
     try:
         yield

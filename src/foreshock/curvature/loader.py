@@ -104,6 +104,7 @@ def samples(batch: Any) -> int:
     Raises:
         UsageError: there is no tensor with a dimension in it.
 
+    >>> import torch
     >>> samples((torch.zeros(3, 5), torch.zeros(3)))
     3
     """

@@ -32,14 +32,18 @@ class Live:
     passes = 0
 
     def __init__(self, loss: Tensor, params: Sequence[Tensor], model: nn.Module | None = None) -> None:
-        self._loss = loss
+        self.loss = loss
         self.params = tuple(params)
         self.roots = () if model is None else (model,)
         self.batch = "the batch of the loss that was given"
 
+    def on(self, params: Sequence[Tensor]) -> Live:
+        """Returns the same loss, to be differentiated by other parameters."""
+        return Live(self.loss, params, self.roots[0] if self.roots else None)
+
     def sweep(self, visit: Visit, *, start: RandomState | None = None) -> float:
         """Calls `visit(loss, 1.0)` and returns the weight, 1."""
-        visit(scalar(self._loss, "the loss"), 1.0)
+        visit(scalar(self.loss, "the loss"), 1.0)
         return 1.0
 
     @contextmanager
@@ -102,6 +106,10 @@ class Repeatable:
         if self._roots is None:
             self._roots = modules_of(self._closure)
         return self._roots
+
+    @roots.setter
+    def roots(self, modules: Sequence[nn.Module]) -> None:
+        self._roots = modules
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -17,13 +17,26 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from foreshock.curvature.anatomy import Anatomy, anatomy
-from foreshock.curvature.differences import Differences
+from foreshock.curvature.differences import Differences, KinkedError
 from foreshock.curvature.graph import KeptGraph, NotTwiceError, moved
 from foreshock.curvature.objective import Live, Repeatable
 from foreshock.curvature.space import Space
 from foreshock.errors import UsageError
 
 ROUTES = ("auto", "kept", "fresh", "differences", "central")
+
+
+class Graph(Protocol):
+    """Products with a second derivative of one loss, on its graph; tensors like the parameters, None for zeros."""
+
+    gradient: list[Tensor | None]
+    facts: Anatomy
+
+    def multiply(self, vector: Sequence[Tensor]) -> list[Tensor | None]: ...
+    def restricted(self, places: Sequence[int]) -> Graph: ...
+
+
+Build = Callable[[Tensor, Sequence[Tensor], Anatomy], Graph]
 
 
 class Route(Protocol):
@@ -52,17 +65,17 @@ class Kept:
 
     name = "double backward on a kept graph"
 
-    def __init__(self, objective: Live | Repeatable, space: Space) -> None:
+    def __init__(self, objective: Live | Repeatable, space: Space, build: Build) -> None:
         self.objective = objective
         self._space = space
-        self._graphs: list[tuple[KeptGraph, float]] = []
+        self._graphs: list[tuple[Graph, float]] = []
         mean = Mean(space)
 
         def visit(loss: Tensor, weight: float) -> None:
             facts = anatomy(loss, space.params)
             if isinstance(objective, Live):
                 _no_static_wrapper(objective, facts)
-            graph = KeptGraph(loss, space.params, facts)
+            graph = build(loss, space.params, facts)
             self._graphs.append((graph, weight))
             mean.add(loss.detach(), graph.gradient, weight)
 
@@ -101,16 +114,16 @@ class Fresh:
 
     name = "double backward, the graph built for each product"
 
-    def __init__(self, objective: Repeatable, space: Space) -> None:
+    def __init__(self, objective: Repeatable, space: Space, build: Build) -> None:
         self.objective: Live | Repeatable = objective
-        self._space = space
+        self._space, self._build = space, build
         self._versions = [param._version for param in space.params]
         mean = Mean(space)
         facts: list[Anatomy] = []
 
         def visit(loss: Tensor, weight: float) -> None:
             # a graph that cannot be differentiated twice is noticed here, before any product
-            graph = KeptGraph(loss, space.params)
+            graph = build(loss, space.params, anatomy(loss, space.params))
             facts[:] = [graph.facts]
             mean.add(loss.detach(), graph.gradient, weight)
 
@@ -125,7 +138,7 @@ class Fresh:
         product = self._space.zeros()
 
         def visit(loss: Tensor, weight: float) -> None:
-            graph = KeptGraph(loss, self._space.params)
+            graph = self._build(loss, self._space.params, anatomy(loss, self._space.params))
             product.add_(self._space.flatten(graph.multiply(vector)), alpha=weight)
 
         return product.div_(self.objective.sweep(visit))
@@ -164,16 +177,17 @@ class Dispatcher:
         objectives: where the loss comes from: what was computed already, or a closure, or both in this order.
         space: the layout of the parameters.
         wanted: one of `ROUTES`.
+        build: makes products of the graph of one loss; differences are of gradients, so for Hessians only.
 
     Attributes:
         detours: why routes were not taken, in words.
     """
 
-    def __init__(self, objectives: Sequence[Live | Repeatable], space: Space, wanted: str) -> None:
+    def __init__(self, objectives: Sequence[Live | Repeatable], space: Space, wanted: str, build: Build) -> None:
         if wanted not in ROUTES:
             raise UsageError(f"route: one of {', '.join(ROUTES)}, got {wanted!r}")
         self.space = space
-        self._wanted = wanted
+        self._wanted, self._build = wanted, build
         self._smooth = False
         self.detours: list[str] = []
         self._ways: list[Callable[[], Route]] = []
@@ -186,8 +200,10 @@ class Dispatcher:
             )
 
     def _ways_of(self, objective: Live | Repeatable) -> list[Callable[[], Route]]:
+        build = self._build
+
         def kept() -> Route:
-            return Kept(objective, self.space)
+            return Kept(objective, self.space, build)
 
         if isinstance(objective, Live):
             return [kept] if self._wanted in ("auto", "kept") else []
@@ -195,11 +211,11 @@ class Dispatcher:
 
         def fresh() -> Route:
             repeatable.exact = True
-            return Fresh(repeatable, self.space)
+            return Fresh(repeatable, self.space, build)
 
         def exact() -> Route:
             repeatable.exact = True
-            return Kept(repeatable, self.space)
+            return Kept(repeatable, self.space, build)
 
         def differences() -> Route:
             repeatable.exact = False
@@ -208,7 +224,8 @@ class Dispatcher:
             return found
 
         if self._wanted == "auto":
-            return [exact if one_batch(repeatable) else fresh, differences]
+            first = exact if one_batch(repeatable) else fresh
+            return [first, differences] if build is KeptGraph else [first]
         return [{"kept": exact, "fresh": fresh}.get(self._wanted, differences)]
 
     def _remember(self) -> None:
@@ -225,6 +242,8 @@ class Dispatcher:
                 return self._ways[0]()
             except (NotTwiceError, torch.OutOfMemoryError) as error:
                 self.closed(error)
+            except KinkedError as error:
+                raise UsageError("; before that: ".join([str(error), *self.detours])) from error
 
     def closed(self, error: Exception) -> None:
         """Takes a route off the list, or raises the error when it was the last one."""
