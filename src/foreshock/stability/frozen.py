@@ -119,7 +119,9 @@ class Frozen:
         states = [self._optimizer.state.get(each) or {} for each in self.params]
         self.moved = [each.requires_grad for each in self.params]
         fresh = not any(states)
+        self._before: dict[Place, Value] = {}
         if grads is not None:
+            self._before = self._snapshot()
             self.moved = [each is not None for each in grads]
             self._advance([None if each is None else each.detach() for each in grads])
         elif fresh:
@@ -158,7 +160,8 @@ class Frozen:
     def _pulled_back(self) -> dict[Place, Value]:
         """Returns the state from which a step without gradient arrives at the stored one, momenta at zero."""
         aim = {place: _zero(v) if place[2] in self._momenta else v for place, v in self._stored.items()}
-        start, left = dict(aim), set(self._momenta)
+        left = set(self._momenta)
+        start = {place: v if place[2] in left else self._before.get(place, v) for place, v in aim.items()}
         for turn in range(ROUNDS):
             found = self._after(start, 0.0)
             moving = [place for place in aim if place[2] not in left and not _settled(found[place], aim[place])]

@@ -126,7 +126,7 @@ def adam_mini(group: Group) -> list[Reading]:
         P = first * ((v / (1 - beta2**step)).sqrt() + eps)
         result.append(
             Reading(
-                denominator=P.expand(-1, param.numel() // max(1, len(v))).reshape(param.shape),
+                denominator=P.repeat(1, param.numel() // max(1, len(v))).reshape(param.shape),
                 lr=settings["lr"],
                 gain=filters.ema(beta1).gain(),
                 decay=decay,
