@@ -144,21 +144,6 @@ def shape_of(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def as_signal(name: Any, value: Any) -> Any:
-    """Returns what a probe measured, detached.
-
-    Raises:
-        UsageError: the name is not a string or the value not one number.
-    """
-    if not isinstance(name, str) or not name:
-        raise UsageError(f"a signal's name must be a non-empty string, got {name!r}")
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise UsageError(f"signal {name!r} must be one number, got {shape_of(value)}")
-        return value.detach().clone()  # the probe may go on to change it in place
-    return float(value)
-
-
 def learning_rates(optimizer: Optimizer, host: dict[str, float], device: dict[str, Tensor]) -> None:
     """Writes `lr`, of the first parameter group, and `lr/group0`, ... where there are several."""
     groups = optimizer.param_groups

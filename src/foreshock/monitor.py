@@ -18,7 +18,8 @@ from foreshock.detect.base import Detector
 from foreshock.detect.scan import default_detectors
 from foreshock.errors import RunError, UsageError
 from foreshock.mishaps import Mishaps
-from foreshock.probes import DEFAULT, Every, Part, Step, name_of
+from foreshock.probes import DEFAULT, Every, Moment, Part, Step, UnavailableError, name_of
+from foreshock.probes.functions import Functions
 from foreshock.probes.plan import Plan, name_tensors
 from foreshock.probes.sweep import Sweep
 from foreshock.provenance import metadata
@@ -76,7 +77,8 @@ class Monitor:
         self.every, self.max_overhead = attach.positive("every", every), float(max_overhead)
         parts, functions = attach.sort_probes(probes)
         self._sweep = Sweep(parts)
-        self._functions = functions
+        self._functions = Functions(functions, self.every, self.max_overhead, self._drop_function)
+        self._module = model if isinstance(model, nn.Module) else None
         self.detectors: list[Detector] = list(default_detectors() if detectors is None else detectors)
         self._sink: RunWriter | RunMemory | None = None
         self._recorder: Recorder | None = None
@@ -88,14 +90,14 @@ class Monitor:
         self._resumes: str | None = None
         self._losses: list[Tensor] = []
         self._weights: list[tuple[Tensor, ...]] = []
+        self._last_weights: tuple[Tensor, ...] = ()
         self._seen: weakref.ref[Tensor] | None = None
         self._batch: Any = None
         self._closure: Callable[..., Any] | None = None
         self._events: dict[tuple[str, str, int], Event] = {}
         self._process = os.getpid()  # a forked child, such as a data loader's worker, does not write into this run
         self._spent = 0.0
-        self._costly = 0.0
-        self._started = self._last_step = 0.0
+        self._last_step = 0.0
 
     def __enter__(self) -> Monitor:
         tensors = [name for name, _, _ in name_tensors(self._names, self._order, self.optimizer)]
@@ -107,7 +109,7 @@ class Monitor:
         self._recorder = Recorder(self._sink, self._drop_part)
         if self._step:
             self._note("resumed", step=self._step)
-        self._started = time.perf_counter()
+        self._functions.start()
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
@@ -166,17 +168,19 @@ class Monitor:
                 "by loss.mean()."
             )
             return
+        self._batch = batch if batch is not None else self._batch
+        self._closure = closure if closure is not None else self._closure
         if isinstance(loss, Tensor) and loss.requires_grad:
             if self._seen is not None and self._seen() is loss:
                 self._mishaps.say("observed twice", f"the same loss was observed twice in step {self._step}; it counts "
                                   "once. Call observe() once for each forward pass.")
                 return
             self._seen = weakref.ref(loss)  # not its id, which the next loss may have
+            if self._functions.live:  # before the hook below, which must not see their backward passes
+                self._functions.observe(self._moment(loss))
             if loss.grad_fn is not None:  # told what backward multiplies the loss with: accumulation and loss scale
                 loss.grad_fn.register_prehook(self._weights.append)
         self._losses.append(value)
-        self._batch = batch if batch is not None else self._batch
-        self._closure = closure if closure is not None else self._closure
         self._spent += time.perf_counter() - begun
 
     @property
@@ -262,7 +266,7 @@ class Monitor:
             self._note("resumed", step=self._step)
 
     def _stateful(self) -> list[Any]:
-        probes: list[Any] = [*self._sweep.parts, *self._functions]
+        probes: list[Any] = [*self._sweep.parts, *self._functions.probes]
         return [probe for probe in probes if hasattr(probe, "state_dict") and hasattr(probe, "load_state_dict")]
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -275,6 +279,8 @@ class Monitor:
                 self._plan = Plan(named, optimizer, fused=self._sweep.fused)
                 self._quiet = attach.Quiet(self._plan.device)
             self._sweep.before(self._step, self._plan, self._drop_part)
+            if self._functions.live:
+                self._functions.before(self._moment(None))
         except Exception:
             self._mishaps.failed("preparing a step")
         self._spent += time.perf_counter() - begun
@@ -305,8 +311,7 @@ class Monitor:
         measured = Measured(self._step, time.time(), {})
         self._free_signals(measured, step, begun)
         measured.swept = self._sweep(step, self._drop_part)
-        for probe in tuple(self._functions):
-            self._run_function(probe, step, measured)
+        self._functions(step, measured.keep)
         if not step.losses:
             self._mishaps.say("no loss", f"no loss was observed for step {self._step}: call monitor.observe(loss) "
                               "before backward. Everything else is measured.")
@@ -331,19 +336,11 @@ class Monitor:
         self._last_step = begun
         host["monitor_seconds"], self._spent = self._spent, 0.0
 
-    def _run_function(self, probe: Any, step: Step, measured: Measured) -> None:
-        costly = getattr(probe, "cost", "free") == "costly"
-        begun = time.perf_counter()
-        if costly and (self._step % self.every or self._costly > self.max_overhead * (begun - self._started)):
-            return
-        try:
-            for name, value in probe(step).items():
-                (measured.device if isinstance(value, Tensor) else measured.host)[name] = attach.as_signal(name, value)
-        except Exception as error:
-            self._functions.remove(probe)
-            self._mishaps.disabled("probe", name_of(probe), error, self._step)
-        if costly:
-            self._costly += time.perf_counter() - begun
+    def _moment(self, loss: Tensor | None) -> Moment:
+        return Moment(
+            self._step, self.optimizer, self._module, loss, len(self._losses), self._last_weights, self._batch,
+            self._closure, self.every, self._functions.affordable,
+        )
 
     def _forget_skipped(self) -> None:
         """Records losses whose step never came: their backward ran, and then the gradients were cleared, as they are
@@ -361,12 +358,16 @@ class Monitor:
             self.flush()
 
     def _drop_pending(self) -> None:
+        if self._weights:
+            self._last_weights = tuple(weight for weight, *_ in self._weights)
         self._losses, self._weights, self._seen = [], [], None
         self._batch = self._closure = None
 
     def _keep(self, event: Event) -> None:
         fresh = event.key not in self._events
         self._events[event.key] = event
+        if fresh and self._functions.live:
+            self._functions.heard(event.kind, event.raised)
         assert self._sink is not None
         assert self._recorder is not None
         try:
@@ -380,6 +381,12 @@ class Monitor:
         if part in self._sweep.parts:
             self._sweep.parts.remove(part)
             self._mishaps.disabled("probe", name_of(part), error, self._step)
+
+    def _drop_function(self, probe: Any, error: Exception) -> None:
+        if isinstance(error, UnavailableError):
+            self._note("probe_unavailable", step=self._step, name=name_of(probe), reason=str(error))
+        else:
+            self._mishaps.disabled("probe", name_of(probe), error, self._step)
 
     def _complain(self, message: str) -> None:
         """Raises before the first step, warns once after it."""

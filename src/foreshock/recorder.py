@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreshock.errors import ForeshockError
+from foreshock.errors import ForeshockError, UsageError
 from foreshock.probes.sweep import Sweep, Swept
 from foreshock.run import RunMemory, RunWriter, StepRecord
 from foreshock.run.absent import absent, is_absent
@@ -55,6 +55,21 @@ class Measured:
     host: dict[str, float]
     device: dict[str, Tensor] = field(default_factory=dict)
     swept: Swept | None = None
+
+    def keep(self, name: Any, value: Any) -> None:
+        """Adds a signal that a probe measured.
+
+        Raises:
+            UsageError: the name is not a string or the value not one number.
+        """
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"a signal's name must be a non-empty string, got {name!r}")
+        if not isinstance(value, Tensor):
+            self.host[name] = float(value)
+        elif value.numel() == 1:
+            self.device[name] = value.detach().clone()  # the probe may go on to change it in place
+        else:
+            raise UsageError(f"signal {name!r} must be one number, got a tensor of shape {tuple(value.shape)}")
 
 
 class Recorder:

@@ -1,6 +1,6 @@
 """Probes: functions from one optimizer step to signals. They read, never write."""
 
-from foreshock.probes.base import Every, Probe, Signals, Step, every, name_of
+from foreshock.probes.base import Every, Live, Moment, Probe, Signals, Step, UnavailableError, every, name_of
 from foreshock.probes.cosine import GradientCosine
 from foreshock.probes.moments import Moments
 from foreshock.probes.norms import GradientNorm, Update
@@ -14,11 +14,14 @@ __all__ = [
     "Every",
     "GradientCosine",
     "GradientNorm",
+    "Live",
+    "Moment",
     "Moments",
     "Part",
     "Probe",
     "Signals",
     "Step",
+    "UnavailableError",
     "Update",
     "every",
     "name_of",

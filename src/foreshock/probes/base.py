@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,7 +17,11 @@ Signals = Mapping[str, Tensor | float]
 
 Probe = Callable[["Step"], Signals]
 """A probe. An object may also have `name`, `cost` ("free", the default, or "costly": then it runs every
-`Monitor(every=...)` steps and within `max_overhead`), `state_dict()` and `load_state_dict(state)`."""
+`Monitor(every=...)` steps and within `max_overhead`), `state_dict()` and `load_state_dict(state)`; or be `Live`."""
+
+
+class UnavailableError(Exception):
+    """Raised by a probe that cannot measure this training, with the reason: it is left out, with a note in the run."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,55 @@ class Step:
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     cache: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Moment:
+    """A step before it is taken, as live probes see it.
+
+    Attributes:
+        number: optimizer steps done before this one.
+        optimizer: the live optimizer.
+        model: the module given to the monitor, if it was one.
+        loss: in `observe`, the loss with its graph, before its backward pass; None in `before`.
+        place: in `observe`, which of the step's losses it is, from 0.
+        weights: of each loss of the step before, what backward multiplied it with: 1 for a plain mean, 1/k in
+            gradient accumulation, the scale of a GradScaler; empty at the first step. Left on their device.
+        batch, closure: whatever was last given to `observe` for this step.
+        every: the monitor's distance between costly readings.
+        affordable: whether the passes so far have kept within the monitor's `max_overhead`.
+    """
+
+    number: int
+    optimizer: Optimizer
+    model: Any
+    loss: Tensor | None
+    place: int
+    weights: tuple[Tensor, ...]
+    batch: Any
+    closure: Callable[..., Any] | None
+    every: int
+    affordable: bool
+
+
+class Live(Protocol):
+    """A probe that looks at a step before it is taken as well. Each method says whether it took a pass of its own."""
+
+    def observe(self, moment: Moment) -> bool:
+        """Looks at a loss, whose graph it must leave as it is."""
+        ...
+
+    def before(self, moment: Moment) -> bool:
+        """Looks at the gradients that the optimizer is about to consume, in the parameters' `.grad`."""
+        ...
+
+    def heard(self, kind: str, step: int) -> None:
+        """Is told of an event that a detector has raised."""
+        ...
+
+    def __call__(self, step: Step) -> Signals:
+        """Returns what was measured at this step."""
+        ...
 
 
 def name_of(probe: object) -> str:

@@ -1,0 +1,86 @@
+"""Calls the probes that are functions of a step, and those that look at the live loss, within what they may cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from foreshock.probes.base import Moment, Step
+
+Dropped = Callable[[Any, Exception], None]
+Keep = Callable[[str, Tensor | float], None]
+
+
+class Functions:
+    """The probes outside the sweep.
+
+    Args:
+        probes: functions of a `Step`; see `foreshock.probes.base.Probe` for what else they may have.
+        every: distance, in steps, at which costly ones are run.
+        max_overhead: share of the wall time that the passes of costly and live ones may take together.
+        dropped: told of a probe that raised something; it is not called again.
+    """
+
+    def __init__(self, probes: list[Any], every: int, max_overhead: float, dropped: Dropped) -> None:
+        self.probes = probes
+        self.live = [probe for probe in probes if hasattr(probe, "observe")]
+        self._every, self._max_overhead, self._dropped = every, max_overhead, dropped
+        self._spent = 0.0
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        """Begins to count the wall time that shares are of."""
+        self._started, self._spent = time.perf_counter(), 0.0
+
+    @property
+    def affordable(self) -> bool:
+        """Whether the passes so far have taken no more than their share of the time so far."""
+        return self._spent <= self._max_overhead * (time.perf_counter() - self._started)
+
+    def observe(self, moment: Moment) -> None:
+        """Shows a loss that waits for its backward pass to the live probes."""
+        for probe in tuple(self.live):
+            self._call(probe, partial(probe.observe, moment))
+
+    def before(self, moment: Moment) -> None:
+        """Shows the gradients that the optimizer is about to consume to the live probes."""
+        for probe in tuple(self.live):
+            self._call(probe, partial(probe.before, moment))
+
+    def heard(self, kind: str, step: int) -> None:
+        """Tells the live probes of an event that a detector has raised."""
+        for probe in tuple(self.live):
+            self._call(probe, partial(probe.heard, kind, step))
+
+    def __call__(self, step: Step, keep: Keep) -> None:
+        """Calls every probe that is due and hands on what it measured."""
+        for probe in tuple(self.probes):
+            costly = getattr(probe, "cost", "free") == "costly"
+            if not costly or (step.number % self._every == 0 and self.affordable):
+                self._call(probe, partial(_measure, probe, step, keep), counted=costly or probe in self.live)
+
+    def _call(self, probe: Any, call: Callable[[], bool | None], *, counted: bool = True) -> None:
+        """Calls, and counts the time if a pass was taken."""
+        begun = time.perf_counter()
+        try:
+            passed = call() and counted
+        except Exception as error:
+            passed = True
+            if probe in self.probes:
+                self.probes.remove(probe)
+                self.live = [each for each in self.live if each is not probe]
+                self._dropped(probe, error)
+        if passed:
+            self._spent += time.perf_counter() - begun
+
+
+def _measure(probe: Any, step: Step, keep: Keep) -> bool:
+    """Keeps what a probe measures; returns whether it measured anything."""
+    found = probe(step)
+    for name, value in found.items():
+        keep(name, value)
+    return bool(found)
