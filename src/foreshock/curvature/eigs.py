@@ -1,0 +1,386 @@
+"""The ends of a symmetric operator's spectrum, by Lanczos, stopped by its own error estimate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreshock.curvature.krylov import Krylov, Ritz
+from foreshock.curvature.operator import Operator
+from foreshock.errors import UsageError
+
+_ENDS = {
+    "LA": "LA", "largest": "LA", "SA": "SA", "smallest": "SA", "BE": "BE", "both": "BE", "LM": "LM", "magnitude": "LM",
+}
+NOISE = 0.1  # share of a random direction in a warm start; without it a tracker locks on the second eigenvalue
+_CONFIRMED = 5  # products from which on one look at the estimates suffices; see `Convergence`
+_BASIS_BYTES = 1 << 31  # memory for the basis, beyond which it is restarted early
+_UNLIKELY = 0.01  # share of 1/n that a random start is trusted to have of an eigenvector
+_INFORMED = 1e-4  # share in the Ritz vector from which on a start counts as better than random
+_CAREFUL = 1000  # dimension up to which no start is taken to know anything: certainty costs little there
+_IN_A_ROW = 3  # judgements that have to agree where several values are wanted: one may yet come in between
+_SMALL = 1e-4  # of the largest value: what is smaller is wanted within `tol` of this
+_COPIES_SOUGHT = 4096  # dimension up to which copies of an eigenvalue are looked for at any tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class EigResult:
+    """Eigenpairs of an operator, with what is known of their error.
+
+    Attributes:
+        values: eigenvalues, shape (k,), float64: "LA" and "LM" from the largest down, "SA" from the smallest up, "BE"
+            the upper half from the largest down, then the lower half from the smallest up.
+        vectors: unit eigenvectors in the operator's coordinates, k lists of tensors shaped like the parameters.
+        directions: the steps in parameters that they stand for: W^(1/2) u for a conditioned operator, else the vectors.
+        residuals: |A u - value u|, shape (k,): some eigenvalue lies within that distance of the value.
+        errors: estimated error of each value, shape (k,): residual^2 / distance to its neighbours where that is less.
+        converged: whether the estimated error is within `tol`, shape (k,).
+        matvecs: products used.
+        notes: how the products were obtained, and what a reader has to know.
+    """
+
+    values: np.ndarray
+    vectors: tuple[list[Tensor], ...]
+    directions: tuple[list[Tensor], ...]
+    residuals: np.ndarray
+    errors: np.ndarray
+    converged: np.ndarray
+    matvecs: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        pairs = ", ".join(
+            f"{value:.6g}{'' if done else ' (not converged)'}"
+            for value, done in zip(self.values, self.converged, strict=True)
+        )
+        return f"EigResult({pairs}; {self.matvecs} products)"
+
+
+def eigsh(
+    operator: Operator,
+    k: int = 1,
+    *,
+    which: str = "LA",
+    tol: float = 1e-2,
+    warm_start: EigResult | Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]] | None = None,
+    generator: torch.Generator | None = None,
+    max_matvecs: int = 300,
+    block: int = 1,
+) -> EigResult:
+    """Returns k eigenpairs from the ends of the spectrum, each within about `tol` of its value.
+
+    Lanczos with full reorthogonalisation, inner products in float64, and thick restarts. It begins from the gradient,
+    where the operator knows it, with some noise: gradients lie in the top of the spectrum, which saves a third of the
+    products. It stops by the residuals, not by a count of steps.
+
+    Copies of an eigenvalue that agree to rounding are looked for where n is at most 4096 or `tol` below 1e-3; else one
+    direction sees one of them, and `block` sees as many as it is wide.
+
+    Args:
+        operator: symmetric, n x n; may be indefinite.
+        k: eigenpairs wanted, at most n.
+        which: "LA" (or "largest"), "SA" ("smallest"), "BE" ("both": half from each end, the odd one from the top), or
+            "LM" (largest magnitude).
+        tol: relative error wanted of each value (of 1e-4 of the largest where a value is smaller than that); what could
+            not be had within `max_matvecs` says so in `converged`.
+        warm_start: an earlier result, whose directions in parameters are taken over, whatever W was then; or a vector
+            or several in the operator's coordinates.
+        generator: source of the random directions; by default one of its own with a fixed seed, so that equal calls
+            give equal results.
+        max_matvecs: products after which the best so far is returned.
+        block: directions to begin with; more than 1 where eigenvalues are known to coincide.
+
+    Raises:
+        UsageError: a senseless argument, or a product that holds NaN or infinity.
+
+    >>> import torch
+    >>> from foreshock.curvature import ExplicitOperator
+    >>> eigsh(ExplicitOperator(torch.diag(torch.tensor([3.0, 1.0, -7.0], dtype=torch.float64)))).values
+    array([3.])
+    """
+    n = operator.space.n
+    end = _ENDS.get(which)
+    if end is None:
+        raise UsageError(f"eigsh(which=...): one of {', '.join(_ENDS)}, got {which!r}")
+    for name, value in (("k", k), ("max_matvecs", max_matvecs), ("block", block)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"eigsh({name}=...): a positive integer is needed, got {value!r}")
+    if k > n:
+        raise UsageError(f"eigsh(k={k}): the operator has only {n} eigenvalues")
+    if not 0.0 < tol < 1.0:
+        raise UsageError(f"eigsh(tol=...): a relative error between 0 and 1 is needed, got {tol!r}")
+    if generator is None:
+        generator = torch.Generator(operator.device).manual_seed(0)
+
+    room = max(2 * k + 4 * block, min(2 * k + 30 + 2 * block, _BASIS_BYTES // (n * operator.dtype.itemsize)))
+    krylov = Krylov(operator, room)
+    warm = _warm(operator, warm_start)
+    informed = _begin(krylov, warm, max(block, 1), generator)
+    search = _Search(krylov, k, end, tol, informed, generator)
+    search.run(max_matvecs)
+    if k > 1 and block == 1 and (n <= _COPIES_SOUGHT or tol < 1e-3):
+        search.look_for_copies(max_matvecs)
+    return search.result()
+
+
+def _warm(operator: Operator, given: object) -> list[Tensor]:
+    """Returns start vectors in the operator's coordinates, shape (n,) each."""
+    if given is None:
+        return []
+    if isinstance(given, EigResult):
+        return [operator.from_parameters(operator.space.take(direction)) for direction in given.directions]
+    if isinstance(given, Tensor):
+        return [operator.space.take(row) for row in given] if given.dim() == 2 and given.shape[1] == operator.space.n \
+            else [operator.space.take(given)]
+    vectors = list(given)  # type: ignore[call-overload]
+    if vectors and all(isinstance(tensor, Tensor) for tensor in vectors):
+        return [operator.space.take(vectors)]
+    return [operator.space.take(vector) for vector in vectors]
+
+
+def _begin(krylov: Krylov, warm: list[Tensor], block: int, generator: torch.Generator) -> bool:
+    """Admits the start vectors; returns whether they are better than random."""
+    operator, space = krylov.operator, krylov.operator.space
+    known = [vector for vector in warm if bool(torch.any(vector != 0))]
+    if not known:
+        gradient = operator.start()
+        if gradient is not None and bool(torch.isfinite(gradient).all()) and bool(torch.any(gradient != 0)):
+            known = [gradient]
+    # each is mixed with noise, so that nothing the start is blind to stays hidden
+    for vector in known:
+        noise = space.normal(generator)
+        krylov.admit(vector / torch.linalg.vector_norm(vector) + noise * (NOISE / torch.linalg.vector_norm(noise)))
+    while krylov.held < min(block, space.n):
+        krylov.admit(space.normal(generator))
+    return bool(known)
+
+
+class Convergence:
+    """Judges from the history of Ritz values and residuals whether the wanted ones are within a tolerance.
+
+    Two estimates of a value's error are used: residual^2 / gap, which bounds it once the neighbours are resolved, and
+    what a geometric series leaves, increment * rho / (1 - rho), where rho is the decrease of residual^2 per step. A
+    value counts as converged when the first is below a tenth of the tolerance, or both agree (the second within the
+    tolerance, the first within twice it) after five products.
+    Whether a larger eigenvalue is hidden altogether is another question: see `_Hidden`.
+    """
+
+    def __init__(self, tol: float) -> None:
+        self.tol = tol
+        self._before: tuple[np.ndarray, np.ndarray] | None = None
+
+    def judge(self, ritz: Ritz, chosen: np.ndarray, products: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns estimated errors and whether converged, of the chosen Ritz pairs."""
+        values, residuals = ritz.values[chosen], ritz.residuals[chosen]
+        errors = _errors(ritz, chosen)
+        size = np.maximum(np.abs(values), scale)
+        done = errors <= 0.1 * self.tol * size
+        if self._before is not None and len(self._before[0]) == len(values):
+            old_values, old_residuals = self._before
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rho = (residuals / old_residuals) ** 2
+                left = np.where(rho < 1.0, np.abs(values - old_values) * rho / (1.0 - rho), np.inf)
+            agreed = (left <= self.tol * size) & (errors <= 2.0 * self.tol * size)
+            if products >= _CONFIRMED:
+                done |= agreed
+                errors = np.where(agreed, np.minimum(errors, np.maximum(left, errors / 10.0)), errors)
+        self._before = values, residuals
+        return errors, done
+
+
+def _errors(ritz: Ritz, chosen: np.ndarray) -> np.ndarray:
+    """Returns min(r, r^2 / gap) of the chosen pairs, gap the distance to the nearest other Ritz value."""
+    values = ritz.values
+    found = []
+    for i in chosen:
+        others = np.delete(values, i)
+        gap = float(np.min(np.abs(others - values[i]))) if len(others) else 0.0
+        r = float(ritz.residuals[i])
+        found.append(min(r, r * r / gap) if gap > 0.0 else r)
+    return np.array(found)
+
+
+class _Search:
+    """One call of `eigsh`."""
+
+    def __init__(
+        self, krylov: Krylov, k: int, end: str, tol: float, informed: bool, generator: torch.Generator
+    ) -> None:
+        self.krylov, self.k, self.end, self.tol, self.informed = krylov, k, end, tol, informed
+        self.generator = generator
+        self.convergence = Convergence(tol)
+        self.width = max(krylov.held, 1)
+        self._agreed = 0
+        self._found: tuple[Ritz, np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._hidden = _Hidden(krylov)
+
+    def run(self, max_matvecs: int, at_least: int = 0) -> None:
+        """Multiplies until everything wanted has converged, `max_matvecs` products in all at most."""
+        krylov, n = self.krylov, self.krylov.operator.space.n
+        begun = krylov.matvecs
+        while krylov.matvecs < max_matvecs:
+            if krylov.exhausted:
+                self._go_on()
+            krylov.step()
+            if krylov.processed >= n:
+                self._judge(final=True)
+                return
+            if krylov.processed < self.k:
+                continue
+            if krylov.exhausted:  # an invariant space: what it holds is exact
+                self._judge(final=True)
+                return
+            done = self._judge()
+            if done and krylov.matvecs - begun >= at_least:
+                return
+            if krylov.full:
+                self._restart()
+
+    def look_for_copies(self, max_matvecs: int) -> None:
+        """Goes on from random directions until one of them brings nothing new to the values wanted."""
+        while self._found is not None and self.krylov.processed < self.krylov.operator.space.n:
+            ritz, chosen, _, done = self._found
+            if not done.all() or self.krylov.matvecs >= max_matvecs:
+                return
+            before = ritz.values[chosen].copy()
+            if self.krylov.held + 8 >= self.krylov.capacity:
+                self._restart()
+            if not self.krylov.admit(self.krylov.operator.space.normal(self.generator)):
+                return
+            self.convergence, self._agreed = Convergence(self.tol), 0
+            self.run(max_matvecs, at_least=2 * (4 + self.width))
+            ritz, chosen, _, _ = self._found
+            after = ritz.values[chosen]
+            size = np.maximum(np.abs(before), self._scale(ritz))
+            if np.all(np.abs(after - before) <= 2.0 * self.tol * size):
+                return
+            self.width += 1
+
+    def result(self) -> EigResult:
+        if self._found is None:
+            self._judge(final=True)
+        assert self._found is not None
+        ritz, chosen, errors, done = self._found
+        operator = self.krylov.operator
+        rows = self.krylov.vectors(ritz.coefficients[:, chosen])
+        vectors = tuple(operator.space.pieces(row) for row in rows)
+        stands = [operator.to_parameters(row.clone()) for row in rows]
+        return EigResult(
+            ritz.values[chosen].copy(), vectors, tuple(operator.space.pieces(row) for row in stands),
+            ritz.residuals[chosen].copy(), errors, done, self.krylov.matvecs, operator.notes,
+        )
+
+    def _judge(self, final: bool = False) -> bool:
+        ritz = self.krylov.ritz()
+        chosen = self._choose(ritz)
+        scale = self._scale(ritz)
+        errors, done = self.convergence.judge(ritz, chosen, self.krylov.matvecs, scale)
+        if len(chosen) < self.k:
+            done = np.zeros(len(chosen), dtype=bool)
+        if final and self.krylov.exhausted:
+            done = np.ones(len(chosen), dtype=bool)
+        elif done.all() and not all(
+            self._hidden.excluded(ritz, outermost, self.tol, self.informed) for outermost in self._outermost(chosen)
+        ):
+            done = np.zeros_like(done)
+        self._found = ritz, chosen, errors, done
+        self._agreed = self._agreed + 1 if done.all() else 0
+        return self._agreed >= (_IN_A_ROW if self.k > 1 else 1)
+
+    def _scale(self, ritz: Ritz) -> float:
+        return _SMALL * float(np.max(np.abs(ritz.values), initial=0.0))
+
+    def _outermost(self, chosen: np.ndarray) -> list[int]:
+        """Returns which of the chosen pairs have none wanted beyond them."""
+        if self.end in ("LA", "SA"):
+            return [int(chosen[0])]
+        return sorted({int(chosen.min()), int(chosen.max())})
+
+    def _choose(self, ritz: Ritz) -> np.ndarray:
+        m = len(ritz.values)
+        k = min(self.k, m)
+        if self.end == "LA":
+            return np.arange(k)
+        if self.end == "SA":
+            return np.arange(m - 1, m - 1 - k, -1)
+        if self.end == "LM":
+            return np.argsort(-np.abs(ritz.values), kind="stable")[:k]
+        upper = math.ceil(k / 2)
+        return np.concatenate([np.arange(upper), np.arange(m - 1, m - 1 - (k - upper), -1)])
+
+    def _go_on(self) -> None:
+        """Adds a random direction where the basis spans an invariant space with too few values in it."""
+        if self.krylov.full:
+            self._restart()
+        while not self.krylov.admit(self.krylov.operator.space.normal(self.generator)):
+            pass  # one in the span has probability 0 below dimension n
+
+    def _restart(self) -> None:
+        """Keeps what is wanted and as much again around it; widens the search where wanted values crowd."""
+        krylov = self.krylov
+        ritz = krylov.ritz()
+        chosen = self._choose(ritz)
+        room = krylov.capacity - krylov.waiting
+        extra = max(1, min(self.k + 4, room // 2 - len(chosen)))
+        rest = [i for i in _next(ritz, self.end, chosen) if i not in set(chosen.tolist())][:extra]
+        kept = np.concatenate([chosen, np.array(rest, dtype=int)])[: max(1, room - 4)]
+        values, residuals = ritz.values[chosen], ritz.residuals[chosen]
+        crowded = len(values) > 1 and bool(np.any(np.abs(np.diff(values)) <= residuals[1:] + residuals[:-1]))
+        krylov.restart(ritz.coefficients[:, kept])
+        self._hidden.forget()
+        if crowded and self.width < 4 and krylov.admit(krylov.operator.space.normal(self.generator)):
+            self.width += 1
+
+
+def _next(ritz: Ritz, end: str, chosen: np.ndarray) -> list[int]:
+    """Returns the indices of the Ritz values in the order in which they are worth keeping."""
+    m = len(ritz.values)
+    if end == "LA":
+        return list(range(m))
+    if end == "SA":
+        return list(range(m - 1, -1, -1))
+    if end == "LM":
+        return [int(i) for i in np.argsort(-np.abs(ritz.values), kind="stable")]
+    return [i for pair in zip(range(m), range(m - 1, -1, -1), strict=True) for i in pair]
+
+
+class _Hidden:
+    """Whether an eigenvalue beyond the outermost Ritz value could have escaped the Krylov space of one start vector.
+
+    If it exists, the start has at most the Christoffel function of the space there as its share in it. A random start
+    has less than 1/(100 n) of an eigenvector once in 12 times; a gradient or an earlier eigenvector is taken to know
+    the end of the spectrum where it has 1e-4 in the Ritz vector found there and n is above 1000.
+    """
+
+    def __init__(self, krylov: Krylov) -> None:
+        self._krylov = krylov
+        self._known = krylov.held == 1
+
+    def forget(self) -> None:
+        """After a restart the basis is no polynomial one any more, and what it could miss has long been found."""
+        self._known = False
+
+    def excluded(self, ritz: Ritz, outermost: int, tol: float, informed: bool) -> bool:
+        """Returns whether nothing is hidden beyond Ritz value number `outermost`, moved out by `tol`."""
+        krylov = self._krylov
+        m, n = krylov.processed, krylov.operator.space.n
+        if not self._known or m != krylov.matvecs or krylov.held != m + 1:
+            return True
+        if informed and n > _CAREFUL and ritz.coefficients[0, outermost] ** 2 >= _INFORMED:
+            return True
+        edge = float(ritz.values[outermost])
+        x = edge + tol * abs(edge) * (1.0 if outermost == 0 else -1.0)
+        t = krylov.projected
+        total, last, now = 1.0, 0.0, 1.0
+        for i in range(m):
+            below = t[i, i - 1] * last if i else 0.0
+            last, now = now, ((x - t[i, i]) * now - below) / t[i + 1, i]
+            total += now * now
+            if total >= n / _UNLIKELY:
+                return True
+        return False
