@@ -71,7 +71,8 @@ if sys.argv[3] == "ddp":
     batches = [(x[part][i : i + 3], y[part][i : i + 3]) for i in range(0, len(x[part]), 3)]
     check(Hessian(lambda b: F.cross_entropy(ddp(b[0]), b[1]), list(ddp.parameters()), data=batches), "data")
     try:
-        Hessian(lambda: F.cross_entropy(ddp(x[mine] if rank else x[mine] * float("nan")), y[mine]), list(ddp.parameters())).loss
+        poisoned = x[mine] if rank else x[mine] * float("nan")
+        Hessian(lambda: F.cross_entropy(ddp(poisoned), y[mine]), list(ddp.parameters())).loss
         raise SystemExit("one rank's failure went unnoticed")
     except UsageError as error:
         assert ("nan" in str(error)) == (rank == 0), error

@@ -240,7 +240,7 @@ def substituted(module: nn.Module, params: list[Tensor]) -> Iterator[Callable[[T
 
 
 def by_differences(loss: Case, vector: Tensor, step: float = 1e-5) -> Tensor:
-    """Returns H v by a central difference of first derivatives, which no second derivative's formula enters; shape (n,)."""
+    """Returns H v, shape (n,), by a central difference of first derivatives: no second derivative's formula enters."""
     pieces = [v.view(p.shape) for v, p in zip(vector.split([p.numel() for p in loss.params]), loss.params, strict=True)]
     saved = [param.detach().clone() for param in loss.params]
     buffers = [(buffer, buffer.clone()) for buffer in loss.module.buffers()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,8 @@ class Anatomy:
     Attributes:
         once: names of the nodes that can be differentiated once only.
         kinks: names of the nodes whose derivative jumps.
-        custom: names of nodes that are `torch.autograd.Function`s written in Python.
+        custom: names of nodes that are `torch.autograd.Function`s of others, whose backward passes may or may not be
+            differentiable: torch takes what it cannot differentiate for a constant.
         batch_statistics: whether a normalisation uses the statistics of its batch.
         dropout: whether a fused dropout is there; other kinds leave no mark.
         wrapped: whether it went through a `DistributedDataParallel` that looks for unused parameters or has a static
@@ -65,6 +66,7 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
     """
     names: set[str] = set()
     custom: set[str] = set()
+    once: set[str] = set()
     hooks: list[Hooks] = [table for table in (loss._backward_hooks, *(p._backward_hooks for p in params)) if table]
     batch_statistics = False
     low: torch.dtype | None = None
@@ -82,13 +84,17 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
         names.add(name)
         if "BatchNorm" in name or "InstanceNorm" in name:
             batch_statistics |= bool(getattr(node, "_saved_training", False))
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and name != "BackwardHookFunctionBackward":
-            custom.add(name)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            kind = type(node)._forward_cls
+            if _once_differentiable(kind.backward):
+                once.add(name)
+            elif not kind.__module__.startswith("torch."):
+                custom.add(name)
         if low is None:
             low = next((meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta.dtype in _LOW), None)
         hooks.extend(_hooks_of(node))
     return Anatomy(
-        once=tuple(sorted(name for name in names if name.startswith(_ONCE))),
+        once=tuple(sorted(once | {name for name in names if name.startswith(_ONCE)})),
         kinks=tuple(sorted(names & _KINKED_NODES)),
         custom=tuple(sorted(custom)),
         batch_statistics=batch_statistics,
@@ -109,6 +115,12 @@ def _hooks_of(node: torch.autograd.graph.Node) -> list[Hooks]:
         if table:
             found.append(table)
     return found
+
+
+def _once_differentiable(backward: Callable[..., object]) -> bool:
+    """Returns whether a backward pass is so marked; inside a graph it cuts the second derivative off in silence."""
+    code = getattr(backward, "__code__", None)
+    return code is not None and code.co_qualname.startswith("once_differentiable.")
 
 
 def _nothing(*_: object) -> None:

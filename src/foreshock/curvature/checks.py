@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from foreshock.curvature.differences import Differences
+from foreshock.curvature.graph import NotTwiceError, not_twice
 from foreshock.curvature.objective import Repeatable
 from foreshock.curvature.operator import Operator
-from foreshock.curvature.space import dot, norm
+from foreshock.curvature.routes import Route
+from foreshock.curvature.space import Space, dot, norm
 from foreshock.errors import UsageError
 
 
@@ -68,3 +70,29 @@ def difference_check(
     product = operator.multiply(flat)
     size = norm(product)
     return norm(product - source.multiply(flat)) / size if size > 0 else norm(source.multiply(flat)) / length
+
+
+# A product and a difference along the gradient may be this far apart in float32; a missing part of the derivative is
+# far more: smooth networks agree to 1e-3 there.
+_APART = 0.05
+
+
+def verify_custom(source: Route, space: Space) -> list[str]:
+    """Returns notes on functions of others in the graph, after comparing with differences where that is possible.
+
+    Args:
+        source: an exact route that was just opened.
+        space: the layout of the parameters.
+
+    Raises:
+        NotTwiceError: the product is not the derivative of the gradient.
+    """
+    names = ", ".join(source.facts.custom)
+    if not isinstance(source.objective, Repeatable) or source.facts.kinks or source.facts.low_precision is not None:
+        return [f"not verified: the second derivative of {names}, a function that torch takes on trust"]
+    compared = Differences(source.objective, space, central=True, smooth=True)
+    flat = source.gradient
+    product, difference = source.multiply(flat), compared.multiply(flat)
+    if not norm(product - difference) <= _APART * norm(difference) + compared.noise * norm(flat):
+        raise NotTwiceError(not_twice(f"{names}, whose backward pass is not the derivative that it looks like"))
+    return [f"compared with differences along the gradient, because of {names}"]

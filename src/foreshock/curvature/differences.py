@@ -102,6 +102,11 @@ class Differences:
         """Length of the move in parameters."""
         return _STEP[self._kind, self._central]
 
+    @property
+    def noise(self) -> float:
+        """Length of what rounding adds to the product with a unit vector."""
+        return _ROUNDING[self._kind] * norm(self.gradient) / self.step
+
     def multiply(self, flat: Tensor) -> Tensor:
         if any(param._version != seen for param, seen in zip(self._space.params, self._versions, strict=True)):
             raise UsageError(moved("the first gradient was taken"))
@@ -159,7 +164,7 @@ class Differences:
     def _check(self, flat: Tensor, length: float, product: Tensor) -> None:
         finer = self._quotient(flat, length, self.step / 4)
         apart, size = norm(finer - product), max(norm(finer), norm(product))
-        noise = _ROUNDING[self._kind] * norm(self.gradient) * 4 / self.step * length
+        noise = 4 * self.noise * length
         self.agreement = apart / size if size > 0 else 0.0
         if not apart <= _AGREE * size + noise:
             raise KinkedError(

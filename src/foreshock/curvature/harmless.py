@@ -71,11 +71,13 @@ def harmless(
     eval flags, one by one, and hooks.
 
     Args:
-        params: the parameters.
-        model: the module, or modules, that are run.
+        params: parameters.
+        model: the module, or modules, that are run; their parameters are meant as well.
         values: puts the parameters' numbers back as well, at the price of a copy of them meanwhile.
     """
     modules = list(dict.fromkeys(inner for root in _listed(model) for inner in root.modules()))
+    owned = [param for module in modules for param in module._parameters.values() if param is not None]
+    params = list({id(param): param for param in (*params, *owned)}.values())
     streams = random_state()
     grads = [param.grad if param.is_leaf else None for param in params]
     wants = [param.requires_grad for param in params]

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from foreshock import distributed
+from foreshock.curvature.checks import verify_custom
 from foreshock.curvature.determinism import live_notes, prepare, verify
+from foreshock.curvature.differences import Differences
 from foreshock.curvature.gathered import Gathered, WholeSpace, slots_of
-from foreshock.curvature.graph import NotTwiceError
+from foreshock.curvature.graph import KeptGraph, NotTwiceError
 from foreshock.curvature.loader import Batches
 from foreshock.curvature.objective import Live, Repeatable, differentiable
 from foreshock.curvature.operator import Operator
@@ -52,6 +54,7 @@ class LossCurvature(Operator):
         self._dispatcher = Dispatcher(self._objectives(), self.space, wanted, build)
         self._source: Route | None = None
         self._verdict: list[str] | None = None
+        self._trusted: list[str] | None = None
 
     def _split_up(self) -> None:
         """Notes whether the parameters are sharded over ranks."""
@@ -106,6 +109,12 @@ class LossCurvature(Operator):
         before = None if self._closure is None or self._verdict is not None else prepare(self._closure, self._mode)
         source = self._dispatcher.open()
         self._finite(source)
+        if self._trusted is None and source.facts.custom and self._build is KeptGraph:
+            try:
+                self._trusted = [] if isinstance(source, Differences) else verify_custom(source, self._dispatcher.space)
+            except NotTwiceError as error:
+                self._dispatcher.closed(error)
+                return self._opened()
         if before is not None and source.objective is self._closure:
             assert self._closure is not None
             self._verdict = verify(self._closure, before, source.loss, source.gradient, source.facts, self._mode)
@@ -159,6 +168,7 @@ class LossCurvature(Operator):
             notes.append(
                 "one rank's own: no wrapper of the parameters is known; pass model= for the mean over the ranks"
             )
+        notes += self._trusted or []
         notes += [f"not taken: {detour}" for detour in self._dispatcher.detours]
         if isinstance(source.objective, Live):
             notes += live_notes(source.objective, source.facts)
@@ -192,7 +202,7 @@ class LossCurvature(Operator):
         live = None if self._live is None else self._live.on(block.params)
         closure = None if self._closure is None else self._closure.on(block.params)
         LossCurvature.__init__(block, block.params, (live, closure), self._build, wanted=self._wanted, mode=self._mode)
-        block._verdict = self._verdict
+        block._verdict, block._trusted = self._verdict, self._trusted
         if isinstance(self._source, Kept):
             block._group, block._share = self._group, self._share
             block._source = self._source.restricted(block.space, [places[id(param)] for param in block.params])

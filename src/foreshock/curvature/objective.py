@@ -43,7 +43,8 @@ class Live:
 
     def sweep(self, visit: Visit, *, start: RandomState | None = None) -> float:
         """Calls `visit(loss, 1.0)` and returns the weight, 1."""
-        visit(scalar(self.loss, "the loss"), 1.0)
+        with self.passing():
+            visit(scalar(self.loss, "the loss"), 1.0)
         return 1.0
 
     @contextmanager
