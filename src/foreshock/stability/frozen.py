@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from foreshock.errors import UsageError
 from foreshock.stability.twins import advance, twin
 
-__all__ = ["Frozen"]
+__all__ = ["Frozen", "NothingFrozenError"]
 
 # where a value lives: ("state", number of the parameter, key), ("group", number, key) or ("attribute", 0, name)
 Place = tuple[str, int, str]
@@ -22,6 +22,10 @@ STILL = 1e-10  # relative change of a state per step that counts as none
 ROUNDS = 240  # a moment with coefficient beta settles as (1 - beta)^n: enough for beta >= .1
 DOUBT = 40  # after as many rounds states that have not settled are asked whether they matter
 TELL = 10  # drives this many times stronger must move this many times further
+
+
+class NothingFrozenError(UsageError):
+    """A state that no step without gradient arrives at: a second moment that is the last gradient alone."""
 
 
 class Frozen:
@@ -39,11 +43,10 @@ class Frozen:
     def __init__(self, optimizer: Optimizer, grads: Sequence[Tensor | None] | None) -> None:
         try:
             self._begin(optimizer, grads, torch.float64)
+        except NothingFrozenError:
+            raise
         except (UsageError, TypeError):  # a kernel for single precision only, or a device without float64
             self._begin(optimizer, grads, None)
-        self._stored = self._snapshot()
-        self._momenta = self._find_momenta()
-        self._base = self._pulled_back()
 
     def run(self, drives: Iterable[float], mask: Sequence[Tensor] | None = None, scale: float = 1.0) -> Any:
         """Yields, for each drive d, the move of every parameter over -e where gradients are d e in every entry."""
@@ -131,31 +134,37 @@ class Frozen:
                 self._refuse_fresh()
         else:
             self.moved = [bool(state) for state in states]
+        self._stored = self._snapshot()
+        self._momenta, self._moments = self._told_apart()
+        self._base = self._pulled_back()
 
     def _refuse_fresh(self) -> None:
         """A state of zeros: harmless where it is all momentum, meaningless where it is to be divided by."""
         self._stored = self._snapshot()
         tensors = {place[2] for place, value in self._stored.items() if isinstance(value, Tensor) and value.dim()}
-        if tensors - self._find_momenta():
+        if tensors - self._told_apart()[0]:
             raise UsageError(
                 f"{type(self._optimizer).__name__} has taken no step yet, so its denominators do not exist; "
                 "pass grads, the gradients of the step about to be taken"
             )
 
-    def _find_momenta(self) -> set[str]:
-        """Returns the names of the states that carry the gradient on: odd in it, and moving parameters by themselves.
+    def _told_apart(self) -> tuple[set[str], set[str]]:
+        """Returns the names of momenta and of second moments among the states.
 
-        An odd state that moves nothing (the mean of a centered second moment) belongs to the denominator.
+        Momenta carry the gradient on: they are odd in it, and move parameters by themselves. An odd state that moves
+        nothing (the mean of a centered second moment) belongs to the denominator. Second moments change alike for
+        gradients of both signs, but not without one.
         """
-        [plus, minus] = [self._after(self._stored, sign) for sign in (1.0, -1.0)]
+        [plus, minus, none] = [self._after(self._stored, sign) for sign in (1.0, -1.0, 0.0)]
         odd = {place[2] for place in plus if place in minus and _differ(plus[place], minus[place])}
+        even = {place[2] for place in plus if place in none and _differ(plus[place], none[place])} - odd
         momenta = set()
         for name in odd:
             self._load({place: _zero(v) if place[2] in odd - {name} else v for place, v in self._stored.items()})
             stored_anything = any(_any(v) for place, v in self._stored.items() if place[2] == name)
             if not stored_anything or any(bool(move.any()) for move in self._step(0.0)):
                 momenta.add(name)
-        return momenta
+        return momenta, even
 
     def _pulled_back(self) -> dict[Place, Value]:
         """Returns the state from which a step without gradient arrives at the stored one, momenta at zero."""
@@ -166,11 +175,12 @@ class Frozen:
             found = self._after(start, 0.0)
             moving = [place for place in aim if place[2] not in left and not _settled(found[place], aim[place])]
             if turn == DOUBT:  # an average of the iterates, a copy of the last gradient: written, but never used
-                left |= {name for name in {place[2] for place in moving} if not self._matters(name, start)}
+                names = {place[2] for place in moving} - self._moments
+                left |= {name for name in names if not self._matters(name, start)}
             if not moving:
                 return start
             start |= {place: start[place] + (aim[place] - found[place]) for place in moving}
-        raise UsageError(
+        raise NothingFrozenError(
             f"{type(self._optimizer).__name__} forgets its {moving[0][2]} too fast for a frozen denominator to exist; "
             "register a rule for its class with foreshock.stability.register"
         )

@@ -76,6 +76,9 @@ def _present(name: str, group: Group, step: float) -> Mapping[str, Any]:
         even = settings.get("adjust_lr_fn") == "match_rms_adamw"
         tallest = max((p.shape for p in group.params), key=max if even else lambda shape: shape[0] / max(1, shape[1]))
         return {"rows": max(1, tallest[0]), "columns": max(1, tallest[1])}
+    if name == "AdEMAMix":
+        alpha, beta3 = rules.mixture(settings, step)
+        return {"alpha": alpha, "betas": (*settings["betas"][:2], beta3)}
     if name == "ScheduleFree":
         beta, lr, c = rules.schedule(group, ahead=1)
         return {"beta1": beta, "betas": None, "lr": lr, "c": c}

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from foreshock.errors import UsageError
 from foreshock.stability import rules
+from foreshock.stability.frozen import NothingFrozenError
 from foreshock.stability.group import groups
 from foreshock.stability.nyquist import nyquist_probe
 from foreshock.stability.registry import Reading, Rule, factor, own_rule
@@ -108,7 +109,10 @@ def speaks(shipped: rules.Shipped, optimizer: Optimizer, grads: Sequence[Tensor 
     if optimizer not in _agreed:
         if grads is None and not shipped.stateless and not any(optimizer.state.values()):
             return True
-        _agreed[optimizer] = _agrees(shipped, *_thinned(optimizer, grads))
+        try:
+            _agreed[optimizer] = _agrees(shipped, *_thinned(optimizer, grads))
+        except NothingFrozenError:  # a first step whose moments are the gradient itself: ask again at the next
+            return True
     return _agreed[optimizer]
 
 
@@ -116,6 +120,8 @@ def _agrees(shipped: rules.Shipped, optimizer: Optimizer, grads: Sequence[Tensor
     try:
         read = _by_shipped_rule(shipped, optimizer, grads)
         probed = nyquist_probe(optimizer, grads)
+    except NothingFrozenError:
+        raise
     except (UsageError, KeyError, TypeError, ValueError):  # states or settings of other names, or no linear step
         return False
     for reading, seen, l2, decay in zip(read, probed.tensors, probed.l2, probed.decays, strict=True):

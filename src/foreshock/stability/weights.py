@@ -79,7 +79,9 @@ class EdgeWeights:
     def denominators(self) -> list[Weight]:
         """Returns P for each parameter, infinite where the step leaves an entry alone."""
         return [
-            each.reciprocal(number) if not isinstance(each, Tensor) else number / each
+            (number / each).masked_fill(each == 0, float("inf"))
+            if isinstance(each, Tensor)
+            else each.reciprocal(number)
             for each, number in zip(self.tensors, self.factors, strict=True)
         ]
 

@@ -11,8 +11,9 @@ from foreshock.stability.group import Group
 from foreshock.stability.registry import Reading
 from foreshock.stability.rules import averaged, bounded, gradients, moments, rotated, scaled, variants
 from foreshock.stability.rules.averaged import schedule
+from foreshock.stability.rules.variants import mixture
 
-__all__ = ["Shipped", "find", "schedule"]
+__all__ = ["Shipped", "find", "mixture", "schedule"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ probe of the optimizer it speaks for (see `weights`), and gives way to the probe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -15,7 +17,7 @@ from foreshock.stability.group import Group
 from foreshock.stability.registry import Reading
 from foreshock.stability.rules.moments import FAST, blended, decays, readings, rectification, root
 
-__all__ = ["adabelief", "ademamix", "padam", "qhadam", "yogi"]
+__all__ = ["adabelief", "ademamix", "mixture", "padam", "qhadam", "yogi"]
 
 
 def padam(group: Group) -> list[Reading]:
@@ -73,17 +75,13 @@ def ademamix(group: Group) -> list[Reading]:
     u = m/(1 - b1^t) + alpha_t n: only the fast average m is corrected, so the correction is part of the gain.
     """
     settings = group.settings
-    beta1, beta2, last = settings["betas"]
+    beta1, beta2, _ = settings["betas"]
     eps, decay = settings["eps"], settings["lr"] * settings["weight_decay"]
     v = blended(group, "exp_avg_sq", beta2, 1 - beta2)
     P = root(v, [(1 - beta2**step) ** -0.5 for step in group.steps], [eps] * len(v))
     result = []
     for each, step in zip(P, group.steps, strict=True):
-        alpha = settings["alpha"] * _warm(step, settings.get("alpha_warmup"))
-        beta3, ramp = last, _warm(step, settings.get("beta3_warmup"))
-        if ramp < 1:  # linear in the half-life between beta1 and the final beta3
-            start, end = (math.log(0.5) / math.log(beta + 1e-8) - 1 for beta in (beta1, last))
-            beta3 = 0.5 ** (1 / ((1 - ramp) * start + ramp * end + 1))
+        alpha, beta3 = mixture(settings, step)
         gain = filters.ema(beta1).gain() / (1 - beta1**step) + alpha * filters.ema(beta3).gain()
         result.append(
             Reading(
@@ -144,6 +142,17 @@ def adabelief(group: Group) -> list[Reading]:
         floors.append(first / r * (eps**0.5 / second + eps) if r else first)
     gain = filters.ema(beta1).gain()
     return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+
+
+def mixture(settings: Mapping[str, Any], step: float) -> tuple[float, float]:
+    """Returns AdEMAMix's (alpha, beta3) at a step: alpha warms up linearly, beta3 linearly in its half-life."""
+    beta1, _, last = settings["betas"]
+    ramp = _warm(step, settings.get("beta3_warmup"))
+    beta3 = last
+    if ramp < 1:
+        start, end = (math.log(0.5) / math.log(beta + 1e-8) - 1 for beta in (beta1, last))
+        beta3 = 0.5 ** (1 / ((1 - ramp) * start + ramp * end + 1))
+    return settings["alpha"] * _warm(step, settings.get("alpha_warmup")), beta3
 
 
 def _warm(step: float, length: float | None) -> float:

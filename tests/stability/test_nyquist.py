@@ -1,0 +1,284 @@
+"""The Nyquist probe reads optimizers that nobody has described, and says so when it cannot."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.reference import optimizers as others
+from tests.reference.optimizers import Slow, moment
+from tests.stability.live_cases import OTHERS, TORCH, built, label, stepped
+from torch import optim
+
+from foreshock.errors import UsageError
+from foreshock.stability import Reading, edge_weights, nyquist_probe, register, registry, stability_threshold
+from foreshock.stability.filters import cascade, critical_step
+
+torch.set_num_threads(1)
+NOT_ELEMENTWISE = ("Rprop", "Adafactor", "Adadelta", "Lion", "Lamb", "S3", "AdamWScheduleFree", "SGDScheduleFree")
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", [c for c in TORCH + OTHERS if c[0].__name__ not in NOT_ELEMENTWISE], ids=label)
+def test_the_probe_agrees_with_the_closed_forms_in_running_optimizers(case, dtype, planned):
+    if case[0] is optim.ASGD and not planned:
+        pytest.skip("ASGD does not store the step size of its last step")
+    optimizer, params, gradients = built(case, dtype=dtype)
+    for _ in range(5):
+        stepped(optimizer, params, gradients())
+    grads = gradients() if planned else None
+    weights, probed = edge_weights(optimizer, grads), nyquist_probe(optimizer, grads)
+    for W, seen, lr, omega in zip(weights.tensors, probed, weights.lrs, weights.omega, strict=True):
+        assert seen.dtype == torch.float64
+        torch.testing.assert_close((W * (2 - lr * omega)).double(), seen, rtol=1e-5, atol=0)
+    assert probed.error < 1e-7
+
+
+class Unknown(Slow):
+    """Two averages in a row over a second moment, coupled and decoupled decay: nothing the table knows."""
+
+    usual = {"lr": 0.1, "poles": (0.7, 0.85), "beta2": 0.99, "l2": 0.0, "shrink": 0.0}  # noqa: RUF012
+
+    def update(self, group, param, grad, state):
+        v, (one, two) = moment(state, "power", param), group["poles"]
+        grad = grad + group["l2"] * param
+        v.mul_(group["beta2"]).addcmul_(grad, grad, value=1 - group["beta2"])
+        m, n = moment(state, "first", param), moment(state, "second", param)
+        m.mul_(one).add_(grad, alpha=1 - one)
+        n.mul_(two).add_(m, alpha=1 - two)
+        param.mul_(1 - group["shrink"])
+        param.addcdiv_(n, v.sqrt() + 1e-4, value=-group["lr"])
+
+
+@pytest.mark.parametrize(("l2", "shrink"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2)])
+def test_an_unknown_optimizer_is_measured_with_its_cascade_and_its_decay(l2, shrink):
+    optimizer, params, gradients = built((Unknown, {"l2": l2, "shrink": shrink}))
+    for _ in range(4):
+        stepped(optimizer, params, gradients())
+    weights = edge_weights(optimizer)
+    assert any("Unknown is not known" in note for note in weights.notes)
+    k = critical_step(cascade(0.7, 0.85), shrink).k
+    for W, param in zip(weights.tensors, params, strict=True):
+        P = optimizer.state[param]["power"].sqrt() + 1e-4
+        torch.testing.assert_close(W, 0.1 / (k * P), rtol=1e-5, atol=0)
+    assert weights.l2 == pytest.approx([l2] * 4, rel=1e-6, abs=1e-12)
+    assert [lr * omega for lr, omega in zip(weights.lrs, weights.omega, strict=True)] == pytest.approx([shrink] * 4)
+    [threshold] = stability_threshold(optimizer)
+    assert threshold.value == pytest.approx(min(1 / (W.max().item()) for W in [torch.tensor(weights.factors)]))
+
+
+def test_filters_are_told_at_any_frequency():
+    optimizer, params, gradients = built((Unknown, {}))
+    stepped(optimizer, params, gradients())
+    measured, true = nyquist_probe(optimizer, filters=True).filters[0], cascade(0.7, 0.85)
+    for w in (0.05, 0.3, 1.0, 2.0, 3.1):
+        z = complex(math.cos(w), math.sin(w))
+        assert measured.response(z) == pytest.approx(true.response(z) / true.gain(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("beta3", "alpha"), [(0.9999, 8.0), (0.99, 3.0)])
+def test_slow_averages_do_not_hide(beta3, alpha):
+    case = (type("Renamed", (others.AdEMAMix,), {}), {"betas": (0.9, 0.999, beta3), "alpha": alpha})
+    optimizer, params, gradients = built(case)
+    for _ in range(60):
+        stepped(optimizer, params, gradients())
+    told = edge_weights(optimizer)
+    probed = nyquist_probe(optimizer)
+    torch.testing.assert_close(told.tensors[0] * 2, probed[0], rtol=1e-5, atol=0)
+    assert probed.steps < 60
+
+
+def test_an_average_that_nothing_reads_does_no_harm():
+    class Averaging(optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for param in self.param_groups[0]["params"]:
+                self.state[param]["average"] = self.state[param].get("average", 0) * 0.5 + param.detach()
+                self.state[param]["last"] = param.detach().clone()
+
+    optimizer, params, gradients = built((Averaging, {"lr": 0.1}))
+    stepped(optimizer, params, gradients())
+    torch.testing.assert_close(nyquist_probe(optimizer)[0], torch.full((4, 3), 0.1, dtype=torch.float64))
+
+
+def test_attributes_that_count_are_held():
+    class Counting(Slow):
+        usual = {"lr": 0.1}  # noqa: RUF012
+        count = 0
+
+        def __init__(self, params, **settings):
+            super().__init__(params, **settings)
+            self.count = 0
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.count += 1
+            super().step(closure)
+
+        def update(self, group, param, grad, state):
+            param.add_(grad, alpha=-group["lr"] / self.count)
+
+    optimizer, params, gradients = built((Counting, {}))
+    for _ in range(4):
+        stepped(optimizer, params, gradients())
+    grads = gradients()
+    torch.testing.assert_close(nyquist_probe(optimizer)[0], torch.full((4, 3), 0.1 / 4, dtype=torch.float64))
+    torch.testing.assert_close(nyquist_probe(optimizer, grads)[0], torch.full((4, 3), 0.1 / 5, dtype=torch.float64))
+    assert optimizer.count == 4
+
+
+class Sign(Slow):
+    usual = {"lr": 0.1}  # noqa: RUF012
+
+    def update(self, group, param, grad, state):
+        param.add_(grad.sign(), alpha=-group["lr"])
+
+
+class Normalized(Sign):
+    def update(self, group, param, grad, state):
+        param.add_(grad / grad.norm(), alpha=-group["lr"])
+
+
+class Coupled(Sign):
+    def update(self, group, param, grad, state):
+        param.add_(grad + grad.flip(-1) if grad.dim() else grad, alpha=-group["lr"])
+
+
+class Relative(Sign):
+    def update(self, group, param, grad, state):
+        param.add_(grad, alpha=-group["lr"] * max(1e-3, param.norm().item()))
+
+
+class Forgetful(Sign):
+    def update(self, group, param, grad, state):
+        v = moment(state, "v", param)
+        v.copy_(grad**2)
+        param.addcdiv_(grad, v.sqrt() + 1e-8, value=-group["lr"])
+
+
+class Single(Sign):
+    """Refuses double precision, as kernels do."""
+
+    def update(self, group, param, grad, state):
+        if param.dtype != torch.float32:
+            raise RuntimeError("float32 only")
+        m = moment(state, "m", param)
+        m.mul_(0.9).add_(grad, alpha=0.1)
+        param.add_(m, alpha=-group["lr"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Sign, "not linear"),
+        (Normalized, "not linear"),
+        (Coupled, "not elementwise"),
+        (Relative, "size of the parameters"),
+        (Forgetful, "too fast"),
+        (others.Lion, "not linear"),
+        (others.Lamb, "too fast"),
+    ],
+)
+def test_what_the_probe_cannot_read_is_refused_with_a_way_out(kind, why):
+    kind = type(kind.__name__ + "X", (kind,), {})
+    optimizer, params, gradients = built((kind, {}))
+    for _ in range(3):
+        stepped(optimizer, params, gradients())
+    with pytest.raises(UsageError, match=why) as caught:
+        nyquist_probe(optimizer)
+    assert "register" in str(caught.value)
+
+
+def test_a_single_precision_optimizer_is_probed_in_single_precision():
+    optimizer, params, gradients = built((Single, {}), dtype=torch.float32)
+    stepped(optimizer, params, gradients())
+    probed = nyquist_probe(optimizer)
+    assert probed[0].dtype == torch.float32
+    torch.testing.assert_close(probed[0], torch.full((4, 3), 0.1 / 19), rtol=1e-5, atol=0)
+
+
+def test_before_the_first_step_only_momentum_can_be_probed():
+    weight = torch.nn.Parameter(torch.ones(3))
+    torch.testing.assert_close(
+        nyquist_probe(optim.SGD([weight], lr=0.1, momentum=0.9))[0], torch.full((3,), 0.1 / 1.9, dtype=torch.float64)
+    )
+    with pytest.raises(UsageError, match="pass grads"):
+        nyquist_probe(optim.Adam([weight]))
+    grads = [torch.tensor([1.0, 0.0, -1e-3])]
+    told, probed = edge_weights(optim.Adam([weight], lr=0.1), grads), nyquist_probe(optim.Adam([weight], lr=0.1), grads)
+    torch.testing.assert_close(told.tensors[0].double() * 2, probed[0], rtol=1e-5, atol=0)
+
+
+class Halved(optim.Adam):
+    """Called a kind of Adam, but its step is another one."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] /= 2
+        super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 2
+
+
+class Plain(optim.Adam):
+    """Brings a step that changes nothing."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(("kind", "factor", "noted"), [(Plain, 1.0, False), (Halved, 0.5, True)])
+def test_a_subclass_with_a_step_of_its_own_is_checked_against_a_probe(kind, factor, noted):
+    ours, params, gradients = built((kind, {"lr": 0.1}))
+    theirs, others_params, _ = built((optim.Adam, {"lr": 0.1}))
+    for _ in range(3):
+        grads = gradients()
+        stepped(ours, params, grads)
+        stepped(theirs, others_params, grads)
+    one, two = edge_weights(ours), edge_weights(theirs)
+    torch.testing.assert_close(one.tensors[0], factor * two.tensors[0], rtol=1e-5, atol=0)
+    assert any("does not step by the convention" in note for note in one.notes) is noted
+
+
+def test_a_registered_rule_speaks_for_a_class_and_its_heirs():
+    class Mine(Sign):
+        pass
+
+    class Heir(Mine):
+        pass
+
+    seen = []
+
+    def rule(optimizer, group, param, state, grad):
+        seen.append((group["lr"], grad))
+        return Reading(denominator=2.0 * torch.ones_like(param), lr=group["lr"], gain=cascade(0.7, 0.85), decay=0.1)
+
+    register(Mine, rule)
+    try:
+        weight = torch.nn.Parameter(torch.ones(2))
+        weights = edge_weights(Heir([weight], lr=torch.tensor(0.25)), [torch.ones(2)])
+        k = critical_step(cascade(0.7, 0.85), 0.1).k
+        torch.testing.assert_close(weights.tensors[0], torch.full((2,), 0.25 / k / 2))
+        assert seen[0][0] == 0.25
+        assert seen[0][1].tolist() == [1.0, 1.0]
+        [threshold] = stability_threshold(Heir([weight], lr=0.25))
+        assert threshold.value == pytest.approx(k / 0.25)
+        register("Mine", lambda *_: "no reading")
+        register(Mine, lambda *_: "no reading")
+        with pytest.raises(UsageError, match="must return"):
+            edge_weights(Heir([weight]))
+        register(Mine, lambda optimizer, group, param, state, grad: Reading(denominator=torch.ones(5), lr=0.1))
+        with pytest.raises(UsageError, match="shape"):
+            edge_weights(Heir([weight]))
+    finally:
+        registry._BY_CLASS.clear()
+        registry._BY_NAME.clear()
+
+
+@pytest.mark.parametrize(("what", "rule"), [(int, lambda *_: None), (optim.SGD, "rule"), (3, lambda *_: None)])
+def test_only_classes_and_functions_are_registered(what, rule):
+    with pytest.raises(UsageError):
+        register(what, rule)
