@@ -23,6 +23,7 @@ _COMMANDS = {
     "import": ("importing", "import_"),
     "info": ("info", "info"),
     "threshold": ("threshold", "threshold"),
+    "reproduce": ("reproduce", "reproduce"),
 }
 INTERRUPTED = 128 + 2  # what a shell shows for a program that SIGINT ended
 PIPE_CLOSED = 128 + 13  # the same for SIGPIPE; never 1, which `scan` uses for "found something"

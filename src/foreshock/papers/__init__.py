@@ -1,0 +1,33 @@
+"""One file for each paper: the experiments that reproduce it, for `foreshock reproduce NAME`.
+
+Needs torch, and the extras `demo` (the data) and, for the figures, `figures`. A paper is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from foreshock.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreshock.papers.experiment import Experiment
+
+__all__ = ["PAPERS", "paper"]
+
+# name -> (module of foreshock.papers that holds its EXPERIMENT, what it is about)
+PAPERS = {
+    "edge-of-stability": ("edge_of_stability", "Adaptive Gradient Methods at the Edge of Stability, arXiv 2207.14484"),
+}
+
+
+def paper(name: str) -> Experiment:
+    """Returns the experiment that reproduces a paper. Errors: UsageError for a name that is not in `PAPERS`."""
+    if name not in PAPERS:
+        near = difflib.get_close_matches(name, PAPERS, n=1, cutoff=0.3)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no paper {name!r} to reproduce; {meant}known: {', '.join(PAPERS)}")
+    module = importlib.import_module(f"foreshock.papers.{PAPERS[name][0]}")
+    experiment: Experiment = module.EXPERIMENT
+    return experiment

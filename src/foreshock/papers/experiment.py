@@ -1,0 +1,132 @@
+"""What a reproduction is: trainings to run, claims to judge, figures to draw, and how all of it is written down."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foreshock.errors import RunError
+from foreshock.papers.claims import Claim
+from foreshock.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Experiment", "Outcome", "Progress", "Request", "write"]
+
+Progress = Callable[[float, str], None]
+"""Called as (share of all work that is done, what is going on)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How a paper is to be reproduced.
+
+    Attributes:
+        seeds: each claim must hold for all of them.
+        steps: optimizer steps of every training; None for each one's own number.
+        only: names of trainings; empty for all.
+        quick: a few trainings, shortened.
+    """
+
+    seeds: tuple[int, ...] = (0, 1)
+    steps: int | None = None
+    only: tuple[str, ...] = ()
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        claims: judged.
+        columns, rows: a table of the trainings, as text.
+        runs: place below the output directory -> run.
+        remarks: sentences a reader must know, such as that trainings were shortened.
+        figures: draws the figures, name -> figure; needs matplotlib.
+    """
+
+    claims: list[Claim]
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    runs: Mapping[str, Run]
+    remarks: list[str]
+    figures: Callable[[], Mapping[str, Figure]]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A paper that can be reproduced.
+
+    Attributes:
+        name: on the command line.
+        title, source: of the paper.
+        summary: what is trained and claimed, in a few sentences.
+        trainings: name -> what it is, for --only.
+        reproduce: trains and judges. Errors: UsageError for an unknown training, MissingExtraError without its data.
+    """
+
+    name: str
+    title: str
+    source: str
+    summary: str
+    trainings: Mapping[str, str]
+    reproduce: Callable[[Request, Progress], Outcome]
+
+
+def write(
+    experiment: Experiment, outcome: Outcome, directory: Path, *, formats: Sequence[str] = ("png", "pdf")
+) -> list[Path]:
+    """Writes run directories, `claims.json` and, for each of `formats`, the figures; returns what is new at the top.
+
+    What an earlier reproduction of the same paper left under the same names is replaced.
+
+    Raises:
+        RunError: a run of something else is in the way; it is left alone.
+        MissingExtraError: figures are wanted and matplotlib is not installed; everything else has been written.
+    """
+    for place in outcome.runs:
+        _make_room(directory / place, experiment.name)
+    for place, run in outcome.runs.items():
+        run.save(directory / place)
+    claims = directory / "claims.json"
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "paper": experiment.name, "source": experiment.source, "remarks": outcome.remarks,
+        "claims": [claim.to_dict() for claim in outcome.claims],
+        "trainings": [dict(zip(outcome.columns, row, strict=True)) for row in outcome.rows],
+    }
+    claims.write_text(json.dumps(_plain(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    written = [claims]
+    if formats:
+        for name, figure in outcome.figures().items():
+            for kind in formats:
+                written.append(directory / f"{name}.{kind}")
+                figure.savefig(written[-1])
+    return written
+
+
+def _make_room(place: Path, paper: str) -> None:
+    if not place.exists():
+        return
+    try:
+        earlier = Run.load(place).meta.get("paper")
+    except RunError:
+        earlier = None
+    if earlier != paper:
+        raise RunError(f"{place} exists and is not from an earlier reproduction; name another folder with --out")
+    shutil.rmtree(place)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
