@@ -41,8 +41,8 @@ def test_the_network_is_the_published_one_and_leaves_the_random_stream_alone():
     assert problem.inputs.mean(dim=0).abs().max() < 1e-6
     out = problem.model(problem.inputs).detach()
     by_hand = sum(0.5 * float(((out[i] - problem.targets[i]) ** 2).sum()) for i in range(500)) / 500
-    assert float(problem.loss()) == pytest.approx(by_hand, rel=1e-5)
-    assert float(problem.loss(torch.tensor([3]))) == pytest.approx(
+    assert problem.loss().item() == pytest.approx(by_hand, rel=1e-5)
+    assert problem.loss(torch.tensor([3])).item() == pytest.approx(
         0.5 * float(((out[3] - problem.targets[3]) ** 2).sum()), rel=1e-5
     )
 
