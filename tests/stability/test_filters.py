@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreshock.errors import UsageError
-from foreshock.stability import filters
+from foreshock.stability import filters, polynomials
 from foreshock.stability.filters import Filter, critical_step, spectral_radius
 
 poles = st.floats(0, 0.995)
@@ -28,6 +28,7 @@ def around(filter: Filter, k: float, decay: float = 0.0) -> tuple[float, float]:
 
 def test_docstrings():
     assert doctest.testmod(filters).failed == 0
+    assert doctest.testmod(polynomials).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from itertools import pairwise
 import numpy as np
 
 from foreshock.errors import UsageError
+from foreshock.stability.polynomials import around_one, product, roots, total, value
 
 __all__ = [
     "CriticalStep", "Filter", "ademamix", "cascade", "critical_step", "ema", "heavy_ball", "identity", "lion", "mix",
@@ -34,7 +35,7 @@ OUTSIDE = 1e-9  # a root this far outside the unit circle grows; rounding in the
 NEAR_CIRCLE = 3e-2  # roots of the crossing polynomial this close to the circle are looked at; too many do no harm
 SNAP = 1e-6  # a numeric crossing this close (relative) to a closed form is that one
 POLE_MARGIN = 1e-3  # many equal poles near 1 are known no better than this from their polynomial in double precision
-NOTHING = 1e-25  # a leading coefficient this small (relative) puts its root far beyond all that matter here
+TINY = 1e-9  # of the first unstable step found: what is unstable even there is unstable at once
 HALVINGS = 1200  # enough to come down from any double to any other
 
 
@@ -61,7 +62,7 @@ class Filter:
     def response(self, z: complex) -> complex:
         """Returns Q(z), the complex gain of the filter at z."""
         x = 1 / z
-        return _value(self.b, x) / _value(self.a, x)
+        return value(self.b, x) / value(self.a, x)
 
     def gain(self, z: float = -1.0) -> float:
         """Returns Q(z) for real z; by default at z = -1, the gain for an oscillation of period 2.
@@ -73,13 +74,13 @@ class Filter:
 
     def __add__(self, other: Filter) -> Filter:
         if self.a == other.a:
-            return Filter(_sum(self.b, other.b), self.a)
-        return Filter(_sum(_product(self.b, other.a), _product(other.b, self.a)), _product(self.a, other.a))
+            return Filter(total(self.b, other.b), self.a)
+        return Filter(total(product(self.b, other.a), product(other.b, self.a)), product(self.a, other.a))
 
     def __mul__(self, other: Filter | float) -> Filter:
         if isinstance(other, Filter):
-            return Filter(_product(self.b, other.b), _product(self.a, other.a))
-        return Filter(tuple(float(other) * value for value in self.b), self.a)
+            return Filter(product(self.b, other.b), product(self.a, other.a))
+        return Filter(tuple(float(other) * each for each in self.b), self.a)
 
     __rmul__ = __mul__
 
@@ -212,7 +213,7 @@ def spectral_radius(filter: Filter, k: float, decay: float = 0.0) -> float:
     1.5
     """
     open_loop, loop = _loop(filter, decay)
-    return float(np.abs(1 + _roots(_around_one(open_loop) + k * _around_one(loop))).max())
+    return float(np.abs(1 + roots(around_one(open_loop) + k * around_one(loop))).max())
 
 
 @lru_cache(maxsize=256)
@@ -232,18 +233,18 @@ def critical_step(filter: Filter, decay: float = 0.0) -> CriticalStep:
     """
     if not any(filter.b):
         return CriticalStep(math.inf, math.pi)
-    pole = np.abs(1 + _roots(_around_one([Fraction(value) for value in filter.a]))).max(initial=0.0)
+    pole = np.abs(1 + roots(around_one([Fraction(each) for each in filter.a]))).max(initial=0.0)
     if pole > 1 + POLE_MARGIN:
         raise UsageError(f"the filter has a pole at |z| = {pole:.6g} and grows by itself; use coefficients below 1")
     open_loop, loop = _loop(filter, decay)
-    still, moving = _around_one(open_loop), _around_one(loop)
+    still, moving = around_one(open_loop), around_one(loop)
 
     def outside(k: float) -> float:  # > 0 where a root is outside, relative to its distance from z = 1
-        roots = _roots(still + k * moving)
-        roots = roots[roots != 0]
-        if np.isinf(roots).any():
+        found = roots(still + k * moving)
+        found = found[found != 0]
+        if np.isinf(found).any():
             return math.inf
-        return float(((2 * roots.real + np.abs(roots) ** 2) / np.abs(roots)).max(initial=-math.inf))
+        return float(((2 * found.real + np.abs(found) ** 2) / np.abs(found)).max(initial=-math.inf))
 
     exact = _real_crossings(filter, decay)
     crossings = [k for k in _crossings(open_loop, loop) if all(abs(k - known) > SNAP * known for known in exact)]
@@ -258,23 +259,23 @@ def critical_step(filter: Filter, decay: float = 0.0) -> CriticalStep:
         while outside(high) <= OUTSIDE:
             low, high = high, 2 * high
         edge = (low + high) / 2
-    if edge in exact or edge == 0:
+    if edge in exact or (edge == 0 and outside(TINY * high) > OUTSIDE):
         return CriticalStep(edge, exact.get(edge, 0.0))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         if middle in (low, high):
             break
         low, high = (low, middle) if outside(middle) > 0 else (middle, high)
-    roots = 1 + _roots(still + high * moving)
-    return CriticalStep(low, abs(cmath.phase(roots[np.abs(roots).argmax()])))
+    fastest = max(1 + roots(still + high * moving), key=abs)
+    return CriticalStep(low, abs(cmath.phase(fastest)))
 
 
 def _real_crossings(filter: Filter, decay: float) -> dict[float, float]:
     """Returns the closed forms {k: frequency} of the positive crossings at z = -1 and z = 1."""
     found = {}
     for z, distance, frequency in ((-1.0, 2.0 - decay, math.pi), (1.0, -decay, 0.0)):
-        below = _value(filter.a, z).real
-        gain = _value(filter.b, z).real / below if below else math.inf
+        below = value(filter.a, z).real
+        gain = value(filter.b, z).real / below if below else math.inf
         if gain and 0 < distance / gain < math.inf:
             found[distance / gain] = frequency
     return found
@@ -283,21 +284,11 @@ def _real_crossings(filter: Filter, decay: float) -> dict[float, float]:
 def _loop(filter: Filter, decay: float) -> tuple[list[Fraction], list[Fraction]]:
     """Returns (1 - (1 - decay) x) a(x) and x b(x), exact and of one length: polynomials in z, highest power first."""
     zero, stay = Fraction(0), 1 - Fraction(decay)
-    a, b = ([Fraction(value) for value in side] for side in (filter.a, filter.b))
+    a, b = ([Fraction(each) for each in side] for side in (filter.a, filter.b))
     open_loop = [left - stay * right for left, right in zip([*a, zero], [zero, *a], strict=True)]
     loop = [zero, *b]
     size = max(len(open_loop), len(loop))
     return open_loop + [zero] * (size - len(open_loop)), loop + [zero] * (size - len(loop))
-
-
-def _around_one(polynomial: list[Fraction]) -> np.ndarray:
-    """Returns the coefficients in w = z - 1: slow poles crowd at z = 1, where the powers of z cancel digit by digit."""
-    rest, shifted = list(polynomial), []
-    while rest:
-        for place in range(1, len(rest)):  # Horner at z = 1: the quotient stays in `rest`, the remainder is its last
-            rest[place] += rest[place - 1]
-        shifted.append(float(rest.pop()))
-    return np.array(shifted[::-1])
 
 
 def _crossings(open_loop: list[Fraction], loop: list[Fraction]) -> list[float]:
@@ -307,9 +298,9 @@ def _crossings(open_loop: list[Fraction], loop: list[Fraction]) -> list[float]:
     for i in range(size):
         for j in range(size):
             both[i + j] += open_loop[i] * loop[size - 1 - j] - open_loop[size - 1 - j] * loop[i]
-    still, moving = _around_one(open_loop), _around_one(loop)
+    still, moving = around_one(open_loop), around_one(loop)
     found = []
-    for root in _roots(_around_one(both)):
+    for root in roots(around_one(both)):
         if root.imag <= 0 or abs(2 * root.real + abs(root) ** 2) > NEAR_CIRCLE * abs(root):
             continue
         below = np.polyval(moving, root)
@@ -317,31 +308,3 @@ def _crossings(open_loop: list[Fraction], loop: list[Fraction]) -> list[float]:
         if 0 < k < math.inf:
             found.append(k)
     return found
-
-
-def _roots(polynomial: np.ndarray) -> np.ndarray:
-    """Returns the roots of a polynomial, highest power first; those far beyond all others are infinite."""
-    size = np.abs(polynomial)
-    far = int((size > NOTHING * size.max(initial=0.0)).argmax())
-    return np.append(np.roots(polynomial[far:]), [math.inf] * far)
-
-
-def _value(coefficients: tuple[float, ...], x: complex) -> complex:
-    total: complex = 0.0
-    for coefficient in reversed(coefficients):
-        total = total * x + coefficient
-    return total
-
-
-def _product(left: tuple[float, ...], right: tuple[float, ...]) -> tuple[float, ...]:
-    result = [0.0] * (len(left) + len(right) - 1)
-    for i, x in enumerate(left):
-        for j, y in enumerate(right):
-            result[i + j] += x * y
-    return tuple(result)
-
-
-def _sum(left: tuple[float, ...], right: tuple[float, ...]) -> tuple[float, ...]:
-    size = max(len(left), len(right))
-    padded = ((*left, *(0.0,) * (size - len(left))), (*right, *(0.0,) * (size - len(right))))
-    return tuple(x + y for x, y in zip(*padded, strict=True))
