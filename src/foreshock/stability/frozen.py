@@ -69,21 +69,22 @@ class Frozen:
         again = self._step(0.0)  # from zero: only what a momentum took up from the decay still moves
         result = []
         for move, late, first, begin in zip(moves, again, response, start, strict=True):
-            told = (begin != 0) & (first > 0)
+            told = begin != 0
             direct = -move[told] / begin[told]
             if not direct.numel() or not bool(direct.any()):
                 result.append((0.0, 0.0))
                 continue
             through = direct / first[told]
-            coupled = bool(late.any()) or _spread(through) < 0.1 * _spread(direct)
+            coupled = bool((first[told] > 0).all()) and (bool(late.any()) or _spread(through) < 0.1 * _spread(direct))
             result.append((float(through.median()), 0.0) if coupled else (0.0, float(direct.median())))
         return result
 
-    def complaint(self, response: Sequence[Tensor]) -> str:
+    def complaint(self, response: Sequence[Tensor], l2: Sequence[float]) -> str:
         """Returns why the response is not that of a linear elementwise optimizer, or an empty string.
 
         Args:
             response: the first answer of `run` to a drive of 1.
+            l2: coupled decay of each parameter.
         """
         [stronger] = self.run([1.0], scale=TELL)
         if not _close(stronger, response, 1e-3):
@@ -93,7 +94,7 @@ class Frozen:
         if not _close(masked, [each * kept for each, kept in zip(response, mask, strict=True)], 1e-3):
             return "it is not elementwise: the step of an entry depends on the gradients of others"
         against = [
-            each * -sign * l2 for each, sign, (l2, _) in zip(self.theta, self._signs, self.decay(response), strict=True)
+            each * -sign * number for each, sign, number in zip(self.theta, self._signs, l2, strict=True)
         ]  # takes coupled decay back, which would change the moments
         self._load(self._base)
         still = self._step(1.0, against, at=self.theta)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import overload
 
 import numpy as np
@@ -19,8 +20,9 @@ from foreshock.stability.twins import members
 
 __all__ = ["NyquistReading", "nyquist_probe"]
 
-LEVELS = 6  # averages of neighbours taken of the response: a pole b is damped by ((1 - b)/2)^LEVELS
-SAMPLES = 48  # of the impulse response, for filters of up to ORDER poles
+BINOMIAL = np.array([math.comb(6, k) for k in range(7)]) / 2**6  # weights of neighbouring answers: they damp what a
+# pole b leaves of the start by ((1 - b)/2)^6
+SAMPLES = 28  # answers that a filter of up to ORDER poles is fitted to
 ORDER = 6
 FIT = 1e-7  # relative misfit at which an impulse response counts as that of a filter of an order
 
@@ -89,59 +91,64 @@ def nyquist_probe(
     [optimizer] = members(optimizer)
     frozen = Frozen(optimizer, grads)
     [first] = frozen.run([1.0])
-    why = frozen.complaint(first)
+    l2, decays = zip(*frozen.decay(first), strict=True)
+    why = frozen.complaint(first, l2)
     if why:
         raise _cannot(optimizer, why)
-    response, taken, error = _settle(frozen, steps, tol)
+    response, sums, error = _settle(frozen, steps, tol, SAMPLES if filters else 0)
     if not error <= max(1e-4, tol):
-        raise _cannot(optimizer, f"its response still changes by {error:.1g} after {taken} steps")
-    l2, decays = zip(*frozen.decay(first), strict=True)
-    fitted = _fitted(frozen, response, optimizer) if filters else ()
-    return NyquistReading(tuple(response), l2, decays, fitted, taken, error)
+        raise _cannot(optimizer, f"its response still changes by {error:.1g} after {len(sums)} steps")
+    fitted = _fitted(sums, optimizer) if filters else ()
+    return NyquistReading(tuple(response), l2, decays, fitted, len(sums), error)
 
 
-def _settle(frozen: Frozen, steps: int, tol: float) -> tuple[list[Tensor], int, float]:
-    """Returns (response, steps taken, last relative change) to gradients of period 2."""
-    floor = 32 * torch.finfo(frozen.params[0].dtype).eps
-    error, taken, averages = float("inf"), LEVELS + 1, _averaged(frozen)
-    last = next(averages)
-    for response in islice(averages, max(1, steps - taken)):
-        error = max(_change(new, old) for new, old in zip(response, last, strict=True))
-        last, taken = response, taken + 1
-        if error <= max(tol, floor):
-            break
-    return last, taken, error
+def _settle(frozen: Frozen, steps: int, tol: float, least: int) -> tuple[list[Tensor], np.ndarray, float]:
+    """Returns (response, sums over entries of each answer (steps, parameters), last relative change of an entry).
 
-
-def _averaged(frozen: Frozen) -> Iterator[list[Tensor]]:
-    """Yields binomial averages over LEVELS + 1 neighbouring answers, each turned to the sign of the first."""
-    before: list[list[Tensor]] = []
-    for step, answer in enumerate(frozen.run((-1.0) ** t for t in range(1 << 30))):
-        level = [each * (-1.0) ** step for each in answer]
-        for depth in range(LEVELS):
-            if depth == len(before):
-                before.append(level)
+    The response is the binomial average over neighbouring answers to gradients of period 2, each turned to the sign of
+    the first. Entries of a parameter share one filter, so their sum tells when to stop.
+    """
+    limit = max(tol, 32 * torch.finfo(frozen.params[0].dtype).eps)
+    width = len(BINOMIAL)
+    recent: deque[list[Tensor]] = deque(maxlen=width + 1)
+    sums: list[np.ndarray] = []
+    sign = 1.0
+    for answer in frozen.run((-1.0) ** t for t in range(max(steps, width + 1))):
+        recent.append(answer)
+        sums.append(sign * torch.stack([each.sum() for each in answer]).double().cpu().numpy())
+        sign = -sign
+        if len(sums) >= max(least, width + 1):
+            new, old = BINOMIAL @ sums[-width:], BINOMIAL @ sums[-width - 1 : -1]
+            if (np.abs(new - old) <= limit * np.abs(new)).all():
                 break
-            mixed = [(one + two) / 2 for one, two in zip(before[depth], level, strict=True)]
-            before[depth], level = level, mixed
-        else:
-            yield level
+    answers = list(recent)
+    last, before = _blend(answers[1:], -sign), _blend(answers[:-1], sign)
+    error = max((_change(one, two) for one, two in zip(last, before, strict=True)), default=0.0)
+    return last, np.stack(sums), error
 
 
-def _fitted(frozen: Frozen, response: Sequence[Tensor], optimizer: Optimizer) -> tuple[Filter, ...]:
-    """Returns the momentum filter of each parameter, scaled to 1 at z = -1."""
-    samples: list[list[Tensor]] = [[] for _ in response]
-    weights = [each / each.square().sum().clamp(min=torch.finfo(each.dtype).tiny) for each in response]
-    for answer in frozen.run([1.0, *[0.0] * (SAMPLES - 1)]):
-        for kept, each, weight in zip(samples, answer, weights, strict=True):
-            kept.append((each * weight).sum())
+def _blend(answers: Sequence[list[Tensor]], sign: float) -> list[Tensor]:
+    """Returns the binomial average of neighbouring answers, the last of which has `sign`."""
+    result = [torch.zeros_like(each) for each in answers[-1]]
+    for weight, answer in zip(BINOMIAL[::-1], reversed(answers), strict=True):
+        torch._foreach_add_(result, answer, alpha=sign * float(weight))
+        sign = -sign
+    return result
+
+
+def _fitted(sums: np.ndarray, optimizer: Optimizer) -> tuple[Filter, ...]:
+    """Returns the momentum filter of each parameter, scaled to 1 at z = -1.
+
+    The answers, turned to the sign of the first, are the partial sums of the impulse response with alternating signs.
+    """
+    signs = (-1.0) ** np.arange(len(sums))[:, None]
+    impulses = np.diff(sums, axis=0, prepend=0.0) * signs
     found = []
-    for kept in samples:
-        series = torch.stack(kept).double().cpu().numpy()
+    for series in impulses.T:
         fitted = _rational(series) if series.any() else Filter((1.0,))
         if fitted is None:
             raise _cannot(optimizer, f"its momentum is no linear filter of up to {ORDER} poles")
-        found.append(fitted)
+        found.append(fitted * (1 / fitted.gain()))
     return tuple(found)
 
 
