@@ -93,7 +93,7 @@ def test_noise_of_the_planned_step_is_that_of_the_real_one_and_is_not_used_up():
     assert torch.equal(planned[0], weight.detach())
 
 
-class Wrapper(optim.Optimizer):
+class AcceleratedOptimizer(optim.Optimizer):
     """A framework's: shows the groups of the optimizer that it holds."""
 
     def __init__(self, optimizer):
@@ -104,7 +104,7 @@ class Wrapper(optim.Optimizer):
 def test_wrappers_of_frameworks_are_taken_off():
     optimizer, _, gradients = built((optim.SGD, {"lr": 0.5}))
     grads = gradients()
-    moves = planned_step(Wrapper(Wrapper(optimizer)), grads)
+    moves = planned_step(AcceleratedOptimizer(AcceleratedOptimizer(optimizer)), grads)
     assert torch.allclose(moves[0], -0.5 * grads[0])
 
 

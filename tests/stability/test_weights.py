@@ -298,6 +298,15 @@ def test_powers_compose():
     assert all(each.dtype == torch.float64 for each in weights.apply([g.double() for g in grads]))
 
 
+@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW, optim.Muon])
+def test_a_warm_up_that_begins_at_zero_keeps_its_denominators(kind):
+    weight, grad = torch.nn.Parameter(torch.ones(2, 2)), torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    still, moving = (edge_weights(kind([weight], lr=lr), [grad]) for lr in (0.0, 0.1))
+    assert not any(bool(each.any()) for each in still.apply([grad]))
+    assert still.thresholds == (math.inf,)
+    torch.testing.assert_close(dense(still.denominators[0]), dense(moving.denominators[0]))
+
+
 def test_a_fast_second_moment_makes_chi_approximate():
     weight = torch.nn.Parameter(torch.ones(2))
     assert edge_weights(optim.Adam([weight], betas=(0.9, 0.9)), [torch.ones(2)]).approximate

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.errors import UsageError
-from foreshock.stability.twins import advance, twin
+from foreshock.stability.twins import advance, parameters, twin
 
 __all__ = ["Frozen", "NothingFrozenError"]
 
@@ -41,6 +41,11 @@ class Frozen:
     """
 
     def __init__(self, optimizer: Optimizer, grads: Sequence[Tensor | None] | None) -> None:
+        if any(hasattr(param, "to_local") for param in parameters(optimizer)):
+            raise UsageError(
+                f"a Nyquist probe cannot step a copy of {type(optimizer).__name__} on sharded parameters; "
+                "register a rule for its class with foreshock.stability.register"
+            )
         try:
             self._begin(optimizer, grads, torch.float64)
         except NothingFrozenError:

@@ -42,6 +42,14 @@ class Group:
         """Returns whether the reading is of the step about to be taken."""
         return self.grads is not None
 
+    def refuse_shards(self) -> None:
+        """Raises UsageError where a parameter is a shard, for methods whose step depends on whole tensors."""
+        if any(hasattr(param, "to_local") for param in self.params):
+            raise UsageError(
+                f"the step of {type(self.optimizer).__name__} depends on whole tensors, which a shard does not know; "
+                "read its weights on unsharded parameters"
+            )
+
     def stored(self, key: str) -> list[Tensor]:
         """Returns a moment of each parameter in working precision, zeros where it does not exist yet."""
         return [

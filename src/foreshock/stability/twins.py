@@ -19,6 +19,8 @@ __all__ = ["advance", "members", "parameters", "planned_step", "split", "twin"]
 
 # they evaluate the loss inside step(), so that a gradient alone does not say what they will do
 _NEEDS_CLOSURE = frozenset({"LBFGS", "SAM", "GSAM", "ASAM", "SophiaH", "AdaHessian"})
+# classes of training frameworks that pass everything on to the optimizer they hold -> the attribute that holds it
+_WRAPPERS = {"AcceleratedOptimizer": "optimizer", "LightningOptimizer": "_optimizer"}
 # where a GradScaler leaves its factor for fused optimizers: gradients given to a twin are the true ones
 _SCALER = frozenset({"grad_scale", "found_inf"})
 
@@ -151,21 +153,10 @@ def planned_step(optimizer: Optimizer | Sequence[Optimizer], grads: Sequence[Ten
 
 
 def _bare(optimizer: object) -> Optimizer:
-    """Takes the wrappers of training frameworks off: they hold the optimizer and show its groups as their own."""
+    """Takes the wrappers of training frameworks off."""
     inner: object = optimizer
-    for _ in range(4):
-        found = next(
-            (
-                held
-                for name in ("optimizer", "_optimizer")
-                if isinstance(held := getattr(inner, "__dict__", {}).get(name), Optimizer)
-                and held.param_groups is getattr(inner, "param_groups", None)
-            ),
-            None,
-        )
-        if found is None:
-            break
-        inner = found
+    while type(inner).__name__ in _WRAPPERS:
+        inner = getattr(inner, _WRAPPERS[type(inner).__name__])
     if not isinstance(inner, Optimizer):
         raise UsageError(
             f"optimizer must be a torch.optim.Optimizer or a sequence of them, not {type(optimizer).__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,6 +50,7 @@ class EdgeWeights:
         formals: whether the threshold is a formality, for each parameter.
         approximate: P is not slow against the oscillation.
         notes: what to know about these numbers.
+        stalled: P of the parameters whose step size is 0 just now (the first step of a warm-up), by position.
     """
 
     params: tuple[Tensor, ...]
@@ -64,6 +65,7 @@ class EdgeWeights:
     formals: tuple[bool, ...]
     approximate: bool
     notes: tuple[str, ...]
+    stalled: Mapping[int, Weight]
 
     @property
     def formal(self) -> bool:
@@ -78,20 +80,23 @@ class EdgeWeights:
     @property
     def denominators(self) -> list[Weight]:
         """Returns P for each parameter, infinite where the step leaves an entry alone."""
-        return [
-            (number / each).masked_fill(each == 0, float("inf"))
-            if isinstance(each, Tensor)
-            else each.reciprocal(number)
-            for each, number in zip(self.tensors, self.factors, strict=True)
-        ]
+        found: list[Weight] = []
+        for place, (each, number) in enumerate(zip(self.tensors, self.factors, strict=True)):
+            if place in self.stalled:
+                found.append(self.stalled[place])
+            elif isinstance(each, Tensor):
+                found.append((number / each).masked_fill(each == 0, float("inf")))
+            else:
+                found.append(each.reciprocal(number))
+        return found
 
     @property
     def floored(self) -> list[Tensor]:
         """Returns masks of the entries whose denominator is within twice its floor: dead or nearly dead coordinates."""
         masks = []
-        for weight, param, number, floor in zip(self.tensors, self.params, self.factors, self.floors, strict=True):
-            if isinstance(weight, Tensor) and floor:
-                masks.append(2 * floor * weight >= number)
+        for P, param, floor in zip(self.denominators, self.params, self.floors, strict=True):
+            if isinstance(P, Tensor) and floor:
+                masks.append(2 * floor >= P)
             else:
                 masks.append(torch.zeros_like(param, dtype=torch.bool))
         return masks
@@ -156,18 +161,18 @@ def edge_weights(
     climbing = {bool(group.get("maximize")) for each in optimizers for group in each.param_groups}
     if len(climbing) > 1:
         raise UsageError("some groups maximize and others minimize: such a game has no chi; read them one by one")
-    lrs = tuple(each.lr if each else 0.0 for each in read)
     factors = tuple(factor(each) * clip if each else 0.0 for each in read)
     notes = dict.fromkeys(note for each in read if each for note in each.notes)
     formals = tuple(bool(each and each.formal) for each in read)
     approximate = any(each.approximate for each in read if each)
     notes |= {FORMAL: None} if any(formals) else {}
     notes |= {APPROXIMATE: None} if approximate else {}
+    tensors, stalled = _weights(params, read, factors)
     return EdgeWeights(
         params=params,
-        tensors=_weights(params, read, factors),
+        tensors=tensors,
         gains=tuple(_gain(each) for each in read),
-        lrs=lrs,
+        lrs=tuple(each.lr if each else 0.0 for each in read),
         l2=tuple(each.l2 if each else 0.0 for each in read),
         omega=tuple(each.decay / each.lr if each and each.lr else 0.0 for each in read),
         factors=factors,
@@ -176,22 +181,29 @@ def edge_weights(
         formals=formals,
         approximate=approximate,
         notes=tuple(notes),
+        stalled=stalled,
     )
 
 
-def _weights(params: Sequence[Tensor], read: Sequence[Reading | None], factors: Sequence[float]) -> list[Weight]:
-    """Turns denominators into weights, tensors in their own memory."""
+def _weights(
+    params: Sequence[Tensor], read: Sequence[Reading | None], factors: Sequence[float]
+) -> tuple[list[Weight], dict[int, Weight]]:
+    """Turns denominators into weights, tensors in their own memory; those of a step of size 0 come beside."""
     result: list[Weight] = []
+    stalled: dict[int, Weight] = {}
     owned: list[Tensor] = []
     numbers: list[float] = []
     dead: list[tuple[Tensor, Tensor]] = []
     for param, reading, number in zip(params, read, factors, strict=True):
         P = float("inf") if reading is None else reading.denominator
+        if not isinstance(P, (int, float)) and P.shape != param.shape:
+            raise UsageError(
+                f"a rule gave a denominator of shape {tuple(P.shape)} for a parameter of {tuple(param.shape)}"
+            )
+        if reading is not None and number == 0:
+            stalled[len(result)] = _constant(param, P) if isinstance(P, (int, float)) else P
+            P = float("inf")
         if isinstance(P, Tensor):
-            if P.shape != param.shape:
-                raise UsageError(
-                    f"a rule gave a denominator of shape {tuple(P.shape)} for a parameter of {tuple(param.shape)}"
-                )
             if reading is None or not reading.floor:  # 0/0 in the optimizer itself: counted as not moving
                 dead.append((P, P == 0))
             owned.append(P)
@@ -207,7 +219,7 @@ def _weights(params: Sequence[Tensor], read: Sequence[Reading | None], factors: 
         torch._foreach_clamp_max_(owned, CAP)
     for each, mask in dead:
         each.masked_fill_(mask, 0.0)
-    return result
+    return result, stalled
 
 
 def _constant(param: Tensor, value: float) -> Tensor:
@@ -240,6 +252,8 @@ def _gain(reading: Reading | None) -> float:
 
 def _clipped(grads: Sequence[Tensor | None], most: float) -> float:
     values = [grad.detach() for grad in grads if grad is not None]
+    if any(hasattr(each, "to_local") for each in values):
+        raise UsageError("max_norm needs the norm of all gradients, and these are shards: give grads as clipped")
     plain = [each.coalesce().values() if each.is_sparse else each for each in values]
     total = math.hypot(*host(torch.linalg.vector_norm(lifted(each, each)) for each in plain))
     return min(1.0, most / total) if total > 0 else 1.0

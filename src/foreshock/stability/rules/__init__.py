@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import unwrap
+from typing import cast
 
 from torch.optim import Optimizer
 
@@ -88,7 +90,7 @@ def find(kind: type[Optimizer]) -> Shipped | str | None:
     Names count for torch's own classes and for known names elsewhere; a subclass is read like its ancestor, but has
     to pass the check when it brings a step of its own.
     """
-    for place, ancestor in enumerate(kind.__mro__):
+    for ancestor in kind.__mro__:
         name, native = ancestor.__name__, ancestor.__module__.startswith("torch.optim")
         if name in REFUSED:
             return REFUSED[name]
@@ -97,6 +99,8 @@ def find(kind: type[Optimizer]) -> Shipped | str | None:
         found = TORCH.get(name) if native else OTHERS.get(name)
         if found is None:
             continue
-        changed = any("step" in vars(each) for each in kind.__mro__[:place])
+        changed = unwrap(kind.step) is not unwrap(
+            cast(type[Optimizer], ancestor).step
+        )  # torch wraps each class's step in its hooks
         return replace(found, checked=found.checked or changed)
     return None

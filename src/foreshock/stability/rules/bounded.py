@@ -86,6 +86,7 @@ def muon(group: Group) -> list[Reading]:
     q = (1 - mu)/(1 + mu), or (1 - mu)(1 + 2 mu)/(1 + mu) with Nesterov. torch orthogonalises in bfloat16 up to
     singular values between about .5 and 1.5, which is taken as exact here. Without gradients M is the stored momentum.
     """
+    group.refuse_shards()
     settings = group.settings
     mu, nesterov = settings["momentum"], settings["nesterov"]
     buffers = group.stored("momentum_buffer")

@@ -25,6 +25,7 @@ def shampoo(group: Group) -> list[Reading]:
     1/(2k) and momentum a heavy ball on preconditioned gradients), or as `precond_i` with `inv_precond_i` as in
     pytorch_optimizer (the power is 1/k; the stored inverse is what is applied, whatever its age).
     """
+    group.refuse_shards()
     settings = group.settings
     momentum = settings.get("momentum", 0.0)
     grads, result = group.gradients(settings.get("weight_decay", 0.0)), []
@@ -60,6 +61,7 @@ def shampoo(group: Group) -> list[Reading]:
 
 def soap(group: Group) -> list[Reading]:
     """SOAP (Vyas et al. 2024, arXiv 2409.11321): P = Q diag(Adam's P) Q' in the stored eigenbasis Q of Shampoo."""
+    group.refuse_shards()
     settings = group.settings
     (beta1, beta2), eps = settings["betas"], settings["eps"]
     result, grads = [], group.gradients()

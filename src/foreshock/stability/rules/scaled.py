@@ -23,12 +23,12 @@ def adafactor(group: Group) -> list[Reading]:
     Stored state does not hold the last update: without gradients d_t counts as 1.
     (Shazeer and Stern 2018, arXiv 1804.04235.)
     """
+    group.refuse_shards()
     settings = group.settings
     eps1, eps2 = settings["eps"]
     lr, grads = settings["lr"], group.gradients()
     P, floors = [], []
     for place, (param, step) in enumerate(zip(group.params, group.steps, strict=True)):
-        _refuse_shards(group, param)
         least = torch.finfo(param.dtype).eps if eps1 is None else eps1
         moments = _factored(group, place, grads[place] if group.planned else None, step ** settings["beta2_decay"])
         if len(moments) == 2:
@@ -65,6 +65,7 @@ def lamb(group: Group) -> list[Reading]:
     the ratio left at 1 without decay unless `always_adapt` or `use_nvlamb`), of pytorch_lamb otherwise (no bias
     correction, norm of the parameter clamped at 10).
     """
+    group.refuse_shards()
     settings = group.settings
     beta1, beta2 = settings["betas"]
     eps, decay = settings["eps"], settings.get("weight_decay", 0.0)
@@ -86,7 +87,6 @@ def lamb(group: Group) -> list[Reading]:
     )
     result = []
     for place, (each, floor) in enumerate(zip(P, floors, strict=True)):
-        _refuse_shards(group, group.params[place])
         size, update = norms[place], norms[len(P) + place]
         size = size if "bias_correction" in settings else min(size, 10.0)
         trust = size / update if adapts and size > 0 and update > 0 else 1.0
@@ -111,6 +111,7 @@ def adam_mini(group: Group) -> list[Reading]:
 
     The blocks are the equal runs of entries that the stored v (`vmean`, `v` or `exp_avg_sq`) has one number for.
     """
+    group.refuse_shards()
     settings = group.settings
     beta1, beta2 = settings.get("betas") or (settings["beta1"], settings["beta2"])
     eps, decay = settings["eps"], settings["lr"] * settings.get("weight_decay", 0.0)
@@ -163,11 +164,3 @@ def _clip(group: Group, most: float | None) -> float:
         return 1.0
     [norm] = host([torch.linalg.vector_norm(torch.stack(torch._foreach_norm(group.gradients())))])
     return 1.0 / max(1.0, norm / most)
-
-
-def _refuse_shards(group: Group, param: Tensor) -> None:
-    if hasattr(param, "to_local"):
-        raise UsageError(
-            f"{type(group.optimizer).__name__} scales its step by norms of whole tensors, which a shard does not know; "
-            "read it on unsharded parameters"
-        )
