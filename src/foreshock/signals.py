@@ -40,6 +40,8 @@ class Signal:
 
 
 _ADAM_SPIKES = "Bai et al. 2025, arXiv 2506.04805, section on decoupled decay"
+_ALONG = "Bai et al. 2025, arXiv 2506.04805"
+_EDGE = "Cohen et al. 2022, arXiv 2207.14484"
 
 _TABLE = (
     Signal("loss", "loss", "training loss as observed, mean over the micro-batches of the step", "mean"),
@@ -78,6 +80,60 @@ _TABLE = (
         "grad_cosine", "1",
         "cosine of successive gradients, g_t.g_{t-1} / (|g_t| |g_{t-1}|); near -1 at the edge of stability", "mean",
         "Cohen et al. 2022, arXiv 2207.14484", per_tensor=True,
+    ),
+    Signal(
+        "chi", "1", "top eigenvalue of W^(1/2) (H + l2) W^(1/2), W = lr q / ((2 - lr wd) P) being the weights of the "
+        "step about to be taken: the edge of stability is 1, whatever the optimizer", "max", _EDGE,
+    ),
+    Signal("sharpness", "1", "preconditioned sharpness, the top eigenvalue of P^(-1) (H + l2)", "max", _EDGE),
+    Signal("threshold", "1", "`sharpness` at which the optimizer goes unstable; chi is their ratio", "min", _EDGE),
+    Signal(
+        "max_stable_lr", "1", "learning rate of the first group at which chi would be 1, all else as it is; absent "
+        "where no curvature is positive", "min", _EDGE,
+    ),
+    Signal("chi_residual", "1", "residual of the top eigenpair: an eigenvalue lies within it of chi", "max"),
+    Signal("chi_converged", "1", "1 where chi is within its tolerance by its own estimate, else 0", "min"),
+    Signal("chi_matvecs", "1", "products with the Hessian that the reading took", "max"),
+    Signal("curvature_seconds", "s", "wall time that the reading took", "max"),
+    Signal(
+        "probe_batch", "1", "what the reading was taken on: 0 the batch at hand, on its live graph; 1 a batch that is "
+        "held, the same each time; 2 the batch at hand, computed again by the closure", "same",
+    ),
+    Signal(
+        "probe_gradient_ratio", "1", "norm of the gradient that the optimizer consumed over that of the one that chi "
+        "was computed with; below 1 where the loop clips", "mean",
+    ),
+    Signal(
+        "chi_formal", "1", "1 where steps are bounded whatever the gradient (sign and spectral methods): chi is then "
+        "no alarm", "same",
+    ),
+    Signal(
+        "chi_floored", "1", "share of the top eigenvector on coordinates whose denominator is within twice its least, "
+        "that of eps alone: dead coordinates", "max",
+    ),
+    Signal("chi_share", "1", "share of the top eigenvector's square on a tensor, 1 in all", "mean", per_tensor=True),
+    Signal("chi_gradient", "1", "curvature along the gradient, g'W H g / g'g, edge 1; in alarm only", "max", _ALONG),
+    Signal(
+        "chi_gradient_sym", "1", "Rayleigh quotient at W^(1/2) g, never above chi: (Wg)'H(Wg) / g'Wg, edge 1; in alarm "
+        "only", "max", _ALONG,
+    ),
+    Signal(
+        "chi_step", "1", "curvature along the step, delta'H delta / (-2 g'delta): the loss rises over it above 1; of "
+        "the planned step in alarm, from the loss after the step in watch; absent where the step goes uphill", "max",
+        _ALONG,
+    ),
+    Signal(
+        "chi_change", "loss", "change of the loss over the step to second order, g'delta + delta'H delta / 2; in alarm "
+        "only", "mean", _ALONG,
+    ),
+    Signal("chi_alignment", "1", "|cosine| of W^(1/2) g with the top eigenvector; in alarm only", "max", _ALONG),
+    Signal(
+        "curvature_cadence", "1", "state of the schedule, at steps that it wanted a reading: 0 calm, 1 watch, 2 alarm",
+        "max",
+    ),
+    Signal(
+        "curvature_withheld", "1", "readings that the schedule wanted since the last one and `max_overhead` refused",
+        "max",
     ),
     Signal("nonfinite", "1", "number of tensors whose gradient or parameter has a norm that is NaN or infinite", "sum"),
     Signal(

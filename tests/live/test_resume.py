@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from foreshock.errors import RunError, UsageError
 from foreshock.monitor import Monitor
-from foreshock.probes import DEFAULT, GradientCosine, Moments, every
+from foreshock.probes import FREE, GradientCosine, Moments, every
 from foreshock.run import Run
 from tests.live.nets import OPTIMIZERS, batches, net
 
@@ -48,7 +48,7 @@ def signals(run: Run) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["adam-fused", "sgd-momentum-nesterov", "rmsprop"])
 @pytest.mark.parametrize("same_directory", [True, False])
 def test_a_resumed_run_equals_one_that_never_stopped(kind: str, same_directory: bool, tmp_path: Path) -> None:
-    probes = [*DEFAULT, every(7, Moments), every(7, GradientCosine)][: 4 if kind == "rmsprop" else 6]
+    probes = [*FREE, every(7, Moments), every(7, GradientCosine)][: 4 if kind == "rmsprop" else 6]
     model, optimizer = new(kind)
     with Monitor(model, optimizer, run=tmp_path / "whole", probes=probes) as monitor:
         train(model, optimizer, monitor, 0, 120)

@@ -149,6 +149,9 @@ def every(n: int, probe: Any) -> Every:
         raise UsageError(f"every(n, probe): n must be a positive integer, got {n!r}")
     if isinstance(probe, type):
         probe = probe()
+    if hasattr(probe, "observe"):
+        kind = type(probe).__name__
+        raise UsageError(f"every(n, probe): a {kind} keeps a schedule of its own; give it {kind}(every=n)")
     if not callable(probe) and not hasattr(probe, "visit"):
         raise UsageError(f"every(n, probe): probe must be a function of a Step, got {type(probe).__name__}")
     return Every(n, probe)

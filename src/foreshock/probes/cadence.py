@@ -1,0 +1,79 @@
+"""How often curvature is measured: seldom when calm, more often when something stirs, every step in danger."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+State = Literal["calm", "watch", "alarm"]
+LEVELS: dict[State, float] = {"calm": 0.0, "watch": 1.0, "alarm": 2.0}
+"""What the signal `curvature_cadence` shows."""
+
+NEAR = 0.8  # chi from which the edge is near enough to look more often; it grows by half in 100 steps or fewer there
+CONFIRMED = 3  # readings above 1 in a row before every step is measured; single crossings are noise (Bai et al. 2025)
+RELIEVED = 10  # readings in a row below 1, or below NEAR, before the next lower state
+OFTEN = 10  # readings in watch for each one when calm
+
+
+class Cadence:
+    """Says at which steps to measure, from what was measured.
+
+    Calm: every `every` steps, the first of them not counted: bias correction and young second moments put chi far above
+    1 for a step or two of every Adam run. Watch, entered at chi > 0.8 or when `stir` is called: ten times as often.
+    Alarm, after three readings above 1 in a row: every step. Back down after ten readings in a row below what led up.
+
+    Args:
+        every: steps from one reading to the next when calm.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.state: State = "calm"
+        self._last = 0
+        self._above = 0
+        self._below = 0
+        self._stirred_until = -1
+
+    @property
+    def distance(self) -> int:
+        """Steps from one reading to the next in the present state."""
+        return {"calm": self.every, "watch": max(1, self.every // OFTEN), "alarm": 1}[self.state]
+
+    def due(self, step: int) -> bool:
+        """Returns whether to measure at this step."""
+        return step > 0 and step - self._last >= self.distance
+
+    def stir(self, step: int) -> None:
+        """Takes note that a free signal left its range: watch for as long as a calm stretch, at least."""
+        self._stirred_until = max(self._stirred_until, step + self.every)
+        if self.state == "calm":
+            self.state, self._below = "watch", 0
+
+    def took(self, step: int, chi: float | None) -> None:
+        """Takes a reading, or None where one was due and could not be had."""
+        self._last = step
+        if chi is None:
+            return
+        self._above = self._above + 1 if chi > 1 else 0
+        if self.state == "calm" and chi > NEAR:
+            self.state, self._below = "watch", 0
+        elif self.state == "watch" and self._above >= CONFIRMED:
+            self.state, self._below = "alarm", 0
+        else:
+            self._below = self._below + 1 if chi <= (1.0 if self.state == "alarm" else NEAR) else 0
+            if self._below >= RELIEVED and self.state == "alarm":
+                self.state, self._below = "watch", 0
+            elif self._below >= RELIEVED and self.state == "watch" and step >= self._stirred_until:
+                self.state, self._below = "calm", 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain JSON values."""
+        return {
+            "state": self.state, "last": self._last, "above": self._above, "below": self._below,
+            "stirred_until": self._stirred_until,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state that `state_dict` returned."""
+        self.state = state["state"]
+        self._last, self._above = int(state["last"]), int(state["above"])
+        self._below, self._stirred_until = int(state["below"]), int(state["stirred_until"])

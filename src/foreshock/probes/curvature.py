@@ -1,0 +1,318 @@
+"""chi while a training runs: how near the optimizer is to its edge of stability, and which tensors hold the edge.
+
+Taken on the graph of the live loss, before its backward pass: no second forward pass, no question of dropout, and the
+training stays bit for bit what it was. Or on a batch that is held, where the loop hands over a function of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreshock import distributed
+from foreshock.curvature import Hessian, Operator
+from foreshock.curvature.anatomy import anatomy
+from foreshock.curvature.forward import step_curvature
+from foreshock.curvature.graph import NotTwiceError
+from foreshock.curvature.harmless import harmless
+from foreshock.curvature.objective import Live
+from foreshock.errors import UsageError
+from foreshock.probes.base import Moment, Signals, Step, UnavailableError
+from foreshock.probes.cadence import LEVELS, Cadence
+from foreshock.probes.held import copied, takes_a_batch
+from foreshock.probes.planned import consumed, expected, factor, length, parameters, trained
+from foreshock.probes.reading import Reading, read
+from foreshock.probes.room import lacking
+from foreshock.stability import edge_weights
+
+LIVE, HELD, CLOSURE = 0.0, 1.0, 2.0  # what the signal `probe_batch` shows
+PATIENCE = 3  # readings in a row that fail before the probe gives up
+UNCHANGED = 1e-3  # relative difference of two norms of one gradient that rounding may make
+
+
+class Curvature:
+    """Measures `chi` and what belongs to it, seldom when calm and every step in danger; see `Cadence`.
+
+    Where the loop calls `observe(loss, closure=f, batch=b)` and f takes a batch, the first batch is copied and chi is
+    f's on that copy every time, warm-started from the reading before; with the gradients that the optimizer is about to
+    consume, clipped and accumulated as they are. Else chi is that of the batch at hand, on the live graph (the last
+    micro-batch under accumulation, with the gradients accumulated so far in v); `probe_batch` says which. Where that
+    graph cannot be differentiated twice (fused attention, compiled modules), `closure=f` of no argument serves; without
+    one the probe leaves itself out, with a note in the run.
+
+    Clipping by norm happens after the live reading: give `max_norm`, or it is found out from the first two readings
+    that are clipped, to the same norm, and allowed for from then on. In watch and alarm, with a closure of no argument, each step also gets the
+    curvature along it, `chi_step`, from one forward pass after it.
+
+    Under several ranks chi is this rank's own and nothing is communicated, unless `ranks` says that every rank watches.
+
+    Args:
+        every: steps from one reading to the next when calm; None for the monitor's.
+        tol: relative error wanted of chi.
+        max_norm: norm that the loop clips gradients to.
+        hold: whether to hold the first batch where the closure allows it.
+        ranks: every rank has a monitor with this probe, so that readings may average over the ranks.
+    """
+
+    name = "curvature"
+
+    def __init__(
+        self, *, every: int | None = None, tol: float = 0.02, max_norm: float | None = None, hold: bool = True,
+        ranks: bool = False,
+    ) -> None:
+        if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+            raise UsageError(f"Curvature(every=...): must be a positive integer or None, got {every!r}")
+        if not 0 < tol < 1:
+            raise UsageError(f"Curvature(tol=...): must be a relative error between 0 and 1, got {tol!r}")
+        if max_norm is not None and not max_norm > 0:
+            raise UsageError(f"Curvature(max_norm=...): must be positive, got {max_norm!r}")
+        self.every, self.tol, self.max_norm, self.hold, self.ranks = every, tol, max_norm, hold, ranks
+        self._cadence: Cadence | None = None
+        self._state: dict[str, Any] | None = None
+        self._held: tuple[Any, ...] = ()  # the batch, once there is one
+        self._warm: Reading | None = None
+        self._failures = 0
+        self._withheld = 0
+        self._ratio = math.nan  # norm of the gradient consumed over that of the live one, when last seen together
+        self._clipped = math.nan  # norm of the gradient consumed, when it was last less than that
+        self._forget()
+
+    def _forget(self) -> None:
+        self._wanted = self._due = False
+        self._reading: Reading | None = None
+        self._kind = LIVE
+        self._seconds = self._length = 0.0
+        self._copies: list[Tensor] = []
+
+    def observe(self, moment: Moment) -> bool:
+        """Takes the reading on the live graph, where one is due and no batch is held."""
+        if moment.place == 0:
+            self._begin(moment)
+        if not self._held and moment.batch is not None:
+            self._holds(moment)  # the first one there is, whether a reading is due or not
+        if not self._due or self._reading is not None or self._holds(moment):
+            return False
+        if moment.place + 1 < len(moment.weights):  # the last micro-batch, if there are as many as last time
+            return False
+        return self._try(self._live, moment)
+
+    def before(self, moment: Moment) -> bool:
+        """Takes the reading on the held batch, and copies the parameters where the step itself will be looked at."""
+        took = False
+        if self._due and self._reading is None and self._holds(moment):
+            took = self._try(self._on_held, moment)
+        cadence = self._cadence
+        if cadence is not None and cadence.state != "calm" and moment.affordable and self._serves(moment.closure):
+            self._copies = [param.detach().clone() for param in parameters(moment.optimizer)]
+        return took
+
+    def heard(self, kind: str, step: int) -> None:
+        """Looks more often after an event, of whatever kind; with several ranks only what all have seen counts."""
+        if self._cadence is not None and not (self.ranks and distributed.running()):
+            self._cadence.stir(step)
+
+    def __call__(self, step: Step) -> Signals:
+        """Returns what was measured at this step, and the state of the schedule where a reading was due."""
+        cadence, reading, found = self._cadence, self._reading, {}
+        if reading is not None and cadence is not None:
+            self._compare(step)
+            found = self._signals(step, reading)
+            cadence.took(step.number, None if reading.formal else reading.chi)
+        if self._copies and "chi_step" not in found:
+            found.update(self._along_the_step(step))
+        if self._wanted and cadence is not None:
+            found |= {"curvature_cadence": LEVELS[cadence.state], "curvature_withheld": float(self._withheld)}
+            if self._due:
+                self._withheld = 0
+                if reading is None:
+                    cadence.took(step.number, None)
+        self._forget()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the schedule, and the held batch."""
+        cadence = self._state if self._cadence is None else self._cadence.state_dict()
+        return {"cadence": cadence, "held": list(self._held), "max_norm": self.max_norm, "withheld": self._withheld}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state that `state_dict` returned."""
+        self._state, self._cadence, self._warm = state["cadence"], None, None
+        self._held = tuple(state["held"])
+        self.max_norm, self._withheld = state["max_norm"], int(state["withheld"])
+
+    def _begin(self, moment: Moment) -> None:
+        """Decides whether this step gets a reading."""
+        self._forget()
+        if self._cadence is None:
+            self._cadence = Cadence(self.every or moment.every)
+            if self._state is not None:
+                self._cadence.load_state_dict(self._state)
+        self._wanted = self._cadence.due(moment.number)
+        self._due = self._wanted and self._afford(moment)
+        if self._wanted and not self._due:
+            self._withheld += 1
+
+    def _afford(self, moment: Moment) -> bool:
+        if not (self.ranks and distributed.running()):
+            return moment.affordable
+        try:  # all ranks measure, or none
+            refusal = None if moment.affordable else UsageError("too dear")
+            distributed.agreed(refusal, torch.distributed.group.WORLD, parameters(moment.optimizer)[0].device)
+        except UsageError:
+            return False
+        return True
+
+    def _serves(self, closure: Callable[..., Any] | None) -> bool:
+        """Returns whether a closure recomputes the loss at hand, and may be run here."""
+        return closure is not None and not takes_a_batch(closure) and (self.ranks or not distributed.running())
+
+    def _holds(self, moment: Moment) -> bool:
+        """Returns whether the reading is to be on a held batch; takes hold of the first one."""
+        closure = moment.closure
+        if not self.hold or closure is None or not takes_a_batch(closure):
+            return False
+        if distributed.running() and not self.ranks:
+            return False
+        if not self._held and moment.batch is not None:
+            self._held = (copied(moment.batch),)
+        return bool(self._held)
+
+    def _try(self, measure: Callable[[Moment], Reading | None], moment: Moment) -> bool:
+        """Measures; says that a pass was taken. A point without curvature is passed over, three in a row are not."""
+        begun = time.perf_counter()
+        if lack := lacking(parameters(moment.optimizer)):
+            raise UnavailableError(lack)
+        try:
+            with torch.autocast(parameters(moment.optimizer)[0].device.type, enabled=False):
+                self._reading = measure(moment)
+            self._failures = 0
+        except NotTwiceError as error:
+            raise UnavailableError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise UnavailableError("there is not memory enough for a second derivative") from error
+        except UsageError as error:
+            self._failures += 1
+            if self._failures >= PATIENCE:
+                raise UnavailableError(str(error)) from error
+        self._seconds = time.perf_counter() - begun
+        return True
+
+    def _live(self, moment: Moment) -> Reading | None:
+        loss, closure = moment.loss, moment.closure
+        assert loss is not None
+        if not math.isfinite(float(loss.detach())):
+            return None
+        every = parameters(moment.optimizer)
+        mine = trained(every)
+        so_far = [param.grad for param in mine]
+        weights = [float(weight) for weight in moment.weights]
+        model = moment.model if self.ranks or not distributed.running() else None
+        source = _source(loss.reshape(()), closure if self._serves(closure) else None)
+        with harmless(every, model):
+            hessian = Hessian(source, mine, model=model, deterministic="fix")
+            planned = expected(hessian.gradient(), so_far, weights, moment.place)
+            self._length = length(planned)
+            grads = {id(param): grad for param, grad in zip(mine, planned, strict=True)}
+            share = factor(weights)
+            operator = hessian if share == 1.0 else share * hessian
+            try:
+                reading = self._read(operator, moment, [grads.get(id(param)) for param in every], self.max_norm)
+            finally:
+                hessian.release()
+            self._kind = LIVE if isinstance(hessian.source.objective, Live) else CLOSURE
+        return reading
+
+    def _on_held(self, moment: Moment) -> Reading | None:
+        closure, (batch,) = moment.closure, self._held
+        assert closure is not None
+        every = parameters(moment.optimizer)
+        grads = consumed(moment.optimizer)
+        if not math.isfinite(length(grads)):
+            return None  # a step that a scaler will skip, or one that is beyond curvature
+        with harmless(every, moment.model):
+            hessian = Hessian(lambda: closure(batch), trained(every), model=moment.model, deterministic="fix")
+            try:
+                reading = self._read(hessian, moment, grads if any(g is not None for g in grads) else None, None)
+            finally:
+                hessian.release()
+        self._kind, self._warm = HELD, reading
+        return reading
+
+    def _read(
+        self, operator: Operator, moment: Moment, grads: list[Tensor | None] | None, max_norm: float | None
+    ) -> Reading:
+        alarmed = self._cadence is not None and self._cadence.state == "alarm"
+        warm = self._warm.found if self._warm is not None and moment.loss is None else None
+        weights = edge_weights(moment.optimizer, grads, max_norm=max_norm)
+        return read(
+            operator, weights, moment.optimizer, tol=self.tol, warm_start=warm, along=grads if alarmed else None
+        )
+
+    def _compare(self, step: Step) -> None:
+        """Looks at what became of the live gradient, which shows whether the loop clips it."""
+        if self._kind == HELD or len(step.losses) != 1 or not self._length > 0:
+            return
+        taken = length(consumed(step.optimizer))
+        self._ratio = taken / self._length
+        if self.max_norm is None and 0 < self._ratio < 1 - UNCHANGED:
+            if abs(taken - self._clipped) <= UNCHANGED * taken:  # twice the same length: it is clipped to that
+                self.max_norm = taken
+            self._clipped = taken
+
+    def _signals(self, step: Step, reading: Reading) -> dict[str, Tensor | float]:
+        found: dict[str, Tensor | float] = {
+            "chi": reading.chi, "sharpness": reading.sharpness, "threshold": reading.threshold,
+            "chi_residual": reading.residual, "chi_matvecs": float(reading.matvecs),
+            "chi_converged": float(reading.converged), "chi_formal": float(reading.formal),
+            "chi_floored": reading.floored, "probe_batch": self._kind, "curvature_seconds": self._seconds,
+        }  # fmt: skip
+        if math.isfinite(reading.max_stable_lr):
+            found["max_stable_lr"] = reading.max_stable_lr
+        if self._kind != HELD and math.isfinite(self._ratio) and len(step.losses) == 1:
+            found["probe_gradient_ratio"] = self._ratio
+        forms = reading.forms
+        if forms is not None:
+            named = {
+                "chi_gradient": forms.chi_gradient, "chi_gradient_sym": forms.chi_gradient_sym,
+                "chi_step": forms.chi_step, "chi_alignment": forms.alignment, "chi_change": forms.change,
+            }  # fmt: skip
+            found.update({name: value for name, value in named.items() if math.isfinite(value)})
+        plan = step.plan
+        for param, unit in zip(plan.params, plan.unit_of.tolist(), strict=True):
+            name = f"chi_share/{plan.names[unit]}"
+            found[name] = found.get(name, 0.0) + reading.shares.get(id(param), 0.0)
+        return found
+
+    def _along_the_step(self, step: Step) -> dict[str, float]:
+        """Returns the curvature along the step taken, from the loss of the same batch after it."""
+        clipped = abs(self._ratio - 1) > UNCHANGED  # or never seen
+        if len(step.losses) != 1 or step.closure is None or clipped:
+            return {}
+        every = parameters(step.optimizer)
+        moves = [param.detach() - old for param, old in zip(every, self._copies, strict=True)]
+        found = step_curvature(step.closure, step.losses[0], consumed(step.optimizer), moves)
+        if not math.isfinite(found.chi_step) or found.rounding > abs(found.bend):
+            return {}
+        return {"chi_step": found.chi_step}
+
+
+def _source(loss: Tensor, closure: Callable[[], Tensor] | None) -> Any:
+    """Returns what to take the Hessian of: the live loss, with the closure behind it, or the closure alone.
+
+    Errors: UnavailableError where the live graph is not one to go through and there is no closure.
+    """
+    facts = anatomy(loss)
+    if facts.custom:  # their backward passes may have side effects, and second derivatives that are silently wrong
+        what = f"the graph of the loss holds autograd functions of others ({', '.join(facts.custom)})"
+    elif facts.low_precision == torch.float16:
+        what = "the loss was computed in float16, where gradients underflow without the scale of a GradScaler"
+    else:
+        return loss if closure is None else (loss, closure)
+    if closure is None:
+        raise UnavailableError(f"{what}: call observe(loss, closure=...) with a function that recomputes the loss")
+    return closure
