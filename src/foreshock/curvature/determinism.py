@@ -55,10 +55,12 @@ def verify(
         UsageError: the loss is another one each time, or batch normalisation takes its statistics from the batch.
     """
     if mode == "trust":
+        objective.watched = False
         if objective.data is not None:
             objective.replayed = before
         return ["taken on trust: that the loss is the same each time was not checked"]
     notes = []
+    objective.watched = False
     drawn = objective.after is not None and not same_random_state(before, objective.after)
     if facts.batch_statistics or any(True for _ in moving_norms(objective.roots)):
         names = ", ".join(moving_norms(objective.roots)) or "a batch normalisation"

@@ -30,9 +30,10 @@ class NotTwiceError(UsageError):
 class KeptGraph:
     """The gradient of one loss with the graph it was computed by; every product goes through that graph again.
 
-    Python hooks of the parameters, of the loss and of the graph's nodes, among them the modules' full backward hooks,
-    are silent meanwhile. What cannot be reached are hooks on tensors in the middle of the graph: `tensor.register_hook`
-    there is called by each pass and what it returns is used, and `tensor.retain_grad()` adds to that tensor's `.grad`.
+    Python hooks of the parameters, of the loss and of modules (their full backward hooks) are silent meanwhile. What
+    cannot be reached are hooks on other tensors and nodes of the graph: `register_hook` there is called by each pass and
+    what it returns is used, and `retain_grad()` adds to that tensor's `.grad`. On a closure's graph, which nobody else
+    sees, that harms nobody but its counts.
 
     Args:
         loss: a scalar with its graph.

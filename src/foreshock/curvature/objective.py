@@ -68,7 +68,8 @@ class Repeatable:
         model: the module that it runs; by default those that the closure's code names.
 
     Attributes:
-        after: the state of the random streams in which the last evaluation left them; the caller's own are put back.
+        watched: whether evaluations remember `after`.
+        after: the state in which the last such one left the random streams; the caller's own are put back.
         replayed: the state that every evaluation begins with, None for the caller's own.
         seen: the samples, or the sum of the weights, that the last pass went through.
     """
@@ -88,6 +89,7 @@ class Repeatable:
         self.given = model
         self._roots: Sequence[nn.Module] | None = None if model is None else (model,)
         self.after: RandomState | None = None
+        self.watched = True
         self.replayed: RandomState | None = None
         self.passes = 0
         self.seen = 0.0
@@ -154,7 +156,8 @@ class Repeatable:
                 del loss
                 total += weight
                 count += 1
-            self.after = random_state()
+            if self.watched:
+                self.after = random_state()
         if not total > 0:
             raise UsageError(f"weight: the batches' weights add up to {total}")
         self.passes += 1
