@@ -173,6 +173,18 @@ def test_construction_computes_nothing() -> None:
     assert not calls
 
 
+def test_sparse_gradients_are_made_dense_in_a_closure_and_refused_on_a_live_graph() -> None:
+    sparse = nn.Embedding(5, 3, sparse=True)
+    dense = nn.Embedding(5, 3, _weight=sparse.weight.detach().clone())
+    tokens = torch.tensor([0, 1, 1, 3])
+    truth = Hessian(lambda: dense(tokens).tanh().square().sum(), [dense.weight])
+    closure = lambda: sparse(tokens).tanh().square().sum()  # noqa: E731
+    assert torch.equal(Hessian(closure, [sparse.weight]) @ truth.start(), truth @ truth.start())
+    assert sparse.sparse
+    with pytest.raises(UsageError, match=r"sparse gradient of params\[0\]"):
+        _ = Hessian(closure(), [sparse.weight]).loss
+
+
 def test_embedding_bags_have_differences_only() -> None:
     bag = nn.EmbeddingBag(5, 3)
     tokens = torch.tensor([[0, 1], [2, 2]])

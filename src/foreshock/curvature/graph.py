@@ -31,9 +31,9 @@ class KeptGraph:
     """The gradient of one loss with the graph it was computed by; every product goes through that graph again.
 
     Python hooks of the parameters, of the loss and of modules (their full backward hooks) are silent meanwhile. What
-    cannot be reached are hooks on other tensors and nodes of the graph: `register_hook` there is called by each pass and
-    what it returns is used, and `retain_grad()` adds to that tensor's `.grad`. On a closure's graph, which nobody else
-    sees, that harms nobody but its counts.
+    cannot be reached are hooks on other tensors and nodes of the graph: `register_hook` there is called by each pass
+    and what it returns is used, and `retain_grad()` adds to that tensor's `.grad`. On a closure's graph, which nobody
+    else sees, that harms nobody but its counts.
 
     Args:
         loss: a scalar with its graph.
@@ -54,6 +54,9 @@ class KeptGraph:
             found = torch.autograd.grad(loss, self._params, create_graph=True, allow_unused=True)
         if all(grad is None for grad in found):
             raise UsageError("the loss does not depend on any of the parameters")
+        for i, grad in enumerate(found):
+            if grad is not None and grad.layout != torch.strided:
+                raise NotTwiceError(not_twice(f"the sparse gradient of params[{i}] (an embedding with sparse=True)"))
         self._versions = [param._version for param in self._params]
         # parameters that the loss does not use, or uses linearly, have rows of zeros
         self._curved = [i for i, grad in enumerate(found) if grad is not None and grad.requires_grad]

@@ -25,7 +25,8 @@ def surroundings(modules: Sequence[nn.Module], device: torch.device, *, exact: b
 
     Gradients on; autocast off; compiled functions run eagerly (pytorch#91469); `DistributedDataParallel` modules call
     the module inside, since their hooks do not survive a second derivative (pytorch#47562); and for exact products
-    attention by the math kernel (pytorch#116350) and checkpointing of the kind that is not reentrant.
+    attention by the math kernel (pytorch#116350). Checkpointing is of the kind that is not reentrant, gradients of
+    embeddings are dense.
 
     Args:
         modules: the modules that are run, all of them.
@@ -48,6 +49,10 @@ def surroundings(modules: Sequence[nn.Module], device: torch.device, *, exact: b
             if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for module in modules:
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+                module.sparse = False
+                stack.callback(setattr, module, "sparse", True)
         stack.enter_context(_no_reentrant_checkpoints())
         yield
 
