@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import optim
@@ -121,6 +122,39 @@ def test_a_mixture_diverges_exactly_at_chi_1(name, seed):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if mixture.growth(middle) < 1 else (low, middle)
     assert mixture.chi(high) == pytest.approx(1.0, abs=1e-5)
+
+
+FILTERS = {  # u = c_g g + c_m m, m the exponential average with beta: (c_g, c_m)
+    "plain": lambda beta: (1.0, 0.0),
+    "average": lambda beta: (0.0, 1.0),
+    "heavy ball": lambda beta: (0.0, 1 / (1 - beta)),
+    "Nesterov": lambda beta: (1.0, beta / (1 - beta)),
+    "Nesterov on an average": lambda beta: (1 - beta, beta),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_mixture_of_filters_and_decays_is_lost_before_or_after_chi_1(seed):
+    random = np.random.default_rng(seed)
+    for _ in range(50):
+        n = int(random.integers(2, 9))
+        q, _ = np.linalg.qr(random.standard_normal((n, n)))
+        H = q @ np.diag(10 ** random.uniform(-3, 0, n)) @ q.T
+        beta = random.choice([0.0, 0.5, 0.9, 0.99, 0.999], n)
+        kinds = random.choice(list(FILTERS), n)
+        c_g, c_m = np.array([FILTERS[kind](b) for kind, b in zip(kinds, beta, strict=True)]).T
+        lr, decay = 10 ** random.uniform(-3, 1, n), random.choice([0.0, 0.05, 0.3], n)
+        root = np.sqrt(lr * (c_g + c_m * (1 - beta) / (1 + beta)) / (2 - decay))
+        H = H / np.linalg.eigvalsh(root[:, None] * H * root).max()  # chi = 1
+
+        def growth(G, beta=beta, c_g=c_g, c_m=c_m, lr=lr, decay=decay):
+            averaged = (1 - beta)[:, None] * G
+            moved = np.diag(1 - decay) - lr[:, None] * (c_g[:, None] * G + c_m[:, None] * averaged)
+            step = np.block([[moved, -np.diag(lr * c_m * beta)], [averaged, np.diag(beta)]])
+            return np.abs(np.linalg.eigvals(step)).max()
+
+        assert growth(0.99 * H) < 1 + 1e-9
+        assert growth(1.01 * H) > 1
 
 
 def test_optimizers_that_share_a_parameter_are_refused():

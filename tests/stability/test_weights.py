@@ -284,6 +284,26 @@ def test_muon_divides_by_the_polar_part_of_its_update(nesterov):
         torch.testing.assert_close(applied, left @ right * q * eta / (2 - 0.03))
 
 
+def test_formal_parameters_are_set_aside():
+    matrix, vector = torch.nn.Parameter(torch.randn(3, 3)), torch.nn.Parameter(torch.randn(3))
+    optimizers = [optim.Muon([matrix], lr=0.1), optim.AdamW([vector], lr=0.1)]
+    weights = edge_weights(optimizers, [torch.randn(3, 3), torch.randn(3)])
+    assert weights.formals == (True, False)
+    rest = weights.linear()
+    assert not rest.formal
+    assert not rest.tensors[0].any()
+    assert rest.tensors[1] is weights.tensors[1]
+    assert rest.thresholds == (math.inf, weights.thresholds[1])
+
+
+def test_the_first_dampened_step_is_told_to_be_too_long():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = optim.SGD([weight], lr=0.1, momentum=0.9, dampening=0.9)
+    assert any("10 times too long" in note for note in edge_weights(optimizer).notes)
+    stepped(optimizer, [weight], [torch.ones(2)])
+    assert not edge_weights(optimizer).notes
+
+
 def test_powers_compose():
     optimizer, _, gradients = built((optim.Adam, {"lr": 0.1}))
     grads = gradients()

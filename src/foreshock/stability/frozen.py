@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,9 @@ class Frozen:
         except (UsageError, TypeError):  # a kernel for single precision only, or a device without float64
             self._begin(optimizer, grads, None)
 
-    def run(self, drives: Iterable[float], mask: Sequence[Tensor] | None = None, scale: float = 1.0) -> Any:
+    def run(
+        self, drives: Iterable[float], mask: Sequence[Tensor] | None = None, scale: float = 1.0
+    ) -> Iterator[list[Tensor]]:
         """Yields, for each drive d, the move of every parameter over -e where gradients are d e in every entry."""
         strength = self._tiny * scale
         self._load(self._base)
@@ -123,7 +125,7 @@ class Frozen:
             -1.0 if group.get("maximize") else 1.0 for group in self._optimizer.param_groups for _ in group["params"]
         ]
         double = all(each.dtype == torch.float64 for each in self.params)
-        self._tiny, self._small = (1e-20, 1e-12) if double else (1e-12, 1e-6)
+        self._tiny, self._small = (1e-40, 1e-12) if double else (1e-12, 1e-6)
         self.theta = [each.detach().clone() for each in self.params]
         states = [self._optimizer.state.get(each) or {} for each in self.params]
         self.moved = [each.requires_grad for each in self.params]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -101,6 +101,19 @@ class EdgeWeights:
                 masks.append(torch.zeros_like(param, dtype=torch.bool))
         return masks
 
+    def linear(self) -> EdgeWeights:
+        """Returns the weights with W = 0 where the threshold is a formality: chi of the rest while that stands still.
+
+        With Muon on the matrices and AdamW on everything else this leaves AdamW's own edge.
+        """
+        tensors = [
+            _constant(param, 0.0) if formal else weight
+            for param, weight, formal in zip(self.params, self.tensors, self.formals, strict=True)
+        ]
+        factors = tuple(0.0 if formal else each for each, formal in zip(self.factors, self.formals, strict=True))
+        notes = tuple(note for note in self.notes if note != FORMAL)
+        return replace(self, tensors=tensors, factors=factors, formals=(False,) * len(factors), notes=notes)
+
     def apply(self, vector: Sequence[Tensor], power: float = 1.0) -> list[Tensor]:
         """Returns W^power v for v shaped like the parameters; where W is 0 the result is 0, for any power.
 
@@ -136,7 +149,8 @@ def edge_weights(
     Args:
         optimizer: one or several torch optimizers.
         grads: gradients of the step about to be taken, in the order of the groups, None where a parameter has none:
-            moments are then those that have seen them. Without, the state is read as stored after the last step.
+            moments are then those that have seen them. True ones: divide by the loss scale of a GradScaler before.
+            Without, the state is read as stored after the last step.
         max_norm: the gradients are going to be clipped together to this norm: W shrinks by min(1, max_norm/|g|).
 
     Errors: UsageError before the first step without gradients, for optimizers without a step size (LBFGS), for
