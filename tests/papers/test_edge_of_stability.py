@@ -89,7 +89,7 @@ def test_a_reading_is_the_top_eigenvalue_of_the_dense_conditioned_hessian():
 
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    sharpness = eigsh(LinearOperator((3466, 3466), matvec=product), k=1, which="LA", return_eigenvectors=False)[0]
+    sharpness = eigsh(LinearOperator((3466, 3466), matvec=product), k=1, which="LA", tol=1e-5, return_eigenvectors=False)[0]
     assert found.threshold == pytest.approx(38 / 5e-3)
     assert found.sharpness == pytest.approx(sharpness, rel=3e-3)
 
@@ -131,8 +131,8 @@ def test_orders_are_claims_about_neighbours():
     assert claim.measured[0] == pytest.approx(2.0)
     swapped = falling | {"batch-8": trace("batch-8", [0.0, 0.3])}
     assert not {each.name: each for each in judge(STATEMENTS, {0: swapped})}["batches"].reproduced
-    rising = {name: trace(name, [0.0, value]) for name, value in zip(BETAS, [1.0, 1.02, 1.06, 1.16], strict=True)}
-    assert {each.name: each for each in judge(STATEMENTS, {0: rising})}["beta2"].reproduced
+    faster = {name: trace(name, [0.0, value]) for name, value in zip(BETAS, [1.16, 1.06, 0.99], strict=True)}
+    assert {each.name: each for each in judge(STATEMENTS, {0: faster})}["beta2"].reproduced
 
 
 def test_every_statement_can_be_decided_and_every_training_is_used():

@@ -40,6 +40,7 @@ PANELS = {
 }
 BATCHES = {"adam": "500", "batch-250": "250", "batch-100": "100", "batch-32": "32", "batch-8": "8"}
 BETAS = {"adam": "0.999", "adam-beta2-0.99": "0.99", "adam-beta2-0.9": "0.9", "adam-beta2-0.5": "0.5"}
+RAMP = ((0x7A, 0x2F, 0x86), (0xC4, 0x3B, 0x6B), (0xE2, 0x74, 0x3A), (0xC9, 0x9A, 0x1E))
 CEILING = 1.5  # of chi
 LABEL = 0.09  # height of a label in units of chi
 
@@ -172,8 +173,8 @@ def _shades(traces: Traces) -> list[float]:
 
 
 def _ramp(place: int, count: int) -> str:
-    """Returns Adam's colour, fading to grey."""
-    share = place / max(count - 1, 1)
-    start, end = (0x8F, 0x3A, 0x84), (0xD9, 0x9B, 0x2B)
-    mixed = [round(a + share * (b - a)) for a, b in zip(start, end, strict=True)]
+    """Returns one of `count` colours from Adam's over red to yellow."""
+    at = place / max(count - 1, 1) * (len(RAMP) - 1)
+    left = min(int(at), len(RAMP) - 2)
+    mixed = [round(a + (at - left) * (b - a)) for a, b in zip(RAMP[left], RAMP[left + 1], strict=True)]
     return "#{:02x}{:02x}{:02x}".format(*mixed)

@@ -21,7 +21,7 @@ __all__ = ["Configuration", "Reading", "Trace", "train"]
 
 EVERY = 25  # steps between readings
 RAW_EVERY = 4  # readings between those that take lambda_max(H) besides
-TOL = 1e-3  # of eigenvalues: at the edge they crowd, and looser readings end on a neighbour 2 % below
+TOL = 1e-5  # of eigenvalues: at the edge they crowd, and a loose reading may end on a neighbour a few percent below
 NEAR = 0.95  # chi from which on a training counts as arrived at the edge
 
 Build = Callable[[Iterable[Tensor]], Optimizer]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreshock.errors import RunError
 from foreshock.papers.claims import Claim
+from foreshock.papers.drawing import save
 from foreshock.run import Run
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def write(
         for name, figure in outcome.figures().items():
             for kind in formats:
                 written.append(directory / f"{name}.{kind}")
-                figure.savefig(written[-1])
+                save(figure, written[-1])
     return written
 
 
