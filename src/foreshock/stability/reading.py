@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from foreshock.errors import UsageError
 from foreshock.stability import rules
 from foreshock.stability.frozen import NothingFrozenError
-from foreshock.stability.group import groups
+from foreshock.stability.group import groups, host
 from foreshock.stability.nyquist import nyquist_probe
 from foreshock.stability.registry import Reading, Rule, factor, own_rule
 from foreshock.stability.twins import parameters, twin
@@ -78,15 +78,16 @@ def _by_own_rule(rule: Rule, optimizer: Optimizer, grads: Sequence[Tensor | None
 
 def _by_probe(optimizer: Optimizer, grads: Sequence[Tensor | None] | None, note: str) -> list[Reading | None]:
     found = nyquist_probe(optimizer, grads, filters=True)
-    lrs = [group.get("lr", 1.0) for group in optimizer.param_groups for _ in group["params"]]
+    own = [group.get("lr") or 1.0 for group in optimizer.param_groups]  # None where it is found by the optimizer
+    lrs = [lr for lr, group in zip(host(own), optimizer.param_groups, strict=True) for _ in group["params"]]
     result: list[Reading | None] = []
     for param, response, lr, l2, decay, filter in zip(
         parameters(optimizer), found.tensors, lrs, found.l2, found.decays, found.filters, strict=True
     ):
         working = torch.promote_types(param.dtype, torch.float32)
         reading = Reading(
-            denominator=(float(lr) / response).to(working),  # Q/Q(-1) has unit gain: q stays in P
-            lr=float(lr),
+            denominator=(lr / response).to(working),  # Q/Q(-1) has unit gain: q stays in P
+            lr=lr,
             gain=filter,
             l2=l2,
             decay=decay,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -77,18 +78,13 @@ def nadam(group: Group) -> list[Reading]:
     eps, (l2, shrink) = group.settings["eps"], decays(group)
     v = blended(group, "exp_avg_sq", beta2, 1 - beta2, l2)
     P = root(v, [(1 - beta2**step) ** -0.5 for step in group.steps], [eps] * len(v))
+    products = group.numbers("mu_product", 1.0)
+    read = readings(group, P, [eps] * len(P), l2=l2, decay=shrink, fast=1 - beta2 > FAST)
     psi = group.settings["momentum_decay"]
-    found = []
-    for reading, step, product in zip(
-        readings(group, P, [eps] * len(P), l2=l2, decay=shrink, fast=1 - beta2 > FAST),
-        group.steps,
-        group.numbers("mu_product", 1.0),
-        strict=True,
-    ):
-        now, following = (beta1 * (1 - 0.5 * 0.96 ** (at * psi)) for at in (step, step + 1))
-        product = product * now if group.planned else product
-        found.append(replace(reading, gain=filters.nadam(now, following, product, beta1).gain()))
-    return found
+    return [
+        replace(each, gain=_nadam_gain(beta1, psi, step, product, group.planned))
+        for each, step, product in zip(read, group.steps, products, strict=True)
+    ]
 
 
 def radam(group: Group) -> list[Reading]:
@@ -214,6 +210,12 @@ def root(v: list[Tensor], scales: Sequence[float], shifts: Sequence[float]) -> l
         torch._foreach_mul_(v, list(scales))
         torch._foreach_add_(v, list(shifts))
     return v
+
+
+@lru_cache(maxsize=64)  # the same for all parameters of a group that have taken the same steps
+def _nadam_gain(beta1: float, psi: float, step: float, product: float, planned: bool) -> float:
+    now, following = (beta1 * (1 - 0.5 * 0.96 ** (at * psi)) for at in (step, step + 1))
+    return filters.nadam(now, following, product * now if planned else product, beta1).gain()
 
 
 def readings(
