@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foreshock.monitor import Monitor
-from foreshock.probes import native
+from foreshock.probes import FREE, native
 
 Step = Callable[[Tensor], None]
 
@@ -86,7 +86,8 @@ def contender(name: str, settings: dict[str, int], folder: Path) -> tuple[Step, 
         return loop(model, optimizer, lambda loss: None), nullcontext()
     if name == "trainscope":
         return trainscope(model, optimizer, folder)
-    monitor = Monitor(model, optimizer, run=folder / name, **({"probes": []} if name == "loss only" else {}))
+    probes = [] if name == "loss only" else FREE  # chi has a budget of its own, a share of the time that one can set
+    monitor = Monitor(model, optimizer, run=folder / name, probes=probes)
     if name == "not compiled":
         monitor._sweep.fused = False
     return loop(model, optimizer, monitor.observe), monitor

@@ -43,6 +43,9 @@ _ADAM_SPIKES = "Bai et al. 2025, arXiv 2506.04805, section on decoupled decay"
 _ALONG = "Bai et al. 2025, arXiv 2506.04805"
 _EDGE = "Cohen et al. 2022, arXiv 2207.14484"
 
+EDGES = frozenset({"chi", "chi_gradient", "chi_gradient_sym", "chi_step"})
+"""Signals whose edge of stability is at 1, where figures draw a line."""
+
 _TABLE = (
     Signal("loss", "loss", "training loss as observed, mean over the micro-batches of the step", "mean"),
     Signal(

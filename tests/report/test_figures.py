@@ -45,6 +45,19 @@ def test_the_loss_figure_keeps_a_peak_of_one_step_in_a_long_run() -> None:
     assert len(line.get_xdata()) < 4000
 
 
+def test_a_signal_with_an_edge_shows_it() -> None:
+    loss = np.ones(400)
+    loss[300:303] = 9.0
+    run = Run.from_arrays({"loss": loss, "chi": np.linspace(0.2, 1.4, 400), "grad_norm": loss})
+    figure = figures.event(run, spike(300), [spike(300)])
+    dashed = {
+        axes.get_title(loc="left"): [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        for axes in figure.axes
+    }
+    assert dashed["chi"] == [1.0]
+    assert dashed["loss"] == []
+
+
 @pytest.mark.parametrize(
     "name", ["one_step_event", "all_nan", "negative", "half_nan", "sparse_steps", "event_past_end"]
 )

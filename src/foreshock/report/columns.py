@@ -6,9 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foreshock.run import Run
-from foreshock.signals import SIGNALS, lookup
+from foreshock.signals import EDGES, SIGNALS, lookup
 
-BOOKKEEPING = frozenset({"step_seconds", "monitor_seconds", "micro_batches", "nonfinite_first"})
+BOOKKEEPING = frozenset({
+    "step_seconds", "monitor_seconds", "micro_batches", "nonfinite_first", "chi_residual", "chi_converged",
+    "chi_matvecs", "chi_formal", "curvature_seconds", "curvature_cadence", "curvature_withheld", "probe_batch",
+    "probe_gradient_ratio",
+})
 """Signals about the measurement, not about the training: never ranked, never the first sign of anything."""
 
 WIDE_RANGE = 30.0  # a positive signal that spans more than this factor is drawn on a logarithmic axis
@@ -39,11 +43,15 @@ def wide_columns(run: Run) -> tuple[str, ...]:
 
 
 def describe(column: str) -> dict[str, str]:
-    """Returns the unit and the meaning of a column, from the table of signals; empty where the user named it."""
+    """Returns the unit and the meaning of a column, from the table of signals, and where its edge is if it has one.
+
+    The unit is empty where the user named it.
+    """
     signal = lookup(column)
     if signal is None:
         return {"unit": "", "meaning": "recorded by this run's own probe or script"}
-    return {"unit": "" if signal.unit == "1" else signal.unit, "meaning": signal.meaning}
+    found = {"unit": "" if signal.unit == "1" else signal.unit, "meaning": signal.meaning}
+    return found | {"edge": "1"} if column in EDGES else found
 
 
 def wants_log(values: NDArray[np.float64]) -> bool:

@@ -21,6 +21,7 @@ from foreshock.report.heat import Heat, whole
 from foreshock.report.summary import run_name
 from foreshock.run import Run
 from foreshock.run.event import Event
+from foreshock.signals import EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,8 @@ def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int =
             steps, values = found.curves[column]
             inside = slice(*np.searchsorted(steps, [span.first, span.last + 1]))
             _curve(axes, steps[inside], values[inside], COLOURS["line" if column == item.signal else "curve"])
+            if column in EDGES:
+                axes.axhline(1.0, color=COLOURS["spike"], linewidth=0.7, linestyle=(0, (4, 3)))
             axes.axvspan(item.onset, span.end, color=_colour(item.kind), alpha=0.13, linewidth=0)
             moved = by_column.get(column)
             if moved is not None and moved.first is not None and moved.lead and column != item.signal:

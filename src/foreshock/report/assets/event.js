@@ -64,7 +64,7 @@ function eventView(holder, heatHolder, detail, event, span, events) {
         sync: { key, setSeries: false, scales: ["x", null] },
       },
       hooks: {
-        drawAxes: [(u) => { drawRange(u, moved); drawBands(u, [event], span, event, first ? 0.8 : 0.5); drawFirst(u, moved, lead); }],
+        drawAxes: [(u) => { drawRange(u, moved); drawBands(u, [event], span, event, first ? 0.8 : 0.5); drawFirst(u, moved, lead); drawEdge(u, panel.edge); }],
         draw: [(u) => drawTicks(u, bad)],
         setCursor: [(u) => {
           const i = u.cursor.idx;

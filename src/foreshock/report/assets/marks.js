@@ -92,6 +92,23 @@ function drawMarks(u, events, values, selected) {
   context.restore();
 }
 
+// The edge of stability, where a signal has one and the axis reaches it.
+function drawEdge(u, edge) {
+  const at = Number(edge);
+  if (!edge || at < u.scales.y.min || at > u.scales.y.max) return;
+  const { ctx: context, bbox: box } = u;
+  const ratio = devicePixelRatio || 1, y = u.valToPos(at, "y", true);
+  context.save();
+  context.strokeStyle = colour("spike");
+  context.lineWidth = ratio;
+  context.setLineDash([5 * ratio, 4 * ratio]);
+  context.beginPath();
+  context.moveTo(box.left, y);
+  context.lineTo(box.left + box.width, y);
+  context.stroke();
+  context.restore();
+}
+
 // Values that are not finite have no height: ticks along the top edge.
 function drawTicks(u, bad) {
   if (!bad.length) return;

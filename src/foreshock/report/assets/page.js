@@ -129,7 +129,7 @@ function smallCurves(section, data, events) {
         series: [{}, { stroke: () => colour("curve"), width: 1, spanGaps: false, points: { show: xs.length < 40, size: 4, fill: () => colour("curve") } }],
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 }, sync: { key, setSeries: false, scales: ["x", null] } },
         hooks: {
-          drawAxes: [(u) => drawBands(u, harm, data.span, null)], draw: [(u) => drawTicks(u, bad)],
+          drawAxes: [(u) => { drawBands(u, harm, data.span, null); drawEdge(u, signal.edge); }], draw: [(u) => drawTicks(u, bad)],
           setCursor: [(u) => { const i = u.cursor.idx; value.textContent = i === null || i === undefined ? final : `${number(raw[i], 4)} at ${whole(xs[i])}`; }],
         },
       }, [xs, onAxis(raw, signal.log)], plot);
