@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 
 import pytest
@@ -157,18 +158,52 @@ def test_products_in_float32_are_good_to_rounding(name) -> None:
     assert relative(product.double(), Hessian(loss.closure, loss.params) @ vector.double()) < 1e-5
 
 
+def sixteen_bits() -> tuple[nn.Module, Tensor, Tensor]:
+    """Returns a bfloat16 net, inputs of integers, and the product H g of the same weights in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1)).bfloat16()
+        tokens = torch.randint(0, 9, (16,))
+    wide = copy.deepcopy(net).float()
+    truth = Hessian(lambda: wide(tokens).square().mean(), list(wide.parameters()))
+    return net, tokens, truth @ truth.start()
+
+
+@pytest.mark.parametrize("route", ["kept", "fresh", "differences"])
+def test_bfloat16_parameters_are_widened_where_the_closure_runs_on_float32(route) -> None:
+    net, tokens, truth = sixteen_bits()
+    params = list(net.parameters())
+    hessian = Hessian(lambda: net(tokens).square().mean(), params, route=route)
+    assert relative(hessian @ hessian.start(), truth) < (2e-2 if route == "differences" else 1e-5)
+    assert any("float32, on copies" in note for note in hessian.notes)
+    assert all(
+        own is param and own.dtype == torch.bfloat16 for own, param in zip(net.parameters(), params, strict=True)
+    )
+    with torch.no_grad():
+        params[1].mul_(2)
+    with pytest.raises(UsageError, match="changed in place"):
+        hessian @ truth
+    hessian.refresh()
+    assert torch.isfinite(hessian @ truth).all()
+
+
 def test_bfloat16_products_are_accumulated_in_float32_and_said_to_be_coarse() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
-    x = torch.randn(16, 8)
-    truth = Hessian(lambda: net(x).square().mean(), list(net.parameters()))
-    exact = truth @ truth.start()
-    net.bfloat16()
-    hessian = Hessian(lambda: net(x.bfloat16()).float().square().mean(), list(net.parameters()))
-    coarse = hessian @ hessian.start()
-    assert coarse.dtype == torch.float32
-    assert float(torch.nn.functional.cosine_similarity(coarse, exact, dim=0)) > 0.95
-    assert any("bfloat16" in note for note in hessian.notes)
+    net, tokens, truth = sixteen_bits()
+    params = list(net.parameters())
+    narrow = torch.ones(8, 1, dtype=torch.bfloat16)
+    for closure in (
+        lambda: (
+            (net[:4](tokens) @ narrow).float().square().mean() + net(tokens).square().mean()
+        ),  # another matrix of 16 bits
+        lambda: net(tokens).square().mean() + params[0].float().square().sum(),  # past the module
+    ):
+        hessian = Hessian(closure, params)
+        product = hessian @ hessian.start()
+        assert product.dtype == torch.float32
+        assert any("bfloat16" in note and "1 to 5 %" in note for note in hessian.notes)
+    live = Hessian(net(tokens).float().square().mean(), params)
+    assert float(F.cosine_similarity(live @ live.start(), truth, dim=0)) > 0.99
+    assert any("bfloat16" in note for note in live.notes)
 
 
 def test_a_symmetric_operator_passes_and_a_wrong_one_is_caught() -> None:

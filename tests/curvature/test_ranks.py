@@ -46,8 +46,9 @@ def check(hessian, what):
 def after(model):  # the gradients that training gets next
     model.zero_grad()
     F.cross_entropy(model(x[mine]), y[mine]).backward()
-    flat = torch.cat([(p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).flatten() for p in
-    model.parameters()]) assert near(flat, gradient)
+    grads = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    assert near(flat, gradient)
 
 if sys.argv[3] == "ddp":
     for static in (False, True):
@@ -85,6 +86,13 @@ else:
         fully_shard(model[0])
         fully_shard(model)
         closure = lambda: F.cross_entropy(model(x[mine]), y[mine])
+        weights = list(model.parameters())
+        penalised = Hessian(lambda: closure() + sum(p.to_local().square().sum() for p in weights), weights)
+        try:
+            _ = penalised.loss
+            raise SystemExit("a penalty on the shards went unnoticed")
+        except UsageError as error:
+            assert "itself, not through the module" in str(error), error
         check(Hessian(closure, list(model.parameters())), "fsdp")
         after(model)
         hessian = Hessian(closure, list(model.parameters()), deterministic="trust")

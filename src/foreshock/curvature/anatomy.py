@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ _KINKED = (
 )  # fmt: skip
 _KINKED_NODES = frozenset(f"{name}Backward{i}" for name in _KINKED for i in range(4))
 
-_LOW = (torch.bfloat16, torch.float16)
+LOW = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,7 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
     hooks: list[Hooks] = [table for table in (loss._backward_hooks, *(p._backward_hooks for p in params)) if table]
     batch_statistics = False
     low: torch.dtype | None = None
-    seen: set[object] = set()
-    stack = [loss.grad_fn] if loss.grad_fn is not None else []
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        stack.extend(following for following, _ in node.next_functions if following is not None)
+    for node in nodes_of(loss):
         name = node.name()
         if name == "torch::autograd::AccumulateGrad":
             continue
@@ -92,7 +85,7 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
             elif not kind.__module__.startswith("torch."):
                 custom.add(name)
         if low is None and name == "ToCopyBackward0":
-            low = next((meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta.dtype in _LOW), None)
+            low = next((meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta.dtype in LOW), None)
         if name == "BackwardHookFunctionBackward" or node is loss.grad_fn:
             hooks.extend(_hooks_of(node))
     return Anatomy(
@@ -105,6 +98,19 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
         low_precision=low,
         hooks=tuple(hooks),
     )
+
+
+def nodes_of(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
+    """Yields the nodes of the graph of a loss, each once."""
+    seen: set[object] = set()
+    stack = [loss.grad_fn] if loss.grad_fn is not None else []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+        yield node
 
 
 def _hooks_of(node: torch.autograd.graph.Node) -> list[Hooks]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from foreshock import distributed
+from foreshock.curvature.anatomy import LOW
 from foreshock.curvature.checks import verify_custom
 from foreshock.curvature.determinism import live_notes, prepare, verify
 from foreshock.curvature.differences import Differences
-from foreshock.curvature.gathered import Gathered, WholeSpace, slots_of
+from foreshock.curvature.gathered import Gathered, Slot, WholeSpace, slots_of
 from foreshock.curvature.graph import KeptGraph, NotTwiceError
 from foreshock.curvature.loader import Batches
 from foreshock.curvature.objective import Live, Repeatable, differentiable
@@ -68,6 +69,7 @@ class LossCurvature(Operator):
                 )
             self._live = None
             self._slots = slots_of(self.params, self._closure.modules)
+        self._narrow: bool | None = None if any(param.dtype in LOW for param in self.params) else True
         self._group: distributed.Group | None = None
         self._share = 1.0
 
@@ -86,14 +88,12 @@ class LossCurvature(Operator):
         assert objective is not None
         self._group = distributed.group_of(module for root in objective.roots for module in root.modules())
         if self._sharded:
-            assert self._closure is not None
-            self._closure.gathered = Gathered(self.params, self._slots, self._closure.modules)
-            self._dispatcher.space = Space(self._closure.gathered.leaves)
+            self._put_in_place(self._slots)
         if self._group is None:
-            return self._opened()
+            return self._widened() or self._opened()
         source, problem = None, None
         try:
-            source = self._opened()
+            source = self._widened() or self._opened()
         except Exception as error:
             problem = error
         distributed.agreed(problem, self._group, self.device)
@@ -104,6 +104,32 @@ class LossCurvature(Operator):
         loss = torch.tensor(source.loss * self._share, dtype=self.dtype, device=self.device)
         source.loss = float(distributed.sum_(loss, self._group))
         return source
+
+    def _put_in_place(self, slots: Sequence[Slot], *, wide: bool = False) -> None:
+        assert self._closure is not None
+        self._closure.gathered = Gathered(self.params, slots, self._closure.modules, wide=wide)
+        self._dispatcher.space = Space(self._closure.gathered.leaves)
+
+    def _widened(self) -> Route | None:
+        """Returns the route on float32 copies of 16-bit parameters; None where the closure does not run on them."""
+        if self._narrow or self._closure is None or self._live is not None:
+            return None
+        try:
+            self._put_in_place(slots_of(self.params, self._closure.modules), wide=True)
+            source = self._opened()
+            self._narrow = False
+            return source
+        except (UsageError, RuntimeError) as error:
+            if self._narrow is False:  # it was possible before
+                raise
+            self._narrow = True
+            self._closure.gathered = None
+            self._dispatcher.space = self.space
+            if self._sharded:
+                self._put_in_place(self._slots)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return None
 
     def _opened(self) -> Route:
         before = None if self._closure is None or self._verdict is not None else prepare(self._closure, self._mode)
@@ -122,7 +148,7 @@ class LossCurvature(Operator):
 
     def _product(self, flat: Tensor) -> Tensor:
         source = self.source
-        if self._sharded and self._closure is not None and self._closure.gathered is not None:
+        if self._closure is not None and self._closure.gathered is not None:
             self._closure.gathered.check()
         try:
             product = source.multiply(flat)
@@ -174,7 +200,10 @@ class LossCurvature(Operator):
             notes += live_notes(source.objective, source.facts)
         else:
             notes += self._verdict or []
-        low = {param.dtype for param in self.params if param.dtype in (torch.bfloat16, torch.float16)}
+        low = {param.dtype for param in self.params if param.dtype in LOW}
+        if self._narrow is False:
+            notes.append("computed in float32, on copies of the 16-bit parameters")
+            low.clear()
         if source.facts.low_precision is not None:
             low.add(source.facts.low_precision)
         if low:

@@ -152,7 +152,10 @@ class Repeatable:
             for batch, weight in ((None, 1.0),) if self.data is None else self.data:
                 loss = self._closure() if self.data is None else self._closure(batch)
                 self._unchanged(versions)
-                visit(scalar(loss, "the closure"), weight)
+                loss = scalar(loss, "the closure")
+                if self.gathered is not None:
+                    self.gathered.check_loss(loss)
+                visit(loss, weight)
                 del loss
                 total += weight
                 count += 1
