@@ -48,7 +48,7 @@ def test_the_loss_figure_keeps_a_peak_of_one_step_in_a_long_run() -> None:
 def test_a_signal_with_an_edge_shows_it() -> None:
     loss = np.ones(400)
     loss[300:303] = 9.0
-    run = Run.from_arrays({"loss": loss, "chi": np.linspace(0.2, 1.4, 400), "grad_norm": loss})
+    run = Run.from_arrays({"loss": loss, "chi": 0.3 * loss, "grad_norm": loss})
     figure = figures.event(run, spike(300), [spike(300)])
     dashed = {
         axes.get_title(loc="left"): [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
