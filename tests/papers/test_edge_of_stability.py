@@ -89,7 +89,8 @@ def test_a_reading_is_the_top_eigenvalue_of_the_dense_conditioned_hessian():
 
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    sharpness = eigsh(LinearOperator((3466, 3466), matvec=product), k=1, which="LA", tol=1e-5, return_eigenvectors=False)[0]
+    operator = LinearOperator((3466, 3466), matvec=product)
+    sharpness = eigsh(operator, k=1, which="LA", tol=1e-5, return_eigenvectors=False)[0]
     assert found.threshold == pytest.approx(38 / 5e-3)
     assert found.sharpness == pytest.approx(sharpness, rel=3e-3)
 
