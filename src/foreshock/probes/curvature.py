@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from foreshock.curvature import Hessian, Operator
 from foreshock.curvature.anatomy import anatomy
 from foreshock.curvature.forward import step_curvature
 from foreshock.curvature.graph import NotTwiceError
-from foreshock.curvature.harmless import harmless
+from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.objective import Live
 from foreshock.errors import UsageError
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
@@ -46,8 +47,8 @@ class Curvature:
     one the probe leaves itself out, with a note in the run.
 
     Clipping by norm happens after the live reading: give `max_norm`, or it is found out from the first two readings
-    that are clipped, to the same norm, and allowed for from then on. In watch and alarm, with a closure of no argument, each step also gets the
-    curvature along it, `chi_step`, from one forward pass after it.
+    that are clipped, to the same norm, and allowed for from then on. In watch and alarm, with a closure of no argument,
+    each step also gets the curvature along it, `chi_step`, from one forward pass after it.
 
     Under several ranks chi is this rank's own and nothing is communicated, unless `ranks` says that every rank watches.
 
@@ -75,6 +76,7 @@ class Curvature:
         self._cadence: Cadence | None = None
         self._state: dict[str, Any] | None = None
         self._held: tuple[Any, ...] = ()  # the batch, once there is one
+        self._streams: Any = None  # state of the random streams at the first reading on it
         self._warm: Reading | None = None
         self._failures = 0
         self._withheld = 0
@@ -234,8 +236,13 @@ class Curvature:
         grads = consumed(moment.optimizer)
         if not math.isfinite(length(grads)):
             return None  # a step that a scaler will skip, or one that is beyond curvature
+        # checked once; later readings draw the same random numbers as the first, so that dropout is the same
+        mode = "fix" if self._streams is None else "trust"
+        self._streams = self._streams or random_state()
         with harmless(every, moment.model):
-            hessian = Hessian(lambda: closure(batch), trained(every), model=moment.model, deterministic="fix")
+            restore_random_state(self._streams)
+            held = partial(closure, batch)
+            hessian = Hessian(held, trained(every), model=moment.model, deterministic=mode)
             try:
                 reading = self._read(hessian, moment, grads if any(g is not None for g in grads) else None, None)
             finally:
