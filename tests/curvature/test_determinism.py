@@ -122,6 +122,34 @@ def test_batch_norm_that_no_module_is_known_to_have_is_seen_in_the_graph() -> No
         _ = Hessian(lambda: F.cross_entropy(holder["model"](X), Y), list(holder["model"].parameters())).loss
 
 
+def test_norms_that_do_not_mix_samples_or_do_not_matter_are_not_refused() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv1d(1, 3, 2), nn.InstanceNorm1d(3, affine=True), nn.Flatten(), nn.Linear(12, 3)
+        ).double()
+        teacher = net(nn.BatchNorm1d(8))
+    state = {name: value.clone() for name, value in teacher.state_dict().items()}
+
+    def closure():
+        with torch.no_grad():
+            soft = teacher(X).softmax(-1)
+        return F.cross_entropy(model(X.unsqueeze(1)), soft)
+
+    hessian = Hessian(closure, list(model.parameters()))
+    assert torch.isfinite(hessian @ hessian.start()).all()
+    assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.BatchNorm2d, (4, 2, 3, 3)), (nn.BatchNorm1d, (4, 2)), (nn.BatchNorm1d, (4, 2, 5))]
+)
+def test_norms_over_the_batch_are_refused_in_every_shape(layer, shape) -> None:
+    norm, x = layer(2), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UsageError, match="train mode"):
+        _ = Hessian(lambda: (norm(x) ** 3).mean(), list(norm.parameters())).loss
+
+
 def test_spectral_norm_in_train_mode_iterates_and_is_fixed_by_its_buffers() -> None:
     model = net(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)))
     params = list(model.parameters())

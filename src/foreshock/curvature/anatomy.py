@@ -76,8 +76,7 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
         if name == "torch::autograd::AccumulateGrad":
             continue
         names.add(name)
-        if "BatchNorm" in name or "InstanceNorm" in name:
-            batch_statistics |= bool(getattr(node, "_saved_training", False))
+        batch_statistics = batch_statistics or _from_the_batch(node, name)
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             kind = type(node)._forward_cls
             if _once_differentiable(kind.backward):
@@ -98,6 +97,19 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
         low_precision=low,
         hooks=tuple(hooks),
     )
+
+
+def _from_the_batch(node: torch.autograd.graph.Node, name: str) -> bool:
+    """Returns whether a node normalises by statistics over its batch.
+
+    Instance normalisation is the same node, on one "sample" whose channels are all channels of all samples.
+    """
+    if name.startswith("SyncBatchNorm"):
+        return True
+    if "BatchNorm" not in name or not getattr(node, "_saved_training", False):
+        return False
+    shape = tuple(node._input_metadata[0].shape)
+    return len(shape) == 2 or shape[0] != 1
 
 
 def nodes_of(loss: Tensor) -> Iterator[torch.autograd.graph.Node]:
