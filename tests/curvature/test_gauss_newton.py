@@ -115,6 +115,10 @@ def test_a_block_is_the_block_of_the_whole_and_refresh_follows_the_parameters() 
     assert relative(operator.dense(), dense_gauss_newton(loss, outputs, loss_fn)) < 1e-8
     live = GaussNewton(outputs(), loss_fn, loss.params)
     live.refresh(outputs())
+    block = live.block(loss.params[:1])
+    assert relative(block.dense(), dense_gauss_newton(loss, outputs, loss_fn)[:n, :n]) < 1e-8
+    block.refresh(outputs())
+    assert relative(block.dense(), dense_gauss_newton(loss, outputs, loss_fn)[:n, :n]) < 1e-8
     assert relative(live.dense(), dense_gauss_newton(loss, outputs, loss_fn)) < 1e-8
 
 

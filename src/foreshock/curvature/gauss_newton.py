@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,11 @@ class GaussNewton(LossCurvature):
             raise UsageError(f"outputs: a tensor with its graph or a function, got {type(outputs).__name__}")
         super().__init__(params, (live, closure), composite.graph, mode=deterministic)
         self._composite = composite
+
+    def block(self, params: Sequence[Tensor]) -> Self:
+        block = super().block(params)
+        block._composite = self._composite
+        return block
 
     def refresh(self, outputs: Tensor | None = None) -> None:
         """Moves the operator to the parameters as they are now.
