@@ -34,7 +34,7 @@ counts. `onset`, `peak` and `end` are step numbers; `end` is None while it is op
 
 All detectors have one default setting, and `foreshock.testing.check_detector` runs the contract on any detector, also
 on one of your own ([an example](../examples/own_detector.py)). Generated from the docstrings in `foreshock/detect/`
-(`make docs`); kinds that no section below raises belong to detectors that need curvature or numerics.
+(`make docs`); kinds that no section below raises belong to detectors that need numerics.
 
 """
 
