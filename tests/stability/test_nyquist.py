@@ -158,6 +158,44 @@ class Forgetful(Sign):
         param.addcdiv_(grad, v.sqrt() + 1e-8, value=-group["lr"])
 
 
+class Averaged(Sign):
+    """Dual averaging: parameters follow from the sum of all gradients."""
+
+    def update(self, group, param, grad, state):
+        total = moment(state, "total", param).add_(grad)
+        param.copy_(state.setdefault("start", param.clone()) - group["lr"] * total)
+
+
+class Drifting(Sign):
+    def update(self, group, param, grad, state):
+        param.add_(param.abs() + grad, alpha=-group["lr"])
+
+
+class Deaf(Sign):
+    def update(self, group, param, grad, state):
+        state["seen"] = 1.0
+
+
+class Aggregated(Sign):
+    """Several momenta in a dictionary of the state, as AggMo keeps them."""
+
+    def update(self, group, param, grad, state):
+        buffers = state.setdefault("buffers", {beta: [torch.zeros_like(param)] for beta in (0.0, 0.9, 0.99)})
+        for beta, [buffer] in buffers.items():
+            buffer.mul_(beta).add_(grad)
+            param.add_(buffer, alpha=-group["lr"] / 3)
+
+
+class Rounding(Sign):
+    """Computes in single precision whatever it is given."""
+
+    def update(self, group, param, grad, state):
+        v, m = moment(state, "v", param.float()), moment(state, "m", param.float())
+        state["v"] = v.float().mul_(0.99).addcmul_(grad.float(), grad.float(), value=0.01)
+        state["m"] = m.float().mul_(0.9).add_(grad.float(), alpha=0.1)
+        param.copy_(param.float().addcdiv_(state["m"], state["v"].sqrt() + 1e-8, value=-group["lr"]))
+
+
 class Single(Sign):
     """Refuses double precision, as kernels do."""
 
@@ -177,6 +215,9 @@ class Single(Sign):
         (Coupled, "not elementwise"),
         (Relative, "size of the parameters"),
         (Forgetful, "too fast"),
+        (Averaged, "move by themselves"),
+        (Drifting, "move by themselves"),
+        (others.SGDScheduleFree, "a position of its own"),
         (others.Lion, "not linear"),
         (others.Lamb, "too fast"),
     ],
@@ -197,6 +238,53 @@ def test_a_single_precision_optimizer_is_probed_in_single_precision():
     probed = nyquist_probe(optimizer)
     assert probed[0].dtype == torch.float32
     torch.testing.assert_close(probed[0], torch.full((4, 3), 0.1 / 19), rtol=1e-5, atol=0)
+
+
+def test_momenta_in_nested_states_are_found():
+    optimizer, params, gradients = built((Aggregated, {}))
+    stepped(optimizer, params, gradients())
+    q = sum(1 / (1 + beta) for beta in (0.0, 0.9, 0.99)) / 3
+    torch.testing.assert_close(nyquist_probe(optimizer)[0], torch.full((4, 3), 0.1 * q, dtype=torch.float64))
+
+
+def test_a_step_that_rounds_to_single_precision_is_read_to_single_precision():
+    optimizer, params, gradients = built((Rounding, {"lr": 1e-3}), dtype=torch.float32)
+    for _ in range(3):
+        stepped(optimizer, params, gradients())
+    weights = edge_weights(optimizer)
+    for W, param in zip(weights.tensors, params, strict=True):
+        P = optimizer.state[param]["v"].sqrt() + 1e-8
+        torch.testing.assert_close(W, 1e-3 / 19 / (2 * P), rtol=1e-5, atol=0)
+    assert set(weights.omega) == {0.0}
+
+
+def test_an_optimizer_that_answers_to_nothing_is_refused():
+    optimizer, params, gradients = built((Deaf, {}))
+    stepped(optimizer, params, gradients())
+    with pytest.raises(UsageError, match="does not move"):
+        edge_weights(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "why"),
+    [
+        (others.Lamb, {"fixed_decay": True}, "known versions of LAMB"),
+        (others.Lamb, {"caution": True}, "known versions of LAMB"),
+        (others.SOAP, {"normalize_grads": True}, "normalized updates"),
+        (others.Shampoo, {}, "unknown names"),
+        (others.S3, {}, "unknown name"),
+    ],
+)
+def test_a_known_name_with_unknown_ways_is_refused(kind, settings, why):
+    optimizer, params, gradients = built((kind, {}), shapes=((4, 3),))
+    for _ in range(2):
+        stepped(optimizer, params, gradients())
+    optimizer.param_groups[0].update(settings)
+    for renamed in ("preconditioners", "exp_avg_p"):
+        if renamed in optimizer.state[params[0]]:
+            optimizer.state[params[0]]["other"] = optimizer.state[params[0]].pop(renamed)
+    with pytest.raises(UsageError, match=why):
+        edge_weights(optimizer, gradients())
 
 
 def test_before_the_first_step_only_momentum_can_be_probed():

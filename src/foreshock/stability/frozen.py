@@ -17,10 +17,15 @@ __all__ = ["Frozen", "NothingFrozenError"]
 # where a value lives: ("state", number of the parameter, key), ("group", number, key) or ("attribute", 0, name)
 Place = tuple[str, int, str]
 Value = Tensor | float
+Owner = dict[Any, Any] | list[Any]
 
 STILL = 1e-10  # relative change of a state per step that counts as none
 ROUNDS = 240  # a moment with coefficient beta settles as (1 - beta)^n: enough for beta >= .1
+DEPTH = 2  # how deep states nest: tensors in a list, in a dictionary of lists
 DOUBT = 40  # after as many rounds states that have not settled are asked whether they matter
+NOISE = 1e-6  # a decay per step below it is rounding of a step that is made in single precision
+UNEVEN = 1e-2  # relative spread over entries at which a decay is not one
+PARTS = (1e-9, 5e-6)  # of a tensor's largest entry, to move by: for double precision, and where a step rounds to single
 TELL = 10  # drives this many times stronger must move this many times further
 
 
@@ -67,6 +72,8 @@ class Frozen:
     def decay(self, response: Sequence[Tensor]) -> list[tuple[float, float]]:
         """Returns (l2, 1 - a) of each parameter: decay through the gradient, and decay of the parameter by itself.
 
+        Both are NaN where the parameter moves by itself in a way that is no decay by one factor.
+
         Args:
             response: the first answer of `run` to a drive of 1.
         """
@@ -78,12 +85,17 @@ class Frozen:
         for move, late, first, begin in zip(moves, again, response, start, strict=True):
             told = begin != 0
             direct = -move[told] / begin[told]
-            if not direct.numel() or not bool(direct.any()):
+            if not direct.numel() or not bool((direct.abs() > NOISE).any()):
                 result.append((0.0, 0.0))
                 continue
             through = direct / first[told]
             coupled = bool((first[told] > 0).all()) and (bool(late.any()) or _spread(through) < 0.1 * _spread(direct))
-            result.append((float(through.median()), 0.0) if coupled else (0.0, float(direct.median())))
+            if coupled and _spread(through) < UNEVEN:
+                result.append((float(through.median()), 0.0))
+            elif not coupled and _spread(direct) < UNEVEN:
+                result.append((0.0, float(direct.median())))
+            else:
+                result.append((float("nan"), float("nan")))
         return result
 
     def complaint(self, response: Sequence[Tensor], l2: Sequence[float]) -> str:
@@ -93,6 +105,11 @@ class Frozen:
             response: the first answer of `run` to a drive of 1.
             l2: coupled decay of each parameter.
         """
+        if any(number != number for number in l2):
+            return "without a gradient its entries move by themselves, and not by one common decay"
+        kept = self._positions()
+        if kept:
+            return f"its state {kept} is a position of its own (an average of iterates, a sum of all gradients)"
         [stronger] = self.run([1.0], scale=TELL)
         if not _close(stronger, response, 1e-3):
             return "its step is not linear in the gradient at frozen moments (a sign, a polar factor or a clipping)"
@@ -105,19 +122,36 @@ class Frozen:
         ]  # takes coupled decay back, which would change the moments
         self._load(self._base)
         still = self._step(1.0, against, at=self.theta)
-        largest = [each.abs().amax() if each.numel() else each.new_zeros(()) for each in self.theta]
-        drive = [
-            (1e-9 if self._tiny < 1e-15 else 1e-3) * top / first.clamp(min=torch.finfo(first.dtype).tiny)
-            for top, first in zip(largest, response, strict=True)
-        ]
-        drive = [torch.where(first > 0, each, 0.0) for each, first in zip(drive, response, strict=True)]
-        self._load(self._base)
-        pattern = [each * sign + back for each, sign, back in zip(drive, self._signs, against, strict=True)]
-        moves = self._step(1.0, pattern, at=self.theta)
-        seen = [before - after for before, after in zip(still, moves, strict=True)]
-        if not _close(seen, [each * first for each, first in zip(drive, response, strict=True)], 0.05):
+        if not any(self._same_at_theta(response, against, still, part) for part in PARTS):
             return "its step size depends on the size of the parameters (a trust ratio or a relative step)"
         return ""
+
+    def _positions(self) -> str:
+        """Returns the name of a momentum that a step without gradient leaves as it is, an empty string without one."""
+        pushed = self._after(self._base, self._tiny)
+        after = self._after(self._base | {place: v for place, v in pushed.items() if place[2] in self._momenta}, 0.0)
+        for name in sorted(self._momenta):
+            mine = [place for place in pushed if place[2] == name and place in after]
+            if any(_any(pushed[place]) for place in mine) and all(
+                _settled(after[place], pushed[place]) for place in mine
+            ):
+                return name
+        return ""
+
+    def _same_at_theta(
+        self, response: Sequence[Tensor], against: Sequence[Tensor], still: Sequence[Tensor], part: float
+    ) -> bool:
+        """Returns whether parameters move from their real values as from zero, by `part` of the largest of a tensor."""
+        drive = []
+        for each, first in zip(self.theta, response, strict=True):
+            largest = each.abs().amax() if each.numel() else each.new_zeros(())
+            size = part * largest / first.clamp(min=torch.finfo(first.dtype).tiny)
+            drive.append(torch.where(first > 0, size, 0.0))
+        pattern = [each * sign + back for each, sign, back in zip(drive, self._signs, against, strict=True)]
+        self._load(self._base)
+        moves = self._step(1.0, pattern, at=self.theta)
+        seen = [before - after for before, after in zip(still, moves, strict=True)]
+        return _close(seen, [each * first for each, first in zip(drive, response, strict=True)], 0.05)
 
     def _begin(self, optimizer: Optimizer, grads: Sequence[Tensor | None] | None, dtype: torch.dtype | None) -> None:
         self._optimizer, self.params = twin(optimizer, dtype)
@@ -125,7 +159,7 @@ class Frozen:
             -1.0 if group.get("maximize") else 1.0 for group in self._optimizer.param_groups for _ in group["params"]
         ]
         double = all(each.dtype == torch.float64 for each in self.params)
-        self._tiny, self._small = (1e-40, 1e-12) if double else (1e-12, 1e-6)
+        self._tiny, self._small = (1e-20, 1e-12) if double else (1e-12, 1e-6)
         self.theta = [each.detach().clone() for each in self.params]
         states = [self._optimizer.state.get(each) or {} for each in self.params]
         self.moved = [each.requires_grad for each in self.params]
@@ -137,9 +171,7 @@ class Frozen:
             self._advance([None if each is None else each.detach() for each in grads])
         elif fresh:
             self._advance(self._filled(0.0))
-            created = [value for each in self.params for value in _numeric(self._optimizer.state.get(each) or {})]
-            if any(isinstance(value, Tensor) and value.dim() and not value.any() for value in created):
-                self._refuse_fresh()
+            self._refuse_fresh()
         else:
             self.moved = [bool(state) for state in states]
         self._stored = self._snapshot()
@@ -147,10 +179,14 @@ class Frozen:
         self._base = self._pulled_back()
 
     def _refuse_fresh(self) -> None:
-        """A state of zeros: harmless where it is all momentum, meaningless where it is to be divided by."""
+        """Refuses a state of zeros, unless it is all momentum: it would be divided by."""
         self._stored = self._snapshot()
-        tensors = {place[2] for place, value in self._stored.items() if isinstance(value, Tensor) and value.dim()}
-        if tensors - self._told_apart()[0]:
+        blank = {
+            place[2]
+            for place, value in self._stored.items()
+            if place[0] == "state" and isinstance(value, Tensor) and value.dim() and not value.any()
+        }
+        if blank and blank - self._told_apart()[0]:
             raise UsageError(
                 f"{type(self._optimizer).__name__} has taken no step yet, so its denominators do not exist; "
                 "pass grads, the gradients of the step about to be taken"
@@ -229,43 +265,52 @@ class Frozen:
             for param, moved in zip(self.params, self.moved, strict=True)
         ]
 
-    def _owners(self) -> Iterable[tuple[str, int, Any]]:
+    def _owners(self) -> Iterator[tuple[str, int, Owner]]:
         for number, param in enumerate(self.params):
-            found = self._optimizer.state.get(param)
-            if isinstance(found, dict):
-                yield "state", number, found
+            yield "state", number, self._optimizer.state.get(param) or {}
         for number, group in enumerate(self._optimizer.param_groups):
             yield "group", number, group
         yield "attribute", 0, vars(self._optimizer)
 
+    def _slots(self) -> Iterator[tuple[Place, Owner, Any]]:
+        """Yields every number and tensor that the copy keeps, with what holds it and under which key."""
+        for kind, number, owner in self._owners():
+            for path, holder, key in _leaves(owner, "", DEPTH):
+                yield (kind, number, path), holder, key
+
     def _snapshot(self) -> dict[Place, Value]:
         return {
-            (kind, number, str(key)): value.detach().clone() if isinstance(value, Tensor) else value
-            for kind, number, owner in self._owners()
-            for key, value in owner.items()
-            if _is_numeric(value)
+            place: holder[key].detach().clone() if isinstance(holder[key], Tensor) else holder[key]
+            for place, holder, key in self._slots()
         }
 
     def _load(self, values: Mapping[Place, Value]) -> None:
-        for kind, number, owner in self._owners():
-            for key, value in owner.items():
-                wanted = values.get((kind, number, str(key)))
-                if wanted is None or not _is_numeric(value):
-                    continue
-                if isinstance(value, Tensor):
-                    value.detach().copy_(wanted)  # type: ignore[arg-type]
-                else:
-                    owner[key] = type(value)(wanted)
+        for place, holder, key in self._slots():
+            wanted, value = values.get(place), holder[key]
+            if wanted is None:
+                continue
+            if isinstance(value, Tensor):
+                value.detach().copy_(wanted)  # type: ignore[arg-type]
+            else:
+                holder[key] = type(value)(wanted)
+
+
+def _leaves(owner: Owner, path: str, depth: int) -> Iterator[tuple[str, Owner, Any]]:
+    """Yields (path, holder, key) of the numbers and tensors in nested dictionaries and lists."""
+    items = list(owner.items() if isinstance(owner, dict) else enumerate(owner))
+    for number, (key, value) in enumerate(items):
+        own = key if isinstance(key, str) else str(number)  # a tensor as a key would be spelled by its values
+        here = f"{path}.{own}" if path else own
+        if _is_numeric(value):
+            yield here, owner, key
+        elif depth and type(value) in (dict, list) and key not in ("params", "param_groups"):
+            yield from _leaves(value, here, depth - 1)
 
 
 def _is_numeric(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dtype != torch.bool and not value.is_sparse and not value.is_complex()
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _numeric(state: Mapping[str, Any]) -> list[Any]:
-    return [value for value in state.values() if _is_numeric(value)]
 
 
 def _zero(value: Value) -> Value:

@@ -94,6 +94,15 @@ def _by_probe(optimizer: Optimizer, grads: Sequence[Tensor | None] | None, note:
             notes=(note,),
         )
         result.append(reading if bool(response.any()) else None)
+    moved = [
+        param.numel() and (param.requires_grad if grads is None else grads[place] is not None)
+        for place, param in enumerate(parameters(optimizer))
+    ]
+    if any(moved) and not any(result) and any(host(own)):
+        raise UsageError(
+            f"a copy of {type(optimizer).__name__} does not move when pushed by small gradients, so there is nothing "
+            "to read; register a rule for its class with foreshock.stability.register"
+        )
     return result
 
 

@@ -212,6 +212,8 @@ def _copied(value: Any, memo: dict[int, Any], dtype: torch.dtype | None) -> Any:
 
 
 def _key(key: object, memo: Mapping[int, Any]) -> Any:
+    if type(key) is int and isinstance(memo.get(key), torch.nn.Parameter):  # kept by the id of a parameter
+        return id(memo[key])
     return memo.get(id(key), key)
 
 

@@ -44,12 +44,11 @@ def schedule(group: Group, *, ahead: int) -> tuple[float, float, float]:
     warmup = settings.get("warmup_steps", 0) or 0
     lr = settings["lr"] * (min(1.0, step / warmup) if warmup else 1.0)
     if "RAdam" in type(group.optimizer).__name__:
-        silent = getattr(group.optimizer, "silent_sgd_phase", True)
-        lr = settings["lr"] * (_rectified(group, step) or float(not silent))
+        lr = settings["lr"] * (_rectified(group, step) or float(not settings.get("silent_sgd_phase", True)))
     most = max(lr, settings.get("lr_max", lr))
     weight = step ** settings.get("r", 0.0) * most ** settings.get("weight_lr_power", 2.0)
     total = settings.get("weight_sum", 0.0) + (weight if ahead else 0.0)
-    return beta, lr, weight / total if total > 0 else 1.0
+    return beta, lr, weight / total if total > 0 else 0.0
 
 
 def _rectified(group: Group, step: float) -> float:

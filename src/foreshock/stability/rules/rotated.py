@@ -63,11 +63,14 @@ def soap(group: Group) -> list[Reading]:
     """SOAP (Vyas et al. 2024, arXiv 2409.11321): P = Q diag(Adam's P) Q' in the stored eigenbasis Q of Shampoo."""
     group.refuse_shards()
     settings = group.settings
+    if settings.get("normalize_grads") or settings.get("normalize_gradient"):
+        raise UsageError("SOAP with normalized updates steps by no fixed size; register a rule for its class")
     (beta1, beta2), eps = settings["betas"], settings["eps"]
     result, grads = [], group.gradients()
     for place, (param, state, step) in enumerate(zip(group.params, group.states, group.steps, strict=True)):
         if "Q" not in state:
             raise UsageError("SOAP builds its eigenbasis in the first call of step() and moves nothing: read it after")
+        step = step if "step" in state else step - 1  # counted for the group, that call included
         bases = tuple(lifted(each, param) if isinstance(each, Tensor) and each.numel() else None for each in state["Q"])
         sizes = [None if basis is None else len(basis) for basis in bases]
         view = param.shape if len(sizes) == param.dim() else _merged(param, sizes)

@@ -16,6 +16,13 @@ from foreshock.stability.rules.moments import FAST, blended, root
 __all__ = ["adafactor", "adam_mini", "lamb"]
 
 
+LAMB_REFUSED = {"caution", "decoupled_decay", "corrected_weight_decay"}
+LAMB_SETTINGS = LAMB_REFUSED | {
+    "lr", "betas", "eps", "weight_decay", "bias_correction", "grad_averaging", "max_grad_norm", "trust_clip",
+    "always_adapt", "use_nvlamb", "step", "initial_lr", "lr_scale",
+}  # fmt: skip
+
+
 def adafactor(group: Group) -> list[Reading]:
     """torch's Adafactor: P = sqrt(V) with V = row col/mean(row) for matrices, clamped at eps1^2; step size alpha_t/d_t.
 
@@ -67,6 +74,12 @@ def lamb(group: Group) -> list[Reading]:
     """
     group.refuse_shards()
     settings = group.settings
+    ours = settings.keys() <= LAMB_SETTINGS and not any(settings.get(name) for name in LAMB_REFUSED)
+    if not ours:
+        raise UsageError(
+            f"this {type(group.optimizer).__name__} has settings that the known versions of LAMB do not; register a "
+            "rule for its class with foreshock.stability.register"
+        )
     beta1, beta2 = settings["betas"]
     eps, decay = settings["eps"], settings.get("weight_decay", 0.0)
     corrected = bool(settings.get("bias_correction", False))
