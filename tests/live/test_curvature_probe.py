@@ -327,21 +327,27 @@ def test_foreign_autograd_functions_are_not_gone_through_without_a_closure() -> 
     assert "OddBackward" in notes[0]
 
 
-def test_a_loss_scale_changes_nothing() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_loss_scale_changes_nothing(fused: bool, hold: bool) -> None:
     chis = []
     for scale in (False, True):
         model = small().float()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
         scaler = torch.amp.GradScaler("cpu", enabled=scale, init_scale=2.0**12)
         with Monitor(model, optimizer, probes=[Curvature(every=4, tol=1e-3)], max_overhead=math.inf) as monitor:
             for x, y in data(20):
                 loss = F.mse_loss(model(x.float()), y.float())
-                monitor.observe(loss)
+                again = functools.partial(loss_of, model) if hold else None
+                monitor.observe(loss, closure=again, batch=(x.float(), y.float()))
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
             chis.append(monitor.run.measured("chi")[1])
+            assert (monitor.run.measured("probe_batch")[1] == hold).all()
+            if not hold:
+                np.testing.assert_allclose(monitor.run.measured("probe_gradient_ratio")[1], 1.0, rtol=1e-5)
     np.testing.assert_allclose(chis[0], chis[1], rtol=1e-3)
 
 

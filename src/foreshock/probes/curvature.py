@@ -26,7 +26,7 @@ from foreshock.errors import UsageError
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.probes.cadence import LEVELS, Cadence
 from foreshock.probes.held import copied, takes_a_batch
-from foreshock.probes.planned import consumed, expected, factor, length, parameters, trained
+from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, parameters, trained
 from foreshock.probes.reading import Reading, read
 from foreshock.probes.room import lacking
 from foreshock.stability import edge_weights
@@ -233,7 +233,7 @@ class Curvature:
         closure, (batch,) = moment.closure, self._held
         assert closure is not None
         every = parameters(moment.optimizer)
-        grads = consumed(moment.optimizer)
+        grads = about_to_be_consumed(moment.optimizer)
         if not math.isfinite(length(grads)):
             return None  # a step that a scaler will skip, or one that is beyond curvature
         # checked once; later readings draw the same random numbers as the first, so that dropout is the same

@@ -55,9 +55,14 @@ def expected(
 
 
 def consumed(optimizer: Optimizer) -> list[Tensor | None]:
-    """Returns the gradients as an optimizer takes them; a fused one divides by its GradScaler's factor itself."""
-    scale = getattr(optimizer, "grad_scale", None)
-    grads = [None if param.grad is None else param.grad.detach() for param in parameters(optimizer)]
+    """Returns the gradients that an optimizer has just taken a step with."""
+    return [None if param.grad is None else param.grad.detach() for param in parameters(optimizer)]
+
+
+def about_to_be_consumed(optimizer: Optimizer) -> list[Tensor | None]:
+    """Returns the gradients that an optimizer is taking, before the step: a fused one has still to divide them by its
+    GradScaler's factor, which it does in place."""
+    scale, grads = getattr(optimizer, "grad_scale", None), consumed(optimizer)
     return grads if scale is None else [None if grad is None else grad / scale for grad in grads]
 
 
