@@ -148,8 +148,8 @@ class Monitor:
 
         Args:
             loss: one number: a tensor of one element or a float. Only its detached value is kept.
-            closure: recomputes the loss, for probes that need a pass of their own.
-            batch: whatever identifies the data, for probes and reports.
+            closure: recomputes the loss, `closure()`, or that of any batch, `closure(batch)`, for probes of curvature.
+            batch: the data, or whatever identifies it, for probes and reports.
 
         Raises:
             UsageError: the loss is not one number. After the first step this is a warning and the loss is left out.

@@ -109,7 +109,9 @@ class Curvature:
         if self._due and self._reading is None and self._holds(moment):
             took = self._try(self._on_held, moment)
         cadence = self._cadence
-        if cadence is not None and cadence.state != "calm" and moment.affordable and self._serves(moment.closure):
+        watching = cadence is not None and cadence.state != "calm" and moment.affordable
+        # with a factor on the loss the gradient consumed is not the loss's own
+        if watching and self._serves(moment.closure) and factor([float(each) for each in moment.weights]) == 1.0:
             self._copies = [param.detach().clone() for param in parameters(moment.optimizer)]
         return took
 
@@ -297,8 +299,8 @@ class Curvature:
 
     def _along_the_step(self, step: Step) -> dict[str, float]:
         """Returns the curvature along the step taken, from the loss of the same batch after it."""
-        clipped = abs(self._ratio - 1) > UNCHANGED  # or never seen
-        if len(step.losses) != 1 or step.closure is None or clipped:
+        unclipped = abs(self._ratio - 1) <= UNCHANGED  # as far as a live reading has shown
+        if len(step.losses) != 1 or step.closure is None or not unclipped:
             return {}
         every = parameters(step.optimizer)
         moves = [param.detach() - old for param, old in zip(every, self._copies, strict=True)]
