@@ -166,6 +166,16 @@ class Averaged(Sign):
         param.copy_(state.setdefault("start", param.clone()) - group["lr"] * total)
 
 
+class Leaky(Sign):
+    """Steps, and is drawn to the average of where it has been."""
+
+    def update(self, group, param, grad, state):
+        param.add_(grad, alpha=-group["lr"])
+        where = state.setdefault("where", param.clone())
+        where.lerp_(param, 0.3)
+        param.lerp_(where, 0.5)
+
+
 class Drifting(Sign):
     def update(self, group, param, grad, state):
         param.add_(param.abs() + grad, alpha=-group["lr"])
@@ -216,6 +226,7 @@ class Single(Sign):
         (Relative, "size of the parameters"),
         (Forgetful, "too fast"),
         (Averaged, "move by themselves"),
+        (Leaky, "a position of its own"),
         (Drifting, "move by themselves"),
         (others.SGDScheduleFree, "a position of its own"),
         (others.Lion, "not linear"),

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.errors import UsageError
+from foreshock.stability.slots import Place, Slots, Value, blank, differ, nonzero, settled
 from foreshock.stability.twins import advance, parameters, twin
 
 __all__ = ["Frozen", "NothingFrozenError"]
 
-# where a value lives: ("state", number of the parameter, key), ("group", number, key) or ("attribute", 0, name)
-Place = tuple[str, int, str]
-Value = Tensor | float
-Owner = dict[Any, Any] | list[Any]
-
-STILL = 1e-10  # relative change of a state per step that counts as none
 ROUNDS = 240  # a moment with coefficient beta settles as (1 - beta)^n: enough for beta >= .1
-DEPTH = 2  # how deep states nest: tensors in a list, in a dictionary of lists
 DOUBT = 40  # after as many rounds states that have not settled are asked whether they matter
 NOISE = 1e-6  # a decay per step below it is rounding of a step that is made in single precision
 UNEVEN = 1e-2  # relative spread over entries at which a decay is not one
@@ -63,10 +56,10 @@ class Frozen:
     ) -> Iterator[list[Tensor]]:
         """Yields, for each drive d, the move of every parameter over -e where gradients are d e in every entry."""
         strength = self._tiny * scale
-        self._load(self._base)
+        self._slots.load(self._base)
         for drive in drives:
             moves = self._step(drive * strength, mask)
-            self._load({place: value for place, value in self._base.items() if place[2] not in self._momenta})
+            self._hold()
             yield [each / (-strength * sign) for each, sign in zip(moves, self._signs, strict=True)]
 
     def decay(self, response: Sequence[Tensor]) -> list[tuple[float, float]]:
@@ -77,7 +70,7 @@ class Frozen:
         Args:
             response: the first answer of `run` to a drive of 1.
         """
-        self._load(self._base)
+        self._slots.load(self._base)
         start = [each * self._small for each in self.theta]
         moves = self._step(0.0, at=start)
         again = self._step(0.0)  # from zero: only what a momentum took up from the decay still moves
@@ -98,12 +91,13 @@ class Frozen:
                 result.append((float("nan"), float("nan")))
         return result
 
-    def complaint(self, response: Sequence[Tensor], l2: Sequence[float]) -> str:
+    def complaint(self, response: Sequence[Tensor], l2: Sequence[float], decays: Sequence[float]) -> str:
         """Returns why the response is not that of a linear elementwise optimizer, or an empty string.
 
         Args:
             response: the first answer of `run` to a drive of 1.
             l2: coupled decay of each parameter.
+            decays: decay of each parameter by itself.
         """
         if any(number != number for number in l2):
             return "without a gradient its entries move by themselves, and not by one common decay"
@@ -120,8 +114,14 @@ class Frozen:
         against = [
             each * -sign * number for each, sign, number in zip(self.theta, self._signs, l2, strict=True)
         ]  # takes coupled decay back, which would change the moments
-        self._load(self._base)
+        self._slots.load(self._base)
         still = self._step(1.0, against, at=self.theta)
+        self._hold()
+        later = self._step(1.0, against, at=self.theta)  # an average of parameters would have gone on by now
+        for move, each, first, through, alone in zip(later, self.theta, response, l2, decays, strict=True):
+            slack = 0.02 * (first * through + alone) * each.abs() + NOISE * each.abs()
+            if bool(((move + alone * each).abs() > slack).any()):
+                return "its parameters are drawn to a position of its own (an average of iterates)"
         if not any(self._same_at_theta(response, against, still, part) for part in PARTS):
             return "its step size depends on the size of the parameters (a trust ratio or a relative step)"
         return ""
@@ -132,8 +132,8 @@ class Frozen:
         after = self._after(self._base | {place: v for place, v in pushed.items() if place[2] in self._momenta}, 0.0)
         for name in sorted(self._momenta):
             mine = [place for place in pushed if place[2] == name and place in after]
-            if any(_any(pushed[place]) for place in mine) and all(
-                _settled(after[place], pushed[place]) for place in mine
+            if any(nonzero(pushed[place]) for place in mine) and all(
+                settled(after[place], pushed[place]) for place in mine
             ):
                 return name
         return ""
@@ -148,13 +148,14 @@ class Frozen:
             size = part * largest / first.clamp(min=torch.finfo(first.dtype).tiny)
             drive.append(torch.where(first > 0, size, 0.0))
         pattern = [each * sign + back for each, sign, back in zip(drive, self._signs, against, strict=True)]
-        self._load(self._base)
+        self._slots.load(self._base)
         moves = self._step(1.0, pattern, at=self.theta)
         seen = [before - after for before, after in zip(still, moves, strict=True)]
         return _close(seen, [each * first for each, first in zip(drive, response, strict=True)], 0.05)
 
     def _begin(self, optimizer: Optimizer, grads: Sequence[Tensor | None] | None, dtype: torch.dtype | None) -> None:
         self._optimizer, self.params = twin(optimizer, dtype)
+        self._slots = Slots(self._optimizer, self.params)
         self._signs = [
             -1.0 if group.get("maximize") else 1.0 for group in self._optimizer.param_groups for _ in group["params"]
         ]
@@ -166,7 +167,7 @@ class Frozen:
         fresh = not any(states)
         self._before: dict[Place, Value] = {}
         if grads is not None:
-            self._before = self._snapshot()
+            self._before = self._slots.snapshot()
             self.moved = [each is not None for each in grads]
             self._advance([None if each is None else each.detach() for each in grads])
         elif fresh:
@@ -174,19 +175,19 @@ class Frozen:
             self._refuse_fresh()
         else:
             self.moved = [bool(state) for state in states]
-        self._stored = self._snapshot()
+        self._stored = self._slots.snapshot()
         self._momenta, self._moments = self._told_apart()
         self._base = self._pulled_back()
 
     def _refuse_fresh(self) -> None:
         """Refuses a state of zeros, unless it is all momentum: it would be divided by."""
-        self._stored = self._snapshot()
-        blank = {
+        self._stored = self._slots.snapshot()
+        zeros = {
             place[2]
             for place, value in self._stored.items()
             if place[0] == "state" and isinstance(value, Tensor) and value.dim() and not value.any()
         }
-        if blank and blank - self._told_apart()[0]:
+        if zeros and zeros - self._told_apart()[0]:
             raise UsageError(
                 f"{type(self._optimizer).__name__} has taken no step yet, so its denominators do not exist; "
                 "pass grads, the gradients of the step about to be taken"
@@ -200,24 +201,24 @@ class Frozen:
         gradients of both signs, but not without one.
         """
         [plus, minus, none] = [self._after(self._stored, sign) for sign in (1.0, -1.0, 0.0)]
-        odd = {place[2] for place in plus if place in minus and _differ(plus[place], minus[place])}
-        even = {place[2] for place in plus if place in none and _differ(plus[place], none[place])} - odd
+        odd = {place[2] for place in plus if place in minus and differ(plus[place], minus[place])}
+        even = {place[2] for place in plus if place in none and differ(plus[place], none[place])} - odd
         momenta = set()
         for name in odd:
-            self._load({place: _zero(v) if place[2] in odd - {name} else v for place, v in self._stored.items()})
-            stored_anything = any(_any(v) for place, v in self._stored.items() if place[2] == name)
+            self._slots.load({place: blank(v) if place[2] in odd - {name} else v for place, v in self._stored.items()})
+            stored_anything = any(nonzero(v) for place, v in self._stored.items() if place[2] == name)
             if not stored_anything or any(bool(move.any()) for move in self._step(0.0)):
                 momenta.add(name)
         return momenta, even
 
     def _pulled_back(self) -> dict[Place, Value]:
         """Returns the state from which a step without gradient arrives at the stored one, momenta at zero."""
-        aim = {place: _zero(v) if place[2] in self._momenta else v for place, v in self._stored.items()}
+        aim = {place: blank(v) if place[2] in self._momenta else v for place, v in self._stored.items()}
         left = set(self._momenta)
         start = {place: v if place[2] in left else self._before.get(place, v) for place, v in aim.items()}
         for turn in range(ROUNDS):
             found = self._after(start, 0.0)
-            moving = [place for place in aim if place[2] not in left and not _settled(found[place], aim[place])]
+            moving = [place for place in aim if place[2] not in left and not settled(found[place], aim[place])]
             if turn == DOUBT:  # an average of the iterates, a copy of the last gradient: written, but never used
                 names = {place[2] for place in moving} - self._moments
                 left |= {name for name in names if not self._matters(name, start)}
@@ -231,15 +232,19 @@ class Frozen:
 
     def _matters(self, name: str, values: Mapping[Place, Value]) -> bool:
         answers = []
-        for blank in (False, True):
-            self._load({place: _zero(v) if blank and place[2] == name else v for place, v in values.items()})
+        for without in (False, True):
+            self._slots.load({place: blank(v) if without and place[2] == name else v for place, v in values.items()})
             answers.append(self._step(self._tiny))
-        return any(map(_differ, *answers))
+        return any(map(differ, *answers))
+
+    def _hold(self) -> None:
+        """Puts back everything but the momenta."""
+        self._slots.load({place: value for place, value in self._base.items() if place[2] not in self._momenta})
 
     def _after(self, values: Mapping[Place, Value], drive: float) -> dict[Place, Value]:
-        self._load(values)
+        self._slots.load(values)
         self._step(drive)
-        return self._snapshot()
+        return self._slots.snapshot()
 
     def _step(
         self, drive: float, pattern: Sequence[Tensor] | None = None, at: Sequence[Tensor] | None = None
@@ -264,71 +269,6 @@ class Frozen:
             torch.full_like(param, value) if moved else None
             for param, moved in zip(self.params, self.moved, strict=True)
         ]
-
-    def _owners(self) -> Iterator[tuple[str, int, Owner]]:
-        for number, param in enumerate(self.params):
-            yield "state", number, self._optimizer.state.get(param) or {}
-        for number, group in enumerate(self._optimizer.param_groups):
-            yield "group", number, group
-        yield "attribute", 0, vars(self._optimizer)
-
-    def _slots(self) -> Iterator[tuple[Place, Owner, Any]]:
-        """Yields every number and tensor that the copy keeps, with what holds it and under which key."""
-        for kind, number, owner in self._owners():
-            for path, holder, key in _leaves(owner, "", DEPTH):
-                yield (kind, number, path), holder, key
-
-    def _snapshot(self) -> dict[Place, Value]:
-        return {
-            place: holder[key].detach().clone() if isinstance(holder[key], Tensor) else holder[key]
-            for place, holder, key in self._slots()
-        }
-
-    def _load(self, values: Mapping[Place, Value]) -> None:
-        for place, holder, key in self._slots():
-            wanted, value = values.get(place), holder[key]
-            if wanted is None:
-                continue
-            if isinstance(value, Tensor):
-                value.detach().copy_(wanted)  # type: ignore[arg-type]
-            else:
-                holder[key] = type(value)(wanted)
-
-
-def _leaves(owner: Owner, path: str, depth: int) -> Iterator[tuple[str, Owner, Any]]:
-    """Yields (path, holder, key) of the numbers and tensors in nested dictionaries and lists."""
-    items = list(owner.items() if isinstance(owner, dict) else enumerate(owner))
-    for number, (key, value) in enumerate(items):
-        own = key if isinstance(key, str) else str(number)  # a tensor as a key would be spelled by its values
-        here = f"{path}.{own}" if path else own
-        if _is_numeric(value):
-            yield here, owner, key
-        elif depth and type(value) in (dict, list) and key not in ("params", "param_groups"):
-            yield from _leaves(value, here, depth - 1)
-
-
-def _is_numeric(value: object) -> bool:
-    if isinstance(value, Tensor):
-        return value.dtype != torch.bool and not value.is_sparse and not value.is_complex()
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _zero(value: Value) -> Value:
-    return torch.zeros_like(value) if isinstance(value, Tensor) else 0.0 * value
-
-
-def _any(value: Value) -> bool:
-    return bool(value.any()) if isinstance(value, Tensor) else value != 0
-
-
-def _differ(one: Value, two: Value) -> bool:
-    return not torch.equal(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else bool(one != two)
-
-
-def _settled(found: Value, aim: Value) -> bool:
-    gap = torch.as_tensor(found - aim).abs()
-    limit = STILL if gap.dtype == torch.float64 else 1e-6
-    return bool((gap <= limit * torch.as_tensor(aim).abs()).all())
 
 
 def _close(seen: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float) -> bool:

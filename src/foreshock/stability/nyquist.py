@@ -93,7 +93,7 @@ def nyquist_probe(
     frozen = Frozen(optimizer, grads)
     [first] = frozen.run([1.0])
     l2, decays = zip(*frozen.decay(first), strict=True)
-    why = frozen.complaint(first, l2)
+    why = frozen.complaint(first, l2, decays)
     if why:
         raise _cannot(optimizer, why)
     response, sums, error = _settle(frozen, steps, tol, SAMPLES if filters else 0)
