@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foreshock.curvature.operator import Operator
-from foreshock.curvature.space import dot, norm
+from foreshock.curvature.space import norm
 from foreshock.curvature.trace import Estimate
 from foreshock.errors import UsageError
 
@@ -25,6 +25,8 @@ GRID = 512  # points; the distance between them is then a fifth of the default w
 WIDTH = 0.01  # of the bumps, as a share of the spectrum's range: 50 nodes on average lie two widths apart
 # Units of rounding below which a residual is nothing but rounding; float32 has little room above it.
 EXHAUSTED = {torch.float64: 100.0, torch.float32: 10.0}
+CANCELLED = 0.1  # of a product: a residual below it is orthogonalised once more
+LOST = 0.03  # share of its length that a product of a vector that waits may be spoilt by, and put right in part
 RESOLVED = 1e-3  # of the spectrum's range: a node with a smaller residual stands for an eigenvalue of its own
 REACH = 5.0  # widths by which the grid goes beyond the ends, so that the density on it adds up to 1 within 1e-6
 
@@ -190,34 +192,48 @@ def spectral_density(
 def _lanczos(operator: Operator, start: Tensor, basis: Tensor) -> tuple[list[float], list[float]]:
     """Returns diagonal and off-diagonal of the Lanczos matrix; the last off-diagonal is that of the residual.
 
+    Vectors are orthogonalised against all earlier ones two at a time, in one pass over the basis, which halves the
+    memory that is read; one by one where a vector that waits for the next would lose too much until then.
+
     Args:
         start: shape (n,).
         basis: shape (steps, n), filled with the orthonormal vectors; its contents before do not matter.
     """
     alphas: list[float] = []
     betas: list[float] = []
-    rest, scale = start, 0.0
-    size = norm(start)
+    rest, size, scale = start, norm(start), 0.0
+    eps = torch.finfo(start.dtype).eps
+    waiting = False
     for j in range(basis.shape[0]):
+        seen = basis[:j]
         torch.div(rest, size, out=basis[j])
         rest = operator.multiply(basis[j])
-        alphas.append(dot(basis[j], rest))
+        if waiting:
+            pair = torch.stack([basis[j], rest])
+            pair.addmm_(pair @ seen.T, seen, alpha=-1)
+            torch.div(pair[0], norm(pair[0]), out=basis[j])
+            rest = pair[1]
+        alphas.append(float(torch.dot(basis[j], rest)))
         if not math.isfinite(alphas[-1]):
             raise UsageError(
                 f"spectral_density(operator): product {operator.matvecs} of {operator!r} is not finite; the loss, its "
                 "derivatives or the weights hold NaN or infinity at these parameters"
             )
         rest.sub_(basis[j], alpha=alphas[-1])
-        if j:
+        if j and not waiting:
             rest.sub_(basis[j - 1], alpha=betas[-1])
-        seen = basis[: j + 1]
-        rest.addmv_(seen.T, seen @ rest, alpha=-1)
         size = norm(rest)
-        scale = max(scale, abs(alphas[-1]), size)
-        if size < 0.1 * scale:  # what was left is then small against the rounding of what was taken away
+        product = math.hypot(alphas[-1], betas[-1] if betas else 0.0, size)
+        scale = max(scale, product)
+        # rounding grows by scale / size along the outliers with each step, and what is left of a product that was
+        # taken away nearly whole is full of it
+        risky = size < CANCELLED * product or eps * scale**2 > LOST * size**2
+        if risky:
+            seen = basis[: j + 1]
             rest.addmv_(seen.T, seen @ rest, alpha=-1)
             size = norm(rest)
-        if size <= EXHAUSTED[rest.dtype] * torch.finfo(rest.dtype).eps * scale:
+        waiting = not waiting and not risky
+        if size <= EXHAUSTED[rest.dtype] * eps * scale:
             betas.append(0.0)
             break
         betas.append(size)
