@@ -6,6 +6,7 @@ own standard library (B). All seeds are fixed; a net takes 2-20 s to reach its c
 
 from __future__ import annotations
 
+import copy
 import math
 import pydoc
 from collections.abc import Callable
@@ -24,13 +25,28 @@ class Bench:
     name: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    loss: Callable[[], Tensor]  # of the probe batch
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    inputs: Tensor  # of the probe batch, like the targets
+    targets: Tensor
     step: Callable[[], None]  # trains on by one step, on fresh batches
     smooth: bool = True
 
     @property
     def params(self) -> list[Tensor]:
         return list(self.model.parameters())
+
+    def loss(self) -> Tensor:
+        """Returns the loss of the probe batch, with its graph."""
+        return self.criterion(self.model(self.inputs), self.targets)
+
+    def copy(self, kind: torch.dtype = torch.float32) -> Bench:
+        """Returns a copy in another precision, without its optimizer's state."""
+        model = copy.deepcopy(self.model).to(kind)
+        inputs = self.inputs.to(kind) if self.inputs.is_floating_point() else self.inputs
+        return Bench(
+            self.name, model, torch.optim.SGD(model.parameters(), 1.0), self.criterion, inputs, self.targets, self.step,
+            self.smooth,
+        )
 
 
 def net_a(steps: int = 150, *, seed: int = 0, smooth: bool = False) -> Bench:
@@ -141,8 +157,12 @@ def _train(
     for _ in range(steps):
         step()
     optimizer.zero_grad()
-    x, y = inputs[held].clone(), targets[held].clone()
-    return Bench(name, model, optimizer, lambda: loss_fn(model(x), y), step, smooth)
+    return Bench(name, model, optimizer, loss_fn, inputs[held].clone(), targets[held].clone(), step, smooth)
 
 
-NETS: dict[str, Callable[[], Bench]] = {"A": net_a, "B": net_b, "C": net_c}
+def net_ag(steps: int = 150, *, seed: int = 0) -> Bench:
+    """Net A with GELU, which has no kinks."""
+    return net_a(steps, seed=seed, smooth=True)
+
+
+NETS: dict[str, Callable[..., Bench]] = {"A": net_a, "Ag": net_ag, "B": net_b, "C": net_c}
