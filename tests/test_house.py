@@ -28,7 +28,10 @@ RECORD_SIDE: dict[str, set[str]] = {
     "report": {"detect", "run", "signals", "stats"},
 }
 TORCH_SIDE: dict[str, set[str]] = {
-    "probes": {"run"},
+    "distributed": set(),
+    "stability": set(),
+    "curvature": {"stability", "distributed"},
+    "probes": {"run", "curvature", "stability", "distributed"},
     "mishaps": set(),
     "provenance": {"probes"},
     "attach": {"probes", "run"},
@@ -36,9 +39,10 @@ TORCH_SIDE: dict[str, set[str]] = {
     "monitor": {"attach", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
     "script": {"monitor"},
     "demo": {"monitor", "run"},
+    "papers": {"curvature", "stability", "run"},
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.
-FRONT: dict[str, set[str]] = {"cli": {"script", "demo", "report", "detect", "run"}, "__main__": {"cli"}}
+FRONT: dict[str, set[str]] = {"cli": {"script", "demo", "papers", "report", "detect", "run", "stability"}, "__main__": {"cli"}}
 ALLOWED = RECORD_SIDE | TORCH_SIDE | FRONT
 
 

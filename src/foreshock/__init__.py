@@ -5,8 +5,9 @@
 >>> [(event.kind, event.peak) for event in fs.scan(run)]
 [('spike', 200)]
 
-`Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page. Names
-are imported at first use, so that reading runs never waits for torch.
+`Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page;
+`stability_threshold` and `edge` say how far an optimizer is from its edge of stability. Names are imported at first
+use, so that reading runs never waits for torch.
 """
 
 from __future__ import annotations
@@ -26,29 +27,54 @@ from foreshock.errors import (
 
 if TYPE_CHECKING:
     from foreshock import probes, report
+    from foreshock.curvature import (
+        Edge,
+        EdgeTracker,
+        GaussNewton,
+        Hessian,
+        edge,
+        eigsh,
+        generalized_sharpness,
+        spectral_density,
+    )
     from foreshock.detect import scan
     from foreshock.monitor import Monitor
     from foreshock.probes import every
     from foreshock.run import Event, Run
+    from foreshock.stability import edge_weights, stability_threshold
 
 __version__ = "0.1.0.dev0"
 
 # name -> module; an empty string stands for the module of that name itself (`foreshock.report(run, path)` is callable).
 _LAZY = {
+    "Edge": "foreshock.curvature",
+    "EdgeTracker": "foreshock.curvature",
     "Event": "foreshock.run",
+    "GaussNewton": "foreshock.curvature",
+    "Hessian": "foreshock.curvature",
     "Monitor": "foreshock.monitor",
     "Run": "foreshock.run",
+    "edge": "foreshock.curvature",
+    "edge_weights": "foreshock.stability",
+    "eigsh": "foreshock.curvature",
     "every": "foreshock.probes",
+    "generalized_sharpness": "foreshock.curvature",
     "probes": "",
     "report": "",
     "scan": "foreshock.detect",
+    "spectral_density": "foreshock.curvature",
+    "stability_threshold": "foreshock.stability",
 }
 
 __all__ = [
     "CorruptRunError",
+    "Edge",
+    "EdgeTracker",
     "Event",
     "ForeshockError",
     "ForeshockWarning",
+    "GaussNewton",
+    "Hessian",
     "ImportFormatError",
     "MissingExtraError",
     "Monitor",
@@ -56,10 +82,16 @@ __all__ = [
     "RunError",
     "UsageError",
     "__version__",
+    "edge",
+    "edge_weights",
+    "eigsh",
     "every",
+    "generalized_sharpness",
     "probes",
     "report",
     "scan",
+    "spectral_density",
+    "stability_threshold",
 ]
 
 

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreshock.curvature.convergence import Convergence, Hidden
 from foreshock.curvature.krylov import Krylov, Ritz
 from foreshock.curvature.operator import Operator
+from foreshock.curvature.space import norm
 from foreshock.errors import UsageError
 
 _ENDS = {
     "LA": "LA", "largest": "LA", "SA": "SA", "smallest": "SA", "BE": "BE", "both": "BE", "LM": "LM", "magnitude": "LM",
 }
-NOISE = 0.1  # share of a random direction in a warm start; without it a tracker locks on the second eigenvalue
-_CONFIRMED = 5  # products from which on one look at the estimates suffices; see `Convergence`
+NOISE = 0.1  # share of a random direction in a start; without it a tracker locks on the second eigenvalue
 _BASIS_BYTES = 1 << 31  # memory for the basis, beyond which it is restarted early
-_UNLIKELY = 0.01  # share of 1/n that a random start is trusted to have of an eigenvector
-_INFORMED = 1e-4  # share in the Ritz vector from which on a start counts as better than random
-_CAREFUL = 1000  # dimension up to which no start is taken to know anything: certainty costs little there
+# How far a warm start has to be amplified beyond the value found. Measured on readings every 25 steps of trainings at
+# the edge: at 30, 90 % of them are within 2 %, at 300, 98 %, at 1000 nearly all.
+_AMPLIFIED = 1000.0
 _IN_A_ROW = 3  # judgements that have to agree where several values are wanted: one may yet come in between
 _SMALL = 1e-4  # of the largest value: what is smaller is wanted within `tol` of this
 _COPIES_SOUGHT = 4096  # dimension up to which copies of an eigenvalue are looked for at any tolerance
@@ -41,6 +42,7 @@ class EigResult:
         errors: estimated error of each value, shape (k,): residual^2 / distance to its neighbours where that is less.
         converged: whether the estimated error is within `tol`, shape (k,).
         matvecs: products used.
+        extent: the lowest and the largest value that the same products saw: the spectrum reaches at least that far.
         notes: how the products were obtained, and what a reader has to know.
     """
 
@@ -51,6 +53,7 @@ class EigResult:
     errors: np.ndarray
     converged: np.ndarray
     matvecs: int
+    extent: tuple[float, float] = (float("nan"), float("nan"))
     notes: tuple[str, ...] = field(default=())
 
     def __repr__(self) -> str:
@@ -116,12 +119,27 @@ def eigsh(
         raise UsageError(f"eigsh(tol=...): a relative error between 0 and 1 is needed, got {tol!r}")
     if generator is None:
         generator = torch.Generator(operator.device).manual_seed(0)
+    return solve(
+        operator, k, end, tol=tol, warm=_warm(operator, warm_start), generator=generator, max_matvecs=max_matvecs,
+        block=block,
+    )
 
+
+def solve(
+    operator: Operator, k: int, end: str, *, tol: float, warm: Sequence[Tensor], generator: torch.Generator,
+    max_matvecs: int, block: int = 1, amplified: float = _AMPLIFIED,
+) -> EigResult:
+    """Returns what `eigsh` does, of arguments that are known to be sound.
+
+    Args:
+        warm: start vectors in the operator's coordinates, shape (n,) each.
+        amplified: how far a warm start has to be amplified beyond the value found; see `Hidden`.
+    """
+    n = operator.space.n
     room = max(2 * k + 4 * block, min(2 * k + 30 + 2 * block, _BASIS_BYTES // (n * operator.dtype.itemsize)))
     krylov = Krylov(operator, room)
-    warm = _warm(operator, warm_start)
-    informed = _begin(krylov, warm, max(block, 1), generator)
-    search = _Search(krylov, k, end, tol, informed, generator)
+    origin = _begin(krylov, warm, block, generator)
+    search = _Search(krylov, k, end, tol, Hidden(krylov, origin, amplified), generator)
     search.run(max_matvecs)
     if k > 1 and block == 1 and (n <= _COPIES_SOUGHT or tol < 1e-3):
         search.look_for_copies(max_matvecs)
@@ -143,81 +161,35 @@ def _warm(operator: Operator, given: object) -> list[Tensor]:
     return [operator.space.take(vector) for vector in vectors]
 
 
-def _begin(krylov: Krylov, warm: list[Tensor], block: int, generator: torch.Generator) -> bool:
-    """Admits the start vectors; returns whether they are better than random."""
+def _begin(krylov: Krylov, warm: Sequence[Tensor], block: int, generator: torch.Generator) -> str:
+    """Admits the start vectors; returns where they come from: "warm", "gradient" or "random"."""
     operator, space = krylov.operator, krylov.operator.space
-    known = [vector for vector in warm if bool(torch.any(vector != 0))]
-    if not known:
-        gradient = operator.start()
-        if gradient is not None and bool(torch.isfinite(gradient).all()) and bool(torch.any(gradient != 0)):
-            known = [gradient]
+    known, origin = [(vector, norm(vector)) for vector in warm], "warm"
+    if not any(length > 0.0 for _, length in known):
+        gradient, origin = operator.start(), "gradient"
+        known = [] if gradient is None else [(gradient, norm(gradient))]
     # each is mixed with noise, so that nothing the start is blind to stays hidden
-    for vector in known:
-        noise = space.normal(generator)
-        krylov.admit(vector / torch.linalg.vector_norm(vector) + noise * (NOISE / torch.linalg.vector_norm(noise)))
+    for vector, length in known:
+        if length > 0.0 and math.isfinite(length):
+            krylov.admit(space.normal(generator).mul_(NOISE / math.sqrt(space.n)).add_(vector, alpha=1.0 / length))
+    origin = origin if krylov.held else "random"
     while krylov.held < min(block, space.n):
         krylov.admit(space.normal(generator))
-    return bool(known)
-
-
-class Convergence:
-    """Judges from the history of Ritz values and residuals whether the wanted ones are within a tolerance.
-
-    Two estimates of a value's error are used: residual^2 / gap, which bounds it once the neighbours are resolved, and
-    what a geometric series leaves, increment * rho / (1 - rho), where rho is the decrease of residual^2 per step. A
-    value counts as converged when the first is below a tenth of the tolerance, or both agree (the second within the
-    tolerance, the first within twice it) after five products.
-    Whether a larger eigenvalue is hidden altogether is another question: see `_Hidden`.
-    """
-
-    def __init__(self, tol: float) -> None:
-        self.tol = tol
-        self._before: tuple[np.ndarray, np.ndarray] | None = None
-
-    def judge(self, ritz: Ritz, chosen: np.ndarray, products: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns estimated errors and whether converged, of the chosen Ritz pairs."""
-        values, residuals = ritz.values[chosen], ritz.residuals[chosen]
-        errors = _errors(ritz, chosen)
-        size = np.maximum(np.abs(values), scale)
-        done = errors <= 0.1 * self.tol * size
-        if self._before is not None and len(self._before[0]) == len(values):
-            old_values, old_residuals = self._before
-            with np.errstate(divide="ignore", invalid="ignore"):
-                rho = (residuals / old_residuals) ** 2
-                left = np.where(rho < 1.0, np.abs(values - old_values) * rho / (1.0 - rho), np.inf)
-            agreed = (left <= self.tol * size) & (errors <= 2.0 * self.tol * size)
-            if products >= _CONFIRMED:
-                done |= agreed
-                errors = np.where(agreed, np.minimum(errors, np.maximum(left, errors / 10.0)), errors)
-        self._before = values, residuals
-        return errors, done
-
-
-def _errors(ritz: Ritz, chosen: np.ndarray) -> np.ndarray:
-    """Returns min(r, r^2 / gap) of the chosen pairs, gap the distance to the nearest other Ritz value."""
-    values = ritz.values
-    found = []
-    for i in chosen:
-        others = np.delete(values, i)
-        gap = float(np.min(np.abs(others - values[i]))) if len(others) else 0.0
-        r = float(ritz.residuals[i])
-        found.append(min(r, r * r / gap) if gap > 0.0 else r)
-    return np.array(found)
+    return origin
 
 
 class _Search:
     """One call of `eigsh`."""
 
     def __init__(
-        self, krylov: Krylov, k: int, end: str, tol: float, informed: bool, generator: torch.Generator
+        self, krylov: Krylov, k: int, end: str, tol: float, hidden: Hidden, generator: torch.Generator
     ) -> None:
-        self.krylov, self.k, self.end, self.tol, self.informed = krylov, k, end, tol, informed
+        self.krylov, self.k, self.end, self.tol, self._hidden = krylov, k, end, tol, hidden
         self.generator = generator
         self.convergence = Convergence(tol)
         self.width = max(krylov.held, 1)
         self._agreed = 0
         self._found: tuple[Ritz, np.ndarray, np.ndarray, np.ndarray] | None = None
-        self._hidden = _Hidden(krylov)
 
     def run(self, max_matvecs: int, at_least: int = 0) -> None:
         """Multiplies until everything wanted has converged, `max_matvecs` products in all at most."""
@@ -272,7 +244,8 @@ class _Search:
         stands = [operator.to_parameters(row.clone()) for row in rows]
         return EigResult(
             ritz.values[chosen].copy(), vectors, tuple(operator.space.pieces(row) for row in stands),
-            ritz.residuals[chosen].copy(), errors, done, self.krylov.matvecs, operator.notes,
+            ritz.residuals[chosen].copy(), errors, done, self.krylov.matvecs,
+            (float(ritz.values[-1]), float(ritz.values[0])), operator.notes,
         )
 
     def _judge(self, final: bool = False) -> bool:
@@ -285,7 +258,7 @@ class _Search:
         if final and self.krylov.exhausted:
             done = np.ones(len(chosen), dtype=bool)
         elif done.all() and not all(
-            self._hidden.excluded(ritz, outermost, self.tol, self.informed) for outermost in self._outermost(chosen)
+            self._hidden.excluded(ritz, outermost, self.tol) for outermost in self._outermost(chosen)
         ):
             done = np.zeros_like(done)
         self._found = ritz, chosen, errors, done
@@ -349,38 +322,3 @@ def _next(ritz: Ritz, end: str, chosen: np.ndarray) -> list[int]:
     return [i for pair in zip(range(m), range(m - 1, -1, -1), strict=True) for i in pair]
 
 
-class _Hidden:
-    """Whether an eigenvalue beyond the outermost Ritz value could have escaped the Krylov space of one start vector.
-
-    If it exists, the start has at most the Christoffel function of the space there as its share in it. A random start
-    has less than 1/(100 n) of an eigenvector once in 12 times; a gradient or an earlier eigenvector is taken to know
-    the end of the spectrum where it has 1e-4 in the Ritz vector found there and n is above 1000.
-    """
-
-    def __init__(self, krylov: Krylov) -> None:
-        self._krylov = krylov
-        self._known = krylov.held == 1
-
-    def forget(self) -> None:
-        """After a restart the basis is no polynomial one any more, and what it could miss has long been found."""
-        self._known = False
-
-    def excluded(self, ritz: Ritz, outermost: int, tol: float, informed: bool) -> bool:
-        """Returns whether nothing is hidden beyond Ritz value number `outermost`, moved out by `tol`."""
-        krylov = self._krylov
-        m, n = krylov.processed, krylov.operator.space.n
-        if not self._known or m != krylov.matvecs or krylov.held != m + 1:
-            return True
-        if informed and n > _CAREFUL and ritz.coefficients[0, outermost] ** 2 >= _INFORMED:
-            return True
-        edge = float(ritz.values[outermost])
-        x = edge + tol * abs(edge) * (1.0 if outermost == 0 else -1.0)
-        t = krylov.projected
-        total, last, now = 1.0, 0.0, 1.0
-        for i in range(m):
-            below = t[i, i - 1] * last if i else 0.0
-            last, now = now, ((x - t[i, i]) * now - below) / t[i + 1, i]
-            total += now * now
-            if total >= n / _UNLIKELY:
-                return True
-        return False

@@ -99,9 +99,9 @@ class Krylov:
         length = norm(product)
         if not np.isfinite(length):
             raise UsageError(
-                "a product with the curvature holds NaN or infinity, so no eigenvalue can be had: the loss, its gradient "
-                "or its second derivative overflowed (after a divergence parameters can still be finite). Use float64, "
-                "or measure before the divergence"
+                "a product with the curvature holds NaN or infinity, so no eigenvalue can be had: the loss, its "
+                "gradient or its second derivative overflowed (after a divergence parameters can still be finite). "
+                "Use float64, or measure before the divergence"
             )
         self._scale = max(self._scale, length)
         rest, left, coefficients = self._orthogonalise(product)
@@ -147,14 +147,18 @@ class Krylov:
 
     def _orthogonalise(self, vector: Tensor) -> tuple[Tensor, float, np.ndarray]:
         """Returns what of a vector is orthogonal to the basis, its norm, and its coefficients in the basis."""
-        coefficients = np.zeros(self.held)
-        rest = vector
+        coefficients, rest = np.zeros(self.held), vector
         if self.held:
             rows = self._basis[: self.held]
-            for _ in range(2):  # twice is enough (Giraud et al. 2005)
-                found = dots(rows, rest)
-                rest = torch.addmv(rest, rows.T, found.to(rest.dtype), alpha=-1.0)
-                coefficients += found.cpu().numpy()
+            # Twice is enough (Giraud et al. 2005), and what the first pass gets wrong in single precision the second
+            # measures in double.
+            first = rows @ rest
+            rest = torch.addmv(rest, rows.T, first, alpha=-1.0)
+            second = dots(rows, rest)
+            rest = rest.addmv_(rows.T, second.to(rest.dtype), alpha=-1.0)
+            coefficients = (first + second).cpu().numpy() if first.dtype == torch.float64 else (
+                first.double() + second if second.device == first.device else first.cpu().double() + second
+            ).cpu().numpy()
         return rest, norm(rest), coefficients
 
     def _store(self, rest: Tensor, length: float) -> None:

@@ -131,7 +131,7 @@ class Operator(ABC):
             UsageError: n is above 8192.
         """
         if self.space.n > DENSE_LIMIT:
-            raise UsageError(f"dense(): {self.space.n} parameters are too many for a matrix; the limit is {DENSE_LIMIT}")
+            raise UsageError(f"dense(): a matrix of {self.space.n} parameters is too large; the limit is {DENSE_LIMIT}")
         eye = torch.eye(self.space.n, dtype=self.dtype, device=self.device)
         return torch.stack([self.multiply(row) for row in eye])
 
@@ -176,7 +176,7 @@ class Diagonal(Operator):
         if len(values) != len(self.params):
             raise UsageError(f"values: one for each of the {len(self.params)} parameters, got {len(values)}")
         self._values = self.space.flatten(
-            [torch.as_tensor(value, dtype=self.dtype).expand(p.shape) for value, p in zip(values, self.params, strict=True)]
+            [torch.as_tensor(v, dtype=self.dtype).expand(p.shape) for v, p in zip(values, self.params, strict=True)]
         )
 
     def _product(self, flat: Tensor) -> Tensor:

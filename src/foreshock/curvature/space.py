@@ -10,7 +10,7 @@ from torch import Tensor
 from foreshock.errors import UsageError
 
 # Elements brought to double at a time where an inner product is accumulated in double: small enough for the cache.
-_CHUNK = 1 << 15
+_CHUNK = 1 << 13
 
 
 class Space:
@@ -52,9 +52,9 @@ class Space:
             UsageError: another number of tensors, or other shapes.
         """
         if len(tensors) != len(self.shapes):
-            raise UsageError(f"a vector has one tensor for each of the {len(self.shapes)} parameters, got {len(tensors)}")
+            raise UsageError(f"a vector needs one tensor for each of the {len(self.shapes)} parameters, got {len(tensors)}")
         flat = torch.empty(self.n, dtype=self.dtype, device=self.device)
-        for i, (slot, tensor) in enumerate(zip(flat.split(self.sizes), tensors, strict=True)):
+        for i, (slot, tensor) in enumerate(zip(torch.split(flat, self.sizes), tensors, strict=True)):
             if tensor is None:
                 slot.zero_()
             elif tensor.shape != self.shapes[i]:
@@ -68,12 +68,12 @@ class Space:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Returns the vector as tensors shaped and typed like the parameters; views where the type allows."""
-        pieces = zip(flat.split(self.sizes), self.params, strict=True)
+        pieces = zip(torch.split(flat, self.sizes), self.params, strict=True)
         return [piece.view(param.shape).to(dtype=param.dtype, device=param.device) for piece, param in pieces]
 
     def pieces(self, flat: Tensor) -> list[Tensor]:
         """Returns the vector as tensors shaped like the parameters, in the type of computation; always views."""
-        return [piece.view(shape) for piece, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
+        return [piece.view(shape) for piece, shape in zip(torch.split(flat, self.sizes), self.shapes, strict=True)]
 
     def take(self, vector: Tensor | Sequence[Tensor]) -> Tensor:
         """Returns a vector, given flat or as tensors, as a flat one.
@@ -119,10 +119,10 @@ def dots(rows: Tensor, vector: Tensor) -> Tensor:
         return rows @ vector
     if vector.device.type == "mps":
         return (rows @ vector).cpu().double()
+    chunk = _CHUNK if vector.is_cpu else _CHUNK << 9
     total = torch.zeros(rows.shape[0], dtype=torch.float64, device=vector.device)
-    for start in range(0, vector.shape[0], _CHUNK if vector.is_cpu else 1 << 22):
-        stop = start + (_CHUNK if vector.is_cpu else 1 << 22)
-        total += rows[:, start:stop].double() @ vector[start:stop].double()
+    for some, part in zip(torch.split(rows, chunk, 1), torch.split(vector, chunk), strict=True):
+        total.addmv_(some.double(), part.double())
     return total
 
 
