@@ -52,7 +52,8 @@ class Space:
             UsageError: another number of tensors, or other shapes.
         """
         if len(tensors) != len(self.shapes):
-            raise UsageError(f"a vector needs one tensor for each of the {len(self.shapes)} parameters, got {len(tensors)}")
+            known = len(self.shapes)
+            raise UsageError(f"a vector has one tensor for each of the {known} parameters, got {len(tensors)}")
         flat = torch.empty(self.n, dtype=self.dtype, device=self.device)
         for i, (slot, tensor) in enumerate(zip(torch.split(flat, self.sizes), tensors, strict=True)):
             if tensor is None:
