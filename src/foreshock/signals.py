@@ -88,6 +88,10 @@ _TABLE = (
         "chi", "1", "top eigenvalue of W^(1/2) (H + l2) W^(1/2), W = lr q / ((2 - lr wd) P) being the weights of the "
         "step about to be taken: the edge of stability is 1, whatever the optimizer", "max", _EDGE,
     ),
+    Signal(
+        "chi_min", "1", "lowest eigenvalue of the same matrix that the products of the reading saw: negative curvature "
+        "in the optimizer's coordinates, unstable at any learning rate where decay does not make up for it", "min",
+    ),
     Signal("sharpness", "1", "preconditioned sharpness, the top eigenvalue of P^(-1) (H + l2)", "max", _EDGE),
     Signal("threshold", "1", "`sharpness` at which the optimizer goes unstable; chi is their ratio", "min", _EDGE),
     Signal(

@@ -16,18 +16,20 @@ import torch
 from torch import Tensor
 
 from foreshock import distributed
-from foreshock.curvature import Hessian, Operator
+from foreshock.curvature import Edge, Hessian
 from foreshock.curvature.anatomy import anatomy
+from foreshock.curvature.checks import symmetry_check
+from foreshock.curvature.edge import read_edge
 from foreshock.curvature.forward import step_curvature
 from foreshock.curvature.graph import NotTwiceError
 from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.objective import Live
+from foreshock.curvature.tracker import ASYMMETRIC, CLOSE, FAR, NEAR
 from foreshock.errors import UsageError
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.probes.cadence import LEVELS, Cadence
 from foreshock.probes.held import copied, takes_a_batch
 from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, parameters, trained
-from foreshock.probes.reading import Reading, read
 from foreshock.probes.room import lacking
 from foreshock.stability import edge_weights
 
@@ -77,7 +79,8 @@ class Curvature:
         self._state: dict[str, Any] | None = None
         self._held: tuple[Any, ...] = ()  # the batch, once there is one
         self._streams: Any = None  # state of the random streams at the first reading on it
-        self._warm: Reading | None = None
+        self._warm: tuple[int, list[Tensor]] | None = None  # step and direction of the last reading on it
+        self._sound = False  # whether products have been held against each other
         self._failures = 0
         self._withheld = 0
         self._ratio = math.nan  # norm of the gradient consumed over that of the live one, when last seen together
@@ -86,7 +89,7 @@ class Curvature:
 
     def _forget(self) -> None:
         self._wanted = self._due = False
-        self._reading: Reading | None = None
+        self._reading: Edge | None = None
         self._kind = LIVE
         self._seconds = self._length = 0.0
         self._copies: list[Tensor] = []
@@ -186,7 +189,7 @@ class Curvature:
             self._held = (copied(moment.batch),)
         return bool(self._held)
 
-    def _try(self, measure: Callable[[Moment], Reading | None], moment: Moment) -> bool:
+    def _try(self, measure: Callable[[Moment], Edge | None], moment: Moment) -> bool:
         """Measures; says that a pass was taken. A point without curvature is passed over, three in a row are not."""
         begun = time.perf_counter()
         if lack := lacking(parameters(moment.optimizer)):
@@ -206,7 +209,7 @@ class Curvature:
         self._seconds = time.perf_counter() - begun
         return True
 
-    def _live(self, moment: Moment) -> Reading | None:
+    def _live(self, moment: Moment) -> Edge | None:
         loss, closure = moment.loss, moment.closure
         assert loss is not None
         if not math.isfinite(float(loss.detach())):
@@ -222,16 +225,12 @@ class Curvature:
             planned = expected(hessian.gradient(), so_far, weights, moment.place)
             self._length = length(planned)
             grads = {id(param): grad for param, grad in zip(mine, planned, strict=True)}
-            share = factor(weights)
-            operator = hessian if share == 1.0 else share * hessian
-            try:
-                reading = self._read(operator, moment, [grads.get(id(param)) for param in every], self.max_norm)
-            finally:
-                hessian.release()
+            with hessian:
+                reading = self._read(hessian, moment, [grads.get(id(param)) for param in every], factor(weights))
             self._kind = LIVE if isinstance(hessian.source.objective, Live) else CLOSURE
         return reading
 
-    def _on_held(self, moment: Moment) -> Reading | None:
+    def _on_held(self, moment: Moment) -> Edge | None:
         closure, (batch,) = moment.closure, self._held
         assert closure is not None
         every = parameters(moment.optimizer)
@@ -244,22 +243,27 @@ class Curvature:
         with harmless(every, moment.model):
             restore_random_state(self._streams)
             held = partial(closure, batch)
-            hessian = Hessian(held, trained(every), model=moment.model, deterministic=mode)
-            try:
-                reading = self._read(hessian, moment, grads if any(g is not None for g in grads) else None, None)
-            finally:
-                hessian.release()
-        self._kind, self._warm = HELD, reading
+            with Hessian(held, trained(every), model=moment.model, deterministic=mode) as hessian:
+                reading = self._read(hessian, moment, grads if any(g is not None for g in grads) else None, 1.0)
+        self._kind, self._warm = HELD, (moment.number, reading.vector)
         return reading
 
-    def _read(
-        self, operator: Operator, moment: Moment, grads: list[Tensor | None] | None, max_norm: float | None
-    ) -> Reading:
-        alarmed = self._cadence is not None and self._cadence.state == "alarm"
-        warm = self._warm.found if self._warm is not None and moment.loss is None else None
-        weights = edge_weights(moment.optimizer, grads, max_norm=max_norm)
-        return read(
-            operator, weights, moment.optimizer, tol=self.tol, warm_start=warm, along=grads if alarmed else None
+    def _read(self, hessian: Hessian, moment: Moment, grads: list[Tensor | None] | None, share: float) -> Edge:
+        """Returns chi of the loss times `share`, for the step with these gradients (None: as the state is stored)."""
+        if not self._sound:
+            apart = symmetry_check(hessian)
+            if not apart <= ASYMMETRIC:
+                raise UnavailableError(f"products with this Hessian are wrong: u'Hv and v'Hu differ by {apart:.1%}")
+            self._sound = True
+        live = moment.loss is not None
+        # what the optimizer is about to consume is clipped already
+        weights = edge_weights(moment.optimizer, grads, max_norm=self.max_norm if live else None)
+        last, warm = (None, []) if live or self._warm is None else (self._warm[0], [self._warm[1]])
+        operator = hessian if share == 1.0 else share * hessian
+        return read_edge(
+            operator, weights, moment.optimizer, tol=self.tol, warm=warm, grads=grads,
+            forms=grads is not None and self._cadence is not None and self._cadence.state == "alarm",
+            amplified=NEAR if last is not None and moment.number - last <= CLOSE else FAR,
         )
 
     def _compare(self, step: Step) -> None:
@@ -273,9 +277,10 @@ class Curvature:
                 self.max_norm = taken
             self._clipped = taken
 
-    def _signals(self, step: Step, reading: Reading) -> dict[str, Tensor | float]:
+    def _signals(self, step: Step, reading: Edge) -> dict[str, Tensor | float]:
         found: dict[str, Tensor | float] = {
-            "chi": reading.chi, "sharpness": reading.sharpness, "threshold": reading.threshold,
+            "chi": reading.chi, "chi_min": reading.lowest,
+            "sharpness": reading.sharpness, "threshold": reading.threshold,
             "chi_residual": reading.residual, "chi_matvecs": float(reading.matvecs),
             "chi_converged": float(reading.converged), "chi_formal": float(reading.formal),
             "chi_floored": reading.floored, "probe_batch": self._kind, "curvature_seconds": self._seconds,
@@ -284,17 +289,15 @@ class Curvature:
             found["max_stable_lr"] = reading.max_stable_lr
         if self._kind != HELD and math.isfinite(self._ratio) and len(step.losses) == 1:
             found["probe_gradient_ratio"] = self._ratio
-        forms = reading.forms
-        if forms is not None:
-            named = {
-                "chi_gradient": forms.chi_gradient, "chi_gradient_sym": forms.chi_gradient_sym,
-                "chi_step": forms.chi_step, "chi_alignment": forms.alignment, "chi_change": forms.change,
-            }  # fmt: skip
-            found.update({name: value for name, value in named.items() if math.isfinite(value)})
-        plan = step.plan
+        measured_in_alarm = {
+            "chi_gradient": reading.chi_gradient, "chi_gradient_sym": reading.chi_gradient_sym,
+            "chi_step": reading.chi_step, "chi_alignment": reading.alignment, "chi_change": reading.change,
+        }  # fmt: skip
+        found.update({name: value for name, value in measured_in_alarm.items() if math.isfinite(value)})
+        plan, shares = step.plan, {id(p): share for p, share in zip(reading.params, reading.shares, strict=True)}
         for param, unit in zip(plan.params, plan.unit_of.tolist(), strict=True):
             name = f"chi_share/{plan.names[unit]}"
-            found[name] = found.get(name, 0.0) + reading.shares.get(id(param), 0.0)
+            found[name] = found.get(name, 0.0) + shares.get(id(param), 0.0)
         return found
 
     def _along_the_step(self, step: Step) -> dict[str, float]:
