@@ -6,8 +6,8 @@ time on one thread; printed is the median over repetitions of the quotient. Erro
 repetitions (each from another random start): of products against float64, of eigenvalues against our own solver at a
 tolerance of 1e-6, which `--check` holds against ARPACK in float64.
 
-Nets: A an MLP on digits, Ag the same with GELU, B a GPT of 0.87 M parameters, C a convolutional net with GroupNorm, each
-after some Adam (`curvature_nets.py`). Peers: `pip install -e '.[peers]'`; those that are not installed are left out.
+Nets: A an MLP on digits, Ag the same with GELU, B a GPT of 0.87 M parameters, C a convolutional net with GroupNorm,
+each after some Adam (`curvature_nets.py`). Peers: `pip install -e '.[peers]'`; those not installed are left out.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
 import curvature_memory
 import curvature_peers as peers
-import torch
 from curvature_nets import NETS, Bench
 from curvature_peers import Answer, Contender
 from curvature_rows import BARS, OURS, TITLES, Row, Work, checked, rows
 from curvature_track import along_steps, tracked
-from rich.console import Console
-from rich.table import Table
 
 SHORT = 0.05  # seconds of gradients taken before and after each measurement, at least one
 LEVEL = 0.97  # of our cost: what a peer must be below to count as faster; the rest is noise
@@ -123,7 +124,7 @@ def memory(net: str, wanted: Sequence[str], here: Sequence[str]) -> Iterator[Res
         yield Result(net, key, OURS if own else who, peak / unit, 1, math.nan, bar, note)
 
 
-def run(nets: Sequence[str], wanted: Sequence[str], *, repeats: int, quick: bool, check: bool) -> Iterator[Result]:
+def run(nets: Sequence[str], wanted: Sequence[str], *, repeats: int, follow: int, check: bool) -> Iterator[Result]:
     """Yields all results, net by net."""
     here = list(peers.installed())
     for net in nets:
@@ -134,9 +135,9 @@ def run(nets: Sequence[str], wanted: Sequence[str], *, repeats: int, quick: bool
             yield from measure(clock, net, row)
         if check:
             print(*checked(work), sep="\n")
-        for key, cost, products, error, note in along_steps(bench, clock.cost, wanted, quick):
+        for key, cost, products, error, note in along_steps(bench, clock.cost, wanted, min(follow, 5)):
             yield Result(net, key, OURS, cost, products, error, BARS.get((key, net)), note)
-        for key, cost, products, error, note in tracked(bench, clock.cost, wanted, quick):
+        for key, cost, products, error, note in tracked(bench, clock.cost, wanted, follow):
             yield Result(net, key, OURS, cost, products, error, BARS.get((key, net)), note)
         yield from memory(net, wanted, here)
 
@@ -164,10 +165,12 @@ def show(results: Sequence[Result]) -> Table:
             for other in results
             if (other.net, other.row) == last and other.who != OURS
         )
+        note = each.note + (" [red]not first[/]" if beaten else "")
         table.add_row(
             each.net if new else "", TITLES[each.row] if new else "",
-            f"[bold]{each.who}[/]" if each.who == OURS else each.who, _number(each.gradients, ".2f" if each.gradients < 5 else ".1f"),
-            _number(each.products, "g"), _number(each.error, ".1e"), bar, each.note + (" [red]not first[/]" if beaten else ""),
+            f"[bold]{each.who}[/]" if each.who == OURS else each.who,
+            _number(each.gradients, ".2f" if each.gradients < 5 else ".1f"), _number(each.products, "g"),
+            _number(each.error, ".1e"), bar, note,
         )
     return table
 
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--nets", default="A,Ag,B,C", help="of A, Ag, B, C")
     parser.add_argument("--only", default=",".join(TITLES), help=f"of {', '.join(TITLES)}")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--follow", type=int, default=10, help="training steps that the tracker is followed for")
     parser.add_argument("--quick", action="store_true", help="every measurement once, fewer steps followed")
     parser.add_argument("--check", action="store_true", help="hold the references against ARPACK in float64")
     parser.add_argument("--json", type=Path, help="file that the results are written to as well")
@@ -206,8 +210,8 @@ def main() -> None:
     on = machine()
     print(", ".join(f"{key} {value}" for key, value in on.items()))
     begun = time.monotonic()
-    repeats = 1 if args.quick else args.repeats
-    results = list(run(nets, wanted, repeats=repeats, quick=args.quick, check=args.check))
+    repeats, follow = (1, 4) if args.quick else (args.repeats, args.follow)
+    results = list(run(nets, wanted, repeats=repeats, follow=follow, check=args.check))
     Console(width=170).print(show(results))
     print(f"{time.monotonic() - begun:.0f} s")
     if args.json:

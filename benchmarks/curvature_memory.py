@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from curvature_nets import NETS, Bench
 from torch import Tensor
+
+from curvature_nets import NETS, Bench
 
 CONTENDERS = ("gradient", "kept graph", "differences", "PyHessian", "hessian-eigenthings", "curvlinops")
 # Allocations above this come from the system and go back to it, so that the peak is that of the work.

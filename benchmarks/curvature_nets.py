@@ -89,7 +89,9 @@ class _Layer(nn.Module):
 class GPT(nn.Module):
     """A small pre-LayerNorm GPT on bytes, attention written out."""
 
-    def __init__(self, *, layers: int = 4, width: int = 128, heads: int = 4, context: int = 128, vocab: int = 256) -> None:
+    def __init__(
+        self, *, layers: int = 4, width: int = 128, heads: int = 4, context: int = 128, vocab: int = 256
+    ) -> None:
         super().__init__()
         self.token, self.place = nn.Embedding(vocab, width), nn.Parameter(torch.randn(context, width) * 0.02)
         self.layers = nn.Sequential(*[_Layer(width, heads) for _ in range(layers)])

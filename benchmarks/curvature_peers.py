@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from curvature_nets import Bench
 from torch import Tensor, nn
+
+from curvature_nets import Bench
 
 # name on the package index, name of the module
 PEERS = {
-    "scipy": "scipy", "curvlinops": "curvlinops", "PyHessian": "pyhessian", "hessian-eigenthings": "hessian_eigenthings",
+    "scipy": "scipy", "curvlinops": "curvlinops", "PyHessian": "pyhessian",
+    "hessian-eigenthings": "hessian_eigenthings",
 }
 PACKAGES = {**{name: name for name in PEERS}, "curvlinops": "curvlinops-for-pytorch"}
 Product = Callable[[Tensor], Tensor]
@@ -266,7 +268,7 @@ def _curvlinops_density(bench: Bench, steps: int, seed: int) -> Answer:
     from curvlinops.papyan2020traces.spectrum import lanczos_approximate_spectrum
 
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  it draws from the global stream
+    np.random.seed(seed)
     operator = curvlinops(bench)
     kind = type(operator)
     original = kind._matmat

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import curvature_peers as peers
 import numpy as np
 import torch
-from curvature_nets import Bench
-from curvature_peers import Answer, Contender
 from torch import Tensor
 
+import curvature_peers as peers
+from curvature_nets import Bench
+from curvature_peers import Answer, Contender
 from foreshock.curvature import Hessian, eigsh
 from foreshock.curvature.density import spectral_density
 from foreshock.curvature.directional import directional
@@ -80,7 +80,7 @@ class Work:
         return [weight for weight in found if isinstance(weight, Tensor)]
 
     def truth(self, key: str) -> list[float]:
-        """Returns "five" largest eigenvalues of H, or the "conditioned" one, by our own solver at a tolerance of 1e-6."""
+        """Returns the "five" largest of H, or the "conditioned" one, by our own solver at a tolerance of 1e-6."""
         if key not in self._found:
             operator = Hessian(self.bench.loss(), self.bench.params)
             if key == "five":
@@ -226,7 +226,9 @@ def checked(work: Work) -> list[str]:
         pairs = zip(found.values, work.truth(key), strict=True)
         worst = max(abs(ours / theirs - 1) for theirs, ours in pairs)
         values = ", ".join(f"{value:.6g}" for value in found.values)
-        lines.append(f"{work.bench.name} {key}: float64 ARPACK {values} ({found.products} products), ours off by {worst:.1e}")
+        lines.append(
+            f"{work.bench.name} {key}: float64 ARPACK {values} ({found.products} products), ours off by {worst:.1e}"
+        )
     return lines
 
 

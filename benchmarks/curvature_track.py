@@ -6,24 +6,25 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+
 from curvature_nets import Bench
 from curvature_peers import Answer
-
-from foreshock.curvature import Hessian
+from foreshock.curvature import Hessian, eigsh
 from foreshock.curvature.forward import StepCurvature, step_curvature
 from foreshock.curvature.space import dot
-from foreshock.stability import planned_step
+from foreshock.curvature.tracker import EdgeTracker
+from foreshock.stability import edge_weights, planned_step
 
 Cost = Callable[[Callable[[], Answer]], tuple[float, Answer]]
 Line = tuple[str, float, float, float, str]  # row, cost, products, error, note
 
 
-def along_steps(bench: Bench, cost: Cost, wanted: Sequence[str], quick: bool) -> Iterator[Line]:
+def along_steps(bench: Bench, cost: Cost, wanted: Sequence[str], steps: int) -> Iterator[Line]:
     """Yields the curvature along a few optimizer steps, from the loss after each, against exact products."""
     if "step" not in wanted:
         return
     costs, errors = [], []
-    for _ in range(2 if quick else 5):
+    for _ in range(steps):
         operator = Hessian(bench.loss(), bench.params)
         grads = operator.gradient()
         move = planned_step(bench.optimizer, grads)
@@ -49,6 +50,50 @@ def along_steps(bench: Bench, cost: Cost, wanted: Sequence[str], quick: bool) ->
     yield "step", statistics.median(costs), 0, statistics.median(errors), "median error, against d'Hd before the step"
 
 
-def tracked(bench: Bench, cost: Cost, wanted: Sequence[str], quick: bool) -> Iterator[Line]:
-    """Yields nothing yet."""
-    return iter(())
+def tracked(bench: Bench, cost: Cost, wanted: Sequence[str], steps: int) -> Iterator[Line]:
+    """Yields what readings of chi on the held batch cost and how good they are, while the net trains on.
+
+    A reading follows each of `steps` steps; the first, which starts cold and checks products and closure, is counted
+    apart. The truth is our own solver's at a tolerance of 1e-4, from a fresh start each time.
+    """
+    routes = {"tracker": "auto", "tracked differences": "differences"}
+    trackers = {
+        key: EdgeTracker(bench.optimizer, bench.loss, every=1, route=route)
+        for key, route in routes.items()
+        if key in wanted and (route == "auto" or bench.smooth)
+    }
+    if not trackers:
+        return
+    costs: dict[str, list[float]] = {key: [] for key in trackers}
+    counts: dict[str, list[int]] = {key: [] for key in trackers}
+    errors: dict[str, list[float]] = {key: [] for key in trackers}
+    for _ in range(steps + 1):
+        truth = _chi(bench)
+        for key, tracker in trackers.items():
+            spent, answer = cost(lambda tracker=tracker: _reading(tracker))  # type: ignore[misc]
+            costs[key].append(spent)
+            counts[key].append(answer.products)
+            errors[key].append(abs(float(answer.values[0]) / truth - 1))
+        bench.step()
+    for key in trackers:
+        close = sum(error <= 0.02 for error in errors[key][1:]) / steps
+        note = (
+            f"mean of {steps}; {close:.0%} within 2 %, the worst {max(errors[key][1:]):.1e} off; error: median; "
+            f"first reading {costs[key][0]:.1f}"
+        )
+        yield (
+            key, statistics.mean(costs[key][1:]), statistics.mean(counts[key][1:]), statistics.median(errors[key][1:]),
+            note,
+        )
+
+
+def _reading(tracker: EdgeTracker) -> Answer:
+    found = tracker.read()
+    return Answer([found.chi], found.matvecs)
+
+
+def _chi(bench: Bench) -> float:
+    operator = Hessian(bench.loss(), bench.params)
+    weights = edge_weights(bench.optimizer, operator.gradient())
+    found = eigsh(operator.conditioned(weights), tol=1e-4)
+    return float(found.values[0])
