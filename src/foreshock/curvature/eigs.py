@@ -35,7 +35,8 @@ class EigResult:
 
     Attributes:
         values: eigenvalues, shape (k,), float64: "LA" and "LM" from the largest down, "SA" from the smallest up, "BE"
-            the upper half from the largest down, then the lower half from the smallest up.
+            the upper half from the largest down, then the lower half from the smallest up; NaN at the end (and vectors
+            of zeros) where `max_matvecs` was below k.
         vectors: unit eigenvectors in the operator's coordinates, k lists of tensors shaped like the parameters.
         directions: the steps in parameters that they stand for: W^(1/2) u for a conditioned operator, else the vectors.
         residuals: |A u - value u|, shape (k,): some eigenvalue lies within that distance of the value.
@@ -198,6 +199,8 @@ class _Search:
         while krylov.matvecs < max_matvecs:
             if krylov.exhausted:
                 self._go_on()
+            elif krylov.full:
+                self._restart()
             krylov.step()
             if krylov.processed >= n:
                 self._judge(final=True)
@@ -210,8 +213,6 @@ class _Search:
             done = self._judge()
             if done and krylov.matvecs - begun >= at_least:
                 return
-            if krylov.full:
-                self._restart()
 
     def look_for_copies(self, max_matvecs: int) -> None:
         """Goes on from random directions until one of them brings nothing new to the values wanted."""
@@ -223,6 +224,7 @@ class _Search:
             if self.krylov.held + 8 >= self.krylov.capacity:
                 self._restart()
             if not self.krylov.admit(self.krylov.operator.space.normal(self.generator)):
+                self._judge(final=True)
                 return
             self.convergence, self._agreed = Convergence(self.tol), 0
             self.run(max_matvecs, at_least=2 * (4 + self.width))
@@ -240,11 +242,14 @@ class _Search:
         ritz, chosen, errors, done = self._found
         operator = self.krylov.operator
         rows = self.krylov.vectors(ritz.coefficients[:, chosen])
+        missing = self.k - len(chosen)  # where the products did not suffice for so many values
+        rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
         vectors = tuple(operator.space.pieces(row) for row in rows)
         stands = [operator.to_parameters(row.clone()) for row in rows]
         return EigResult(
-            ritz.values[chosen].copy(), vectors, tuple(operator.space.pieces(row) for row in stands),
-            ritz.residuals[chosen].copy(), errors, done, self.krylov.matvecs,
+            _padded(ritz.values[chosen], missing, math.nan), vectors,
+            tuple(operator.space.pieces(row) for row in stands), _padded(ritz.residuals[chosen], missing, math.inf),
+            _padded(errors, missing, math.inf), _padded(done, missing, False), self.krylov.matvecs,
             (float(ritz.values[-1]), float(ritz.values[0])), operator.notes,
         )
 
@@ -308,6 +313,10 @@ class _Search:
         self._hidden.forget()
         if crowded and self.width < 4 and krylov.admit(krylov.operator.space.normal(self.generator)):
             self.width += 1
+
+
+def _padded(found: np.ndarray, missing: int, value: float | bool) -> np.ndarray:
+    return np.concatenate([found, np.full(missing, value, dtype=found.dtype)])
 
 
 def _next(ritz: Ritz, end: str, chosen: np.ndarray) -> list[int]:
