@@ -19,8 +19,8 @@ from foreshock.stability import edge_weights
 # eigenvalue finds back to the top.
 FRESH = 50
 # How far a warm start is amplified before a reading counts, after steps in a row and after longer gaps: measured on
-# nets at the edge, 30 keeps 98-100 % of the readings within 2 % for 4 products, after 25 steps it takes 1000 and 8-11.
-NEAR, FAR = 30.0, 1000.0
+# nets, 10 keeps 97-100 % of the readings within 2 % for 3-5 products; after 25 steps it takes 1000 and 8-11.
+NEAR, FAR = 10.0, 1000.0
 CLOSE = 5  # steps that count as in a row
 ASYMMETRIC = 0.05  # see `symmetry_check`; exact products in float32 stay near 1e-6, in bfloat16 near 1e-2
 
