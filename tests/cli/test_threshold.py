@@ -76,7 +76,7 @@ def test_every_option_is_a_setting_of_some_optimizer():
         (("adam", "--nu", "1"), "error: Adam has no setting 'nu'"),
         (("adam", "--set", "lr"), "'lr' is not of the form name=value"),
         (("adam", "--set", "lr=fast"), "lr must be a number; given 'fast'"),
-        (("--lr", "1"), "but no optimizer"),
+        (("--lr", "1"), "but no optimizer"), (("adam", "--lr", "1", "--set", "lr=2"), "lr is given twice"),
         (("lion", "--set", "lr=nan"), "given nan"),
         (("s3",), "S3 has no usual lr"),
     ],

@@ -244,7 +244,20 @@ def test_a_whole_param_group_is_accepted():
 
 
 def test_an_lr_of_zero_never_goes_unstable():
-    assert stability_threshold("adam", lr=0).value == math.inf
+    found = stability_threshold("adam", lr=0)
+    assert found.value == math.inf
+    assert any("nothing moves" in each for each in found.assumptions)
+
+
+def test_a_decay_that_overshoots_by_itself_is_said():
+    found = stability_threshold("sgd", lr=0.1, weight_decay=100)
+    assert found.value == pytest.approx(2 / 0.1 - 100)
+    assert any("decay alone overshoots" in each for each in found.assumptions)
+
+
+def test_of_an_ascent_the_negative_hessian_counts():
+    assert stability_threshold("adam", lr=1e-3, maximize=True).quantity.startswith("lambda_max(P^-1 (-H))")
+    assert stability_threshold("sgd", lr=1e-3, maximize=True).quantity == "lambda_max(-H)"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +269,8 @@ def test_an_lr_of_zero_never_goes_unstable():
         ("sgd", {"lr": -1.0}, "lr must be at least 0; given -1"), ("sgd", {"lr": "fast"}, "must be a number"),
         ("sgd", {"nesterov": 2}, "nesterov is True or False"), ("nadam", {"step": 0}, "step must be at least 1"),
         ("s3", {}, "S3 has no usual lr: give lr=..."), ("lbfgs", {}, "no filter and no threshold"),
-        ("adam", {"betas": (0.9, 0.99, 0.9)}, "no setting 'beta3'"), ("muon", {"adjust_lr_fn": "x"}, "match_rms_adamw"),
+        ("adam", {"betas": (0.9, 0.99, 0.9)}, "no setting 'beta3'"), ("adam", {"betas": 0.9}, "betas is a pair"),
+        ("muon", {"adjust_lr_fn": "x"}, "match_rms_adamw"),
         ("sgd", {"lr": math.inf}, "given inf"), ("adam", {"lr": math.nan}, "given nan"),
         ("sgd", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "dampening": 0.1}, "nesterov needs dampening = 0"),
     ],

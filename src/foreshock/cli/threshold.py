@@ -93,7 +93,11 @@ def threshold(
 
     from foreshock.cli import console
 
-    given = {key: value for key, value in options.items() if value is not None} | more
+    given: dict[str, object] = {key: value for key, value in options.items() if value is not None}
+    twice = [key for key in more if key in given]
+    if twice:
+        raise click.UsageError(f"{twice[0]} is given twice, by --{twice[0].replace('_', '-')} and by --set")
+    given |= more
     if name is None or listed:
         if given:
             raise click.UsageError(f"{', '.join(given)} given, but no optimizer: foreshock threshold adam --lr 3e-4")
@@ -149,7 +153,7 @@ def _card(found: Threshold, given: dict[str, Any]) -> Table:
         "formula": escape(found.formula),
         "derivation": escape(found.derivation),
         "gain": f"q = Q(-1) = {plain(found.gain)}",
-        "period": f"{plain(found.period)} steps, of the oscillation that grows",
+        "period": _period(found.period),
         "settings": escape("  ".join(set_here) + ("  usual: " if set_here and usual else "") + "  ".join(usual)),
         "assumes": escape("\n".join(found.assumptions)),
         "source": escape(found.reference),
@@ -157,6 +161,14 @@ def _card(found: Threshold, given: dict[str, Any]) -> Table:
     for what, text in facts.items():
         rows.add_row(f"[bold]{what}[/]", text)
     return rows
+
+
+def _period(steps: float) -> str:
+    from foreshock.stability.wording import plain
+
+    if steps == float("inf"):
+        return "-"
+    return f"{plain(steps)} steps, of the oscillation that grows"
 
 
 def _list(found: list[Threshold]) -> Table:

@@ -47,6 +47,8 @@ def read(rule: Rule, preset: Settings, given: Mapping[str, object]) -> dict[str,
 
 def _flat(given: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     for name, value in given.items():
+        if name == "betas" and value is not None and (not isinstance(value, Sequence) or isinstance(value, str)):
+            raise UsageError(f"betas is a pair such as (0.9, 0.999), or beta1=...; given {value!r}")
         if name in PAIRS and isinstance(value, Sequence) and not isinstance(value, str):
             if len(value) > len(PAIRS[name]):
                 raise UsageError(f"{name} has at most {len(PAIRS[name])} numbers; given {value!r}")

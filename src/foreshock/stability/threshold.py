@@ -147,7 +147,8 @@ def _of_rule(rule: Rule, settings: dict[str, float], *, maximize: bool = False) 
         name=rule.name, value=value,
         quantity=_quantity("-H" if maximize else "H", denominator, coupled - subtracted),
         formula=formula, reference=rule.reference,
-        assumptions=(*_assumptions(denominator, found, known, rule), *rule.assumptions(known)), gain=known["q"],
+        assumptions=(*_assumptions(denominator, found, known), *_of_value(value, step_size), *rule.assumptions(known)),
+        gain=known["q"],
         settings=MappingProxyType({name: number for name, number in settings.items() if not math.isnan(number)}),
         formal=rule.formal, derivation=derivation_of(rule, formula, known, value),
         lr=step_size, decay=decay, period=found.period,
@@ -166,10 +167,18 @@ def _quantity(hessian: str, denominator: str, l2: float) -> str:
         hessian = f"({hessian} + {plain(l2)} I)"
     if denominator == "I":
         return f"lambda_max({hessian})"
+    if hessian.startswith("-"):
+        hessian = f"({hessian})"
     return f"lambda_max(P^-1 {hessian}), P = {denominator}"
 
 
-def _assumptions(denominator: str, found: CriticalStep, known: Mapping[str, float], rule: Rule) -> tuple[str, ...]:
+def _of_value(value: float, step_size: float) -> tuple[str, ...]:
+    if step_size == 0:
+        return ("the step size is 0: nothing moves, and nothing becomes unstable",)
+    return ("the weight decay alone overshoots: no step is stable unless H is negative",) if value < 0 else ()
+
+
+def _assumptions(denominator: str, found: CriticalStep, known: Mapping[str, float]) -> tuple[str, ...]:
     result = ["H changes slowly against the oscillation" if denominator == "I" else FROZEN]
     if math.isinf(found.k):
         result.append("the filter passes nothing at all")
