@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from foreshock.curvature.checks import symmetry_check
+from foreshock.curvature.checks import asymmetry_limit, symmetry_check
 from foreshock.curvature.edge import Edge, every_gradient, read_edge, trained
 from foreshock.curvature.hessian import Hessian
 from foreshock.errors import UsageError
@@ -22,7 +22,6 @@ FRESH = 50
 # nets, 10 keeps 97-100 % of the readings within 2 % for 3-5 products; after 25 steps it takes 1000 and 8-11.
 NEAR, FAR = 10.0, 1000.0
 CLOSE = 5  # steps that count as in a row
-ASYMMETRIC = 0.05  # see `symmetry_check`; exact products in float32 stay near 1e-6, in bfloat16 near 1e-2
 
 
 class EdgeTracker:
@@ -129,7 +128,7 @@ class EdgeTracker:
         if self.asymmetry is not None:
             return
         self.asymmetry = symmetry_check(self._hessian, self._generator)
-        if not self.asymmetry <= ASYMMETRIC:
+        if not self.asymmetry <= asymmetry_limit(self._hessian):
             raise UsageError(
                 f"the products with the Hessian are not symmetric: u'Hv and v'Hu differ by {self.asymmetry:.1%}; the "
                 "graph of this loss gives wrong second derivatives (a custom autograd function?). Try "

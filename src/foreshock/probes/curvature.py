@@ -18,13 +18,13 @@ from torch import Tensor
 from foreshock import distributed
 from foreshock.curvature import Edge, Hessian
 from foreshock.curvature.anatomy import anatomy
-from foreshock.curvature.checks import symmetry_check
+from foreshock.curvature.checks import asymmetry_limit, symmetry_check
 from foreshock.curvature.edge import read_edge
 from foreshock.curvature.forward import step_curvature
 from foreshock.curvature.graph import NotTwiceError
 from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.objective import Live
-from foreshock.curvature.tracker import ASYMMETRIC, CLOSE, FAR, NEAR
+from foreshock.curvature.tracker import CLOSE, FAR, NEAR
 from foreshock.errors import UsageError
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.probes.cadence import LEVELS, Cadence
@@ -252,7 +252,7 @@ class Curvature:
         """Returns chi of the loss times `share`, for the step with these gradients (None: as the state is stored)."""
         if not self._sound:
             apart = symmetry_check(hessian)
-            if not apart <= ASYMMETRIC:
+            if not apart <= asymmetry_limit(hessian):
                 raise UnavailableError(f"products with this Hessian are wrong: u'Hv and v'Hu differ by {apart:.1%}")
             self._sound = True
         live = moment.loss is not None
