@@ -90,7 +90,8 @@ def check_pairs(found: EigResult, matrix: Tensor, k: int) -> None:
     rounding = torch.finfo(matrix.dtype).eps
     u = torch.stack([flat(vector) for vector in found.vectors])
     assert found.values.shape == found.residuals.shape == found.errors.shape == found.converged.shape == (k,)
-    assert found.values.dtype == np.float64 and found.converged.dtype == bool
+    assert found.values.dtype == np.float64
+    assert found.converged.dtype == bool
     assert float((u @ u.T - torch.eye(k, dtype=DOUBLE)).abs().max()) < 100 * rounding
     again = torch.linalg.vector_norm(u @ a - torch.from_numpy(found.values)[:, None] * u, dim=1).numpy()
     np.testing.assert_allclose(found.residuals, again, rtol=0.02, atol=100 * rounding * size)
@@ -139,7 +140,8 @@ def test_one_eigenvalue_is_right_at_a_loose_tolerance(which: str, seed: int) -> 
         found = eigsh(ExplicitOperator(matrix), which=which, tol=1e-2, generator=drawn)
         errors += (relative(found, matrix, 1, which)[found.converged] / 1e-2).tolist()
     assert len(errors) > 0.95 * 400
-    assert np.mean(np.array(errors) <= 2.0) >= 0.97 and max(errors) < 10.0
+    assert np.mean(np.array(errors) <= 2.0) >= 0.97
+    assert max(errors) < 10.0
 
 
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE], ids=str)
@@ -198,7 +200,8 @@ def test_all_eigenvalues_of_small_operators(n: int, which: str, dtype: torch.dty
     matrix = symmetric(np.arange(n) - 1.3, seed=n, dtype=dtype)
     found = eigsh(ExplicitOperator(matrix), n, which=which, tol=1e-8)
     np.testing.assert_allclose(found.values, wanted(matrix, n, which), atol=1e-5 if dtype == SINGLE else 1e-12)
-    assert found.converged.all() and found.matvecs == n
+    assert found.converged.all()
+    assert found.matvecs == n
     check_pairs(found, matrix, n)
 
 
@@ -206,7 +209,8 @@ def test_all_eigenvalues_of_small_operators(n: int, which: str, dtype: torch.dty
 def test_multiples_of_the_identity_take_k_products(value: float) -> None:
     found = eigsh(operator([value] * 50), 3, tol=1e-8)
     np.testing.assert_allclose(found.values, [value] * 3, atol=1e-12)
-    assert found.converged.all() and found.matvecs <= 4
+    assert found.converged.all()
+    assert found.matvecs <= 4
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -217,7 +221,8 @@ def test_running_out_of_products_is_said(k: int) -> None:
         before = a.matvecs
         found = eigsh(a, k, tol=1e-8, max_matvecs=most)
         assert found.matvecs == a.matvecs - before <= most
-        assert not found.converged.all() and "not converged" in repr(found)
+        assert not found.converged.all()
+        assert "not converged" in repr(found)
         assert not (found.converged & (np.abs(found.values - true) > 1e-6)).any()
         assert len(found.values) == len(found.vectors) == len(found.residuals) == k
         assert np.isfinite(found.values).sum() == min(k, most)
@@ -279,7 +284,8 @@ def test_a_warm_start_on_the_wrong_eigenvector_is_left(seed: int) -> None:
     vectors = torch.linalg.eigh(a.matrix)[1]
     for wrong in (-2, -5, 0, 100):
         found = eigsh(a, warm_start=vectors[:, wrong], generator=torch.Generator().manual_seed(seed))
-        assert found.converged[0] and found.values[0] == pytest.approx(9.0, rel=2e-2)
+        assert found.converged[0]
+        assert found.values[0] == pytest.approx(9.0, rel=2e-2)
 
 
 @pytest.mark.parametrize("start", [torch.zeros(60, dtype=DOUBLE), torch.full((60,), 1e-200, dtype=DOUBLE)], ids=str)
@@ -294,8 +300,10 @@ def test_equal_generators_give_equal_results_and_the_global_stream_is_left() -> 
     other = eigsh(a, 2, generator=torch.Generator().manual_seed(5))
     again = eigsh(a, 2, generator=torch.Generator().manual_seed(5))
     assert torch.equal(torch.get_rng_state(), state)
-    assert (one.values == two.values).all() and torch.equal(flat(one.vectors[0]), flat(two.vectors[0]))
-    assert (other.values == again.values).all() and (other.values != one.values).any()
+    assert (one.values == two.values).all()
+    assert torch.equal(flat(one.vectors[0]), flat(two.vectors[0]))
+    assert (other.values == again.values).all()
+    assert (other.values != one.values).any()
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
@@ -305,7 +313,8 @@ def test_values_scale_with_the_operator(scale: float, dtype: torch.dtype) -> Non
     plain = eigsh(ExplicitOperator(matrix), 3, which="BE", tol=1e-4)
     scaled = eigsh(ExplicitOperator(matrix * scale), 3, which="BE", tol=1e-4)
     np.testing.assert_allclose(scaled.values, plain.values * scale, rtol=1e-4)
-    assert scaled.converged.all() and abs(scaled.matvecs - plain.matvecs) <= 3
+    assert scaled.converged.all()
+    assert abs(scaled.matvecs - plain.matvecs) <= 3
 
 
 @pytest.mark.parametrize("block", [1, 2, 5])

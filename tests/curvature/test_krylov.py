@@ -108,9 +108,11 @@ def test_residuals_are_those_of_the_ritz_vectors(dtype: torch.dtype) -> None:
 def test_an_invariant_space_exhausts_the_process_and_its_values_are_exact(dtype: torch.dtype) -> None:
     a = operator([5.0, 2.0, -1.0] + [0.0] * 57, seed=6, dtype=dtype)
     krylov = grown(a, 4)
-    assert krylov.exhausted and krylov.processed == 4  # three eigenvectors and the part in the kernel
+    assert krylov.exhausted
+    assert krylov.processed == 4
     np.testing.assert_allclose(krylov.ritz().values, [5.0, 2.0, 0.0, -1.0], atol=50 * ROUNDING[dtype])
-    assert krylov.admit(drawn(60, 9, dtype)) and not krylov.exhausted
+    assert krylov.admit(drawn(60, 9, dtype))
+    assert not krylov.exhausted
     krylov.step()
     check_relation(krylov, a.matrix)
 
