@@ -28,15 +28,14 @@ from foreshock.errors import (
 if TYPE_CHECKING:
     from foreshock import probes, report
     from foreshock.curvature import (
-        Edge,
         EdgeTracker,
         GaussNewton,
         Hessian,
-        edge,
         eigsh,
         generalized_sharpness,
         spectral_density,
     )
+    from foreshock.curvature.edge import Edge, edge
     from foreshock.detect import scan
     from foreshock.monitor import Monitor
     from foreshock.probes import every
