@@ -206,6 +206,30 @@ def test_what_is_not_reproduced_is_said_and_sets_the_exit_code(tmp_path, monkeyp
     assert json.loads(as_json.stdout)["claims"][0]["reproduced"] is False
 
 
+def test_a_folder_with_something_else_in_it_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(edge_of_stability, "train", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "chi.png").write_bytes(b"a picture of mine")
+    result = CliRunner().invoke(main, [*COMMAND, "--only", "gd", "--out", str(tmp_path / "mine")])
+    assert result.exit_code == 2
+    assert "holds no earlier reproduction of edge-of-stability; name another folder with --out" in result.output
+    assert (tmp_path / "mine" / "chi.png").read_bytes() == b"a picture of mine"
+
+
+def test_without_matplotlib_everything_but_the_figures_is_there(tmp_path, monkeypatch):
+    from importlib import util
+
+    real = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest))
+    for _ in range(2):  # the second replaces the first
+        result = CliRunner().invoke(
+            main, [*COMMAND, "--only", "gd", "--steps", "3", "--seed", "0", "--out", str(tmp_path / "here")]
+        )
+        assert result.exit_code == 0, result.output
+    assert "pip install 'foreshock[figures]'" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["claims.json", "gd-seed-0"]
+
+
 def test_papers_and_trainings_are_listed():
     listed = CliRunner().invoke(main, ["reproduce"])
     assert "edge-of-stability" in listed.output

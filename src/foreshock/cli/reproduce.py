@@ -20,7 +20,7 @@ NOT_REPRODUCED = 1
 @click.command(short_help="Train a paper's experiments here and check its claims; exit 1 if one fails.")
 @click.argument("name", metavar="[PAPER]", required=False)
 @click.option(
-    "--seed", "seeds", multiple=True, type=int, default=(0, 1), show_default=True,
+    "--seed", "seeds", multiple=True, type=click.IntRange(0, 2**32 - 1), default=(0, 1), show_default=True,
     help="Seed of the trainings. Repeatable; each claim must hold for all of them.",
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Steps of every training, in place of its own number.")
@@ -65,9 +65,10 @@ def reproduce(
             rows.add_row(f"[bold]{each}[/]", title)
         console.print_table(rows)
         return
-    from foreshock.papers.experiment import Request
+    from foreshock.papers.experiment import Request, check_room
 
     directory = out if out is not None else Path("runs") / experiment.name
+    check_room(experiment, directory)
     outcome = _train(experiment, Request(**asked))  # type: ignore[arg-type]
     written = _write(experiment, outcome, directory)
     if as_json:

@@ -18,7 +18,9 @@ from foreshock.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Outcome", "Progress", "Request", "write"]
+__all__ = ["Experiment", "Outcome", "Progress", "Request", "check_room", "write"]
+
+CLAIMS = "claims.json"
 
 Progress = Callable[[float, str], None]
 """Called as (share of all work that is done, what is going on)."""
@@ -94,9 +96,7 @@ def write(
     """
     for place in outcome.runs:
         _make_room(directory / place, experiment.name)
-    for place, run in outcome.runs.items():
-        run.save(directory / place)
-    claims = directory / "claims.json"
+    claims = directory / CLAIMS
     directory.mkdir(parents=True, exist_ok=True)
     facts = {
         "paper": experiment.name, "source": experiment.source, "remarks": outcome.remarks,
@@ -104,6 +104,8 @@ def write(
         "trainings": [dict(zip(outcome.columns, row, strict=True)) for row in outcome.rows],
     }
     claims.write_text(json.dumps(_plain(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    for place, run in outcome.runs.items():
+        run.save(directory / place)
     written = [claims]
     if formats:
         for name, figure in outcome.figures().items():
@@ -111,6 +113,25 @@ def write(
                 written.append(directory / f"{name}.{kind}")
                 save(figure, written[-1])
     return written
+
+
+def check_room(experiment: Experiment, directory: Path) -> None:
+    """Looks whether a reproduction can be written to a folder, before time is spent on one.
+
+    Raises:
+        RunError: the folder holds something, and no `claims.json` of an earlier reproduction of this paper.
+    """
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    try:
+        earlier = json.loads((directory / CLAIMS).read_text(encoding="utf-8"))["paper"]
+    except (OSError, ValueError, LookupError, TypeError):
+        earlier = None
+    if earlier != experiment.name:
+        raise RunError(
+            f"{directory} is not empty and holds no earlier reproduction of {experiment.name}; name another folder "
+            "with --out"
+        )
 
 
 def _make_room(place: Path, paper: str) -> None:
