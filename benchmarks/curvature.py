@@ -1,10 +1,10 @@
 """What curvature costs, against those who measure it too: the same nets, batches and weights, paired, in one process.
 
-Run with `python benchmarks/curvature.py [--quick] [--nets A,B] [--only top,five] [--json PATH]`. The unit is one plain
-gradient (forward and backward) of the same loss on the same batch, taken before and after whatever is measured, in CPU
-time on one thread; printed is the median over repetitions of the quotient. Errors are relative, the worst of the
-repetitions (each from another random start): of products against float64, of eigenvalues against our own solver at a
-tolerance of 1e-6, which `--check` holds against ARPACK in float64.
+Run with `python benchmarks/curvature.py [--quick] [--all] [--nets A,B] [--only top,five] [--json PATH]`. The unit is
+one plain gradient (forward and backward) of the same loss on the same batch, taken before and after whatever is
+measured, in CPU time on one thread; printed is the median over repetitions of the quotient. Errors are relative, the
+worst of the repetitions (each from another random start): of products against float64, of eigenvalues against our own
+solver at a tolerance of 1e-6, which `--check` holds against ARPACK in float64. Memory is in gradients as well.
 
 Nets: A an MLP on digits, Ag the same with GELU, B a GPT of 0.87 M parameters, C a convolutional net with GroupNorm,
 each after some Adam (`curvature_nets.py`). Peers: `pip install -e '.[peers]'`; those not installed are left out.
@@ -31,11 +31,11 @@ import curvature_memory
 import curvature_peers as peers
 from curvature_nets import NETS, Bench
 from curvature_peers import Answer, Contender
-from curvature_rows import BARS, OURS, TITLES, Row, Work, checked, rows
-from curvature_track import along_steps, tracked
+from curvature_rows import BARS, LEFT_OUT, OURS, TITLES, Row, Work, checked, rows
+from curvature_track import FORWARD, along_steps, tracked
 
 SHORT = 0.05  # seconds of gradients taken before and after each measurement, at least one
-LEVEL = 0.97  # of our cost: what a peer must be below to count as faster; the rest is noise
+LEVEL = 0.95  # of our cost: what a peer must be below to count as faster; the rest is noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,31 +114,32 @@ def memory(net: str, wanted: Sequence[str], here: Sequence[str]) -> Iterator[Res
         print(f"memory on {net} is left out: {why}")
         return
     for who in curvature_memory.CONTENDERS[1:]:
-        own = who in ("kept graph", "differences")
+        own = who in curvature_memory.OURS
         key = "memory of differences" if who == "differences" else "memory"
         if key not in wanted or (not own and who not in here) or (who == "differences" and not smooth):
             continue
         peak, why = curvature_memory.measure(net, who)
         note = why or f"{peak:.0f} MiB; a gradient takes {unit:.0f}"
         bar = BARS.get((key, net)) if own else None
-        yield Result(net, key, OURS if own else who, peak / unit, 1, math.nan, bar, note)
+        yield Result(net, key, f"{OURS}, {who}" if own else who, peak / unit, 1, math.nan, bar, note)
 
 
-def run(nets: Sequence[str], wanted: Sequence[str], *, repeats: int, follow: int, check: bool) -> Iterator[Result]:
+def run(args: argparse.Namespace) -> Iterator[Result]:
     """Yields all results, net by net."""
     here = list(peers.installed())
-    for net in nets:
+    for net in args.nets:
+        wanted = [row for row in args.only if args.all or (row, net) not in LEFT_OUT]
         bench = NETS[net]()
         clock, work = Clock(bench), Work(bench, here)
-        print(f"{net}: a gradient takes {clock.gradient * 1e3:.1f} ms of CPU")
-        for row in rows(work, wanted, repeats):
+        print(f"{net}: a gradient takes {clock.gradient * 1e3:.1f} ms of CPU", flush=True)
+        for row in rows(work, wanted, args.repeats):
             yield from measure(clock, net, row)
-        if check:
+        if args.check:
             print(*checked(work), sep="\n")
-        for key, cost, products, error, note in along_steps(bench, clock.cost, wanted, min(follow, 5)):
-            yield Result(net, key, OURS, cost, products, error, BARS.get((key, net)), note)
-        for key, cost, products, error, note in tracked(bench, clock.cost, wanted, follow):
-            yield Result(net, key, OURS, cost, products, error, BARS.get((key, net)), note)
+        for key, who, cost, products, error, note in (
+            *along_steps(bench, clock.cost, wanted, 5), *tracked(bench, clock.cost, wanted, args.follow)
+        ):
+            yield Result(net, key, who, cost, products, error, BARS.get((key, net)) if who == OURS else None, note)
         yield from memory(net, wanted, here)
 
 
@@ -163,13 +164,13 @@ def show(results: Sequence[Result]) -> Table:
         beaten = each.who == OURS and any(
             other.gradients < LEVEL * each.gradients and not other.error > 0.02
             for other in results
-            if (other.net, other.row) == last and other.who != OURS
+            if (other.net, other.row) == last and other.who not in (OURS, FORWARD)
         )
         note = each.note + (" [red]not first[/]" if beaten else "")
         table.add_row(
             each.net if new else "", TITLES[each.row] if new else "",
             f"[bold]{each.who}[/]" if each.who == OURS else each.who,
-            _number(each.gradients, ".2f" if each.gradients < 5 else ".1f"), _number(each.products, "g"),
+            _number(each.gradients, ".2f" if each.gradients < 5 else ".1f"), _number(each.products, ".3g"),
             _number(each.error, ".1e"), bar, note,
         )
     return table
@@ -196,22 +197,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", default="A,Ag,B,C", help="of A, Ag, B, C")
     parser.add_argument("--only", default=",".join(TITLES), help=f"of {', '.join(TITLES)}")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--follow", type=int, default=10, help="training steps that the tracker is followed for")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--follow", type=int, default=6, help="training steps that the tracker is followed for")
     parser.add_argument("--quick", action="store_true", help="every measurement once, fewer steps followed")
+    parser.add_argument("--all", action="store_true", help="every row on every net, three times as long")
     parser.add_argument("--check", action="store_true", help="hold the references against ARPACK in float64")
     parser.add_argument("--json", type=Path, help="file that the results are written to as well")
     args = parser.parse_args()
-    nets, wanted = args.nets.split(","), args.only.split(",")
-    for name, known in [*((net, NETS) for net in nets), *((row, TITLES) for row in wanted)]:
+    args.nets, args.only = args.nets.split(","), args.only.split(",")
+    for name, known in [*((net, NETS) for net in args.nets), *((row, TITLES) for row in args.only)]:
         if name not in known:
             parser.error(f"{name!r} is none of {', '.join(known)}")
+    if args.quick:
+        args.repeats, args.follow = 1, 3
     torch.set_num_threads(1)
     on = machine()
     print(", ".join(f"{key} {value}" for key, value in on.items()))
     begun = time.monotonic()
-    repeats, follow = (1, 4) if args.quick else (args.repeats, args.follow)
-    results = list(run(nets, wanted, repeats=repeats, follow=follow, check=args.check))
+    results = []
+    for each in run(args):
+        results.append(each)
+        print(f"  {each.net} {TITLES[each.row]}: {each.who} {each.gradients:.2f}", flush=True)
     Console(width=170).print(show(results))
     print(f"{time.monotonic() - begun:.0f} s")
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,6 +10,7 @@ import torch
 
 from curvature_nets import Bench
 from curvature_peers import Answer
+from curvature_rows import OURS
 from foreshock.curvature import Hessian, eigsh
 from foreshock.curvature.forward import StepCurvature, step_curvature
 from foreshock.curvature.space import dot
@@ -16,14 +18,15 @@ from foreshock.curvature.tracker import EdgeTracker
 from foreshock.stability import edge_weights, planned_step
 
 Cost = Callable[[Callable[[], Answer]], tuple[float, Answer]]
-Line = tuple[str, float, float, float, str]  # row, cost, products, error, note
+Line = tuple[str, str, float, float, float, str]  # row, by whom, cost, products, error, note
+FORWARD = "a forward pass, the least"
 
 
 def along_steps(bench: Bench, cost: Cost, wanted: Sequence[str], steps: int) -> Iterator[Line]:
     """Yields the curvature along a few optimizer steps, from the loss after each, against exact products."""
     if "step" not in wanted:
         return
-    costs, errors = [], []
+    costs, floors, errors = [], [], []
     for _ in range(steps):
         operator = Hessian(bench.loss(), bench.params)
         grads = operator.gradient()
@@ -42,19 +45,28 @@ def along_steps(bench: Bench, cost: Cost, wanted: Sequence[str], steps: int) -> 
             return Answer()
 
         costs.append(cost(work)[0])
+        floors.append(cost(lambda: _forward(bench))[0])
         errors.append(abs(found[0].bend / truth - 1))
         with torch.no_grad():
             for param, old in zip(bench.params, held, strict=True):
                 param.copy_(old)
         bench.step()
-    yield "step", statistics.median(costs), 0, statistics.median(errors), "median error, against d'Hd before the step"
+    note = "median error, against d'Hd before the step"
+    yield "step", OURS, statistics.median(costs), 0, statistics.median(errors), note
+    yield "step", FORWARD, statistics.median(floors), 0, math.nan, ""
+
+
+def _forward(bench: Bench) -> Answer:
+    with torch.no_grad():
+        bench.loss()
+    return Answer()
 
 
 def tracked(bench: Bench, cost: Cost, wanted: Sequence[str], steps: int) -> Iterator[Line]:
     """Yields what readings of chi on the held batch cost and how good they are, while the net trains on.
 
     A reading follows each of `steps` steps; the first, which starts cold and checks products and closure, is counted
-    apart. The truth is our own solver's at a tolerance of 1e-4, from a fresh start each time.
+    apart. The truth is our own solver's at a tolerance of 1e-3, from a fresh start each time.
     """
     routes = {"tracker": "auto", "tracked differences": "differences"}
     trackers = {
@@ -82,8 +94,8 @@ def tracked(bench: Bench, cost: Cost, wanted: Sequence[str], steps: int) -> Iter
             f"first reading {costs[key][0]:.1f}"
         )
         yield (
-            key, statistics.mean(costs[key][1:]), statistics.mean(counts[key][1:]), statistics.median(errors[key][1:]),
-            note,
+            key, OURS, statistics.mean(costs[key][1:]), statistics.mean(counts[key][1:]),
+            statistics.median(errors[key][1:]), note,
         )
 
 
@@ -95,5 +107,5 @@ def _reading(tracker: EdgeTracker) -> Answer:
 def _chi(bench: Bench) -> float:
     operator = Hessian(bench.loss(), bench.params)
     weights = edge_weights(bench.optimizer, operator.gradient())
-    found = eigsh(operator.conditioned(weights), tol=1e-4)
+    found = eigsh(operator.conditioned(weights), tol=1e-3)
     return float(found.values[0])

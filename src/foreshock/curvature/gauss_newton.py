@@ -143,7 +143,7 @@ class _Graph:
         self._pulled = list(found)
         self.gradient: list[Tensor | None] = [None if grad is None else grad.detach() for grad in found]
 
-    def multiply(self, vector: Sequence[Tensor]) -> list[Tensor | None]:
+    def multiply(self, vector: Sequence[Tensor], *, last: bool = False) -> list[Tensor | None]:
         if any(param._version != seen for param, seen in zip(self._params, self._versions, strict=True)):
             raise UsageError(moved("the outputs were computed, so their graph no longer belongs to them"))
         places = [i for i, grad in enumerate(self._pulled) if grad is not None and grad.requires_grad]
@@ -152,8 +152,10 @@ class _Graph:
         pulled = [grad for grad in self._pulled if grad is not None and grad.requires_grad]
         with silent(self.facts), explained():
             (pushed,) = torch.autograd.grad(pulled, self._u, [vector[i] for i in places], retain_graph=True)
-            (curved,) = torch.autograd.grad(self._slope, self._leaf, pushed, retain_graph=True)
-            return list(torch.autograd.grad(self._outputs, self._params, curved, retain_graph=True, allow_unused=True))
+            (curved,) = torch.autograd.grad(self._slope, self._leaf, pushed, retain_graph=not last)
+            return list(
+                torch.autograd.grad(self._outputs, self._params, curved, retain_graph=not last, allow_unused=True)
+            )
 
     def restricted(self, places: Sequence[int]) -> _Graph:
         block = object.__new__(_Graph)
