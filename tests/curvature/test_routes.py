@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foreshock.curvature import Hessian
+from foreshock.curvature.checks import asymmetry_limit
 from foreshock.curvature.differences import Differences
 from foreshock.curvature.objective import Repeatable
 from foreshock.errors import UsageError
@@ -126,6 +127,40 @@ def test_a_function_with_a_derivative_is_compared_once_and_keeps_the_exact_route
     hessian = Hessian(lambda: Right.apply(w.exp()).sum(), [w])
     assert relative(hessian @ torch.ones(2, dtype=torch.float64), 4 * torch.exp(2 * w.detach())) < 1e-12
     assert any("compared with differences" in note and "RightBackward" in note for note in hessian.notes)
+    assert asymmetry_limit(hessian) < 0.01  # compared with differences, not made of them
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_derivative_of_which_a_small_part_is_missing_is_found(dtype) -> None:
+    """One that moves the product along the gradient by 3 %."""
+
+    class Tanh(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return torch.tanh(x)
+
+        @staticmethod
+        def backward(ctx, g):
+            return g * (1 - torch.tanh(ctx.saved_tensors[0].detach()) ** 2)
+
+    generator = torch.Generator().manual_seed(0)
+    a, b, x = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((4, 6), (6, 3), (20, 4)))
+    params = [(0.3 * each).requires_grad_() for each in (a, b)]
+
+    def hessian(function) -> Hessian:
+        return Hessian(lambda: (function(x @ params[0]) @ params[1]).square().sum(), params)
+
+    def mostly(x: Tensor) -> Tensor:
+        return 0.9 * torch.tanh(x) + 0.1 * Tanh.apply(x)
+
+    truth, found = hessian(torch.tanh), hessian(mostly)
+    gradient = truth.gradient()
+    missed = Hessian((mostly(x @ params[0]) @ params[1]).square().sum(), params) @ gradient
+    flat = [torch.cat([each.flatten() for each in product]) for product in (truth @ gradient, found @ gradient, missed)]
+    assert 0.01 < relative(flat[2], flat[0]) < 0.05
+    assert relative(flat[1], flat[0]) < (1e-6 if dtype == torch.float64 else 5e-3)
+    assert any("TanhBackward" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("function", [Once, Constant])
