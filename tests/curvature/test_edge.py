@@ -251,7 +251,8 @@ def test_training_is_stable_just_below_and_unstable_just_above_the_edge(momentum
         optimizer = optim.SGD(mine, lr=factor * most, momentum=momentum)
         for _ in range(800):
             theta = flat(mine)
-            stepped(optimizer, mine, [piece.view_as(p) for piece, p in zip((a @ theta).split([6, 3]), mine, strict=True)])
+            pieces = (a @ theta).split([6, 3])
+            stepped(optimizer, mine, [piece.view_as(p) for piece, p in zip(pieces, mine, strict=True)])
         sizes.append(float(flat(mine) @ a @ flat(mine)))
     assert sizes[0] < 1.0
     assert sizes[1] > 1e6
