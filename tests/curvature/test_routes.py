@@ -145,8 +145,8 @@ def test_a_derivative_of_which_a_small_part_is_missing_is_found(dtype) -> None:
             return g * (1 - torch.tanh(ctx.saved_tensors[0].detach()) ** 2)
 
     generator = torch.Generator().manual_seed(0)
-    a, b, x = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((4, 6), (6, 3), (20, 4)))
-    params = [(0.3 * each).requires_grad_() for each in (a, b)]
+    a, b, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, 6), (6, 3), (20, 4)))
+    x, params = x.to(dtype), [(0.3 * each).to(dtype).requires_grad_() for each in (a, b)]
 
     def hessian(function) -> Hessian:
         return Hessian(lambda: (function(x @ params[0]) @ params[1]).square().sum(), params)
