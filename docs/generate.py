@@ -54,7 +54,8 @@ def names() -> str:
     for name in foreshock.__all__:
         value = getattr(foreshock, name)
         text = "The installed version." if isinstance(value, str) else inspect.getdoc(value) or ""
-        first = re.split(r"(?<=[^.]\.)\s", text.replace("\n", " "), maxsplit=1)[0]
+        paragraph = re.sub(r"::$", ".", text.partition("\n\n")[0])
+        first = re.split(r"(?<=[^.]\.)\s", paragraph.replace("\n", " "), maxsplit=1)[0]
         cell = first.replace("|", "\\|")
         call = '()' if callable(value) and not inspect.isclass(value) else ''
         rows.append(f"| `{name}{call}` | {cell} |\n")

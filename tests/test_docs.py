@@ -47,6 +47,15 @@ def test_the_readme_runs_from_top_to_bottom(loop):
     assert Path("a.html").stat().st_size > 10_000
 
 
+def test_the_guide_to_curvature_runs_from_top_to_bottom():
+    guide = (ROOT / "docs" / "curvature.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks(guide, "python"):
+            exec(compile(block, "curvature.md", "exec"), names)
+    assert "exact" in names
+
+
 def test_the_run_format_reads_with_numpy_alone(loop):
     exec(compile(blocks(README, "python")[0], "README.md", "exec"), loop)
     (reader,) = blocks((ROOT / "docs" / "run-format.md").read_text(encoding="utf-8"), "python")
@@ -94,3 +103,11 @@ def test_the_detector_of_ones_own_finds_what_it_was_told_to(example, capsys):
     (event,) = example("own_detector.py")()
     assert (event.onset, event.end) == (2, 3)
     assert "steps" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lr", [1.0, 0.01])
+def test_the_training_that_is_told_its_learning_rate_takes_it(example, lr, capsys):
+    (_, first, _), *later = example("track_the_edge.py")(lr, 60)
+    assert (first > 2) if lr == 1.0 else (first < 0.1)
+    assert all(0.5 < chi < 1 for _, chi, _ in later)
+    assert "stable up to lr" in capsys.readouterr().out
