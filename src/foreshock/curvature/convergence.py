@@ -12,7 +12,7 @@ _UNLIKELY = 0.01  # share of 1/n that a random start is trusted to have of an ei
 _INFORMED = 1e-4  # share in the Ritz vector from which on a start counts as better than random
 # Where a second value of such a size is in sight there are often more, as at the edge of stability, and a gradient has
 # to be amplified as well: without, a third of the readings there are more than 1 % off, with it a tenth.
-_NEAR, _CROWD = 0.8, 100.0
+_NEAR, _CROWD = 0.9, 100.0
 _CAREFUL = 10000  # dimension up to which not even a gradient is taken to know anything: certainty is cheap there
 
 
