@@ -419,6 +419,16 @@ def test_a_flat_loss_has_chi_zero_and_no_largest_lr() -> None:
     assert found.max_stable_lr == math.inf
 
 
+def test_a_learning_rate_of_zero_says_nothing_about_the_largest() -> None:
+    params, _, loss = bowl(0)
+    optimizer = optim.Adam(params, lr=0.1)
+    optimizer.param_groups[0]["lr"] = 0.0  # as in the first step of a warm-up
+    found = edge(loss, optimizer)
+    assert (found.chi, found.threshold, found.change) == (0.0, math.inf, 0.0)
+    assert math.isnan(found.max_stable_lr)
+    assert math.isnan(found.sharpness)
+
+
 def test_negative_curvature_alone_gives_a_negative_chi() -> None:
     param = nn.Parameter(torch.ones(5, dtype=DOUBLE))
     found = edge(lambda: -param.square().sum(), optim.SGD([param], lr=0.1), tol=TIGHT)
@@ -459,5 +469,8 @@ def test_bad_input_is_refused_by_name() -> None:
         edge(loss, optim.LBFGS(params))
     with pytest.raises(UsageError, match="requires a gradient"):
         edge(loss, optim.SGD([torch.zeros(3)], lr=0.1))
+    for wrong in (None, params, loss):
+        with pytest.raises(UsageError, match="optimizer must be"):
+            edge(loss, wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError):
         edge(lambda: params[1].log().sum() / 0.0, optimizer)

@@ -13,7 +13,15 @@ import torch
 from scipy.sparse.linalg import eigsh as scipy_eigsh
 from torch import Tensor
 
-from foreshock.curvature import EigResult, ExplicitOperator, Hessian, Operator, eigsh
+from foreshock.curvature import (
+    EigResult,
+    ExplicitOperator,
+    Hessian,
+    Operator,
+    eigsh,
+    generalized_sharpness,
+    spectral_density,
+)
 from foreshock.errors import UsageError
 from tests.curvature.matrices import operator, outliers, symmetric
 from tests.curvature.zoo import case, dense
@@ -338,6 +346,13 @@ def test_products_that_are_not_finite_are_refused() -> None:
     matrix[4, 4] = torch.nan
     with pytest.raises(UsageError, match="NaN or infinity"):
         eigsh(ExplicitOperator(matrix))
+
+
+@pytest.mark.parametrize("solver", [eigsh, spectral_density, generalized_sharpness])
+def test_what_is_no_operator_is_named(solver: Callable[[object], object]) -> None:
+    for given in (torch.eye(3), lambda: torch.zeros(())):
+        with pytest.raises(UsageError, match=rf"{solver.__name__}\(operator\): .*got {type(given).__name__}"):
+            solver(given)
 
 
 @pytest.mark.parametrize(("settings", "said"), [

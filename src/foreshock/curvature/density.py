@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreshock.curvature.operator import Operator
+from foreshock.curvature.operator import Operator, checked
 from foreshock.curvature.space import norm
 from foreshock.curvature.trace import Estimate
 from foreshock.errors import UsageError
@@ -158,6 +158,7 @@ def spectral_density(
     >>> found.matvecs, round(found.highest, 4), found.mass(8, 10).standard_error < 0.02
     (1000, 9.0, True)
     """
+    checked(operator, "spectral_density")
     for name, number in (("steps", steps), ("probes", probes)):
         if not isinstance(number, int) or number < 1:
             raise UsageError(f"spectral_density({name}=...): must be a positive integer, got {number!r}")

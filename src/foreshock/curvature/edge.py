@@ -16,6 +16,7 @@ from foreshock.curvature.hessian import Hessian
 from foreshock.curvature.operator import Diagonal, Operator
 from foreshock.errors import UsageError
 from foreshock.stability import EdgeWeights, edge_weights, planned_step
+from foreshock.stability.twins import members
 
 MAX_MATVECS = 100  # products after which a reading is given as it is, not converged
 AMPLIFIED = 1000.0  # see `convergence.Hidden`
@@ -31,7 +32,7 @@ class Edge:
         threshold: of S = lambda_max(P^-1 (H + l2)); with several in the parameter groups, the one that the top
             eigenvector feels, 1 / sum_i u_i^2 / threshold_i.
         max_stable_lr: learning rate of the first group, the others in proportion, at which chi would be 1 with the
-            same denominators; infinite where no curvature is positive.
+            same denominators; infinite where no curvature is positive, NaN where that rate is 0 just now.
         chi_gradient: form P, g'W H g / g'g (Bai et al. 2025, arXiv 2506.04805).
         chi_gradient_sym: form S, (Wg)'H(Wg) / g'Wg, never above chi.
         chi_step: form U, delta'H delta / (-2 g'delta) of the step about to be taken; NaN where it goes uphill.
@@ -129,12 +130,10 @@ def trained(optimizer: Optimizer | Sequence[Optimizer]) -> list[Tensor]:
     """Returns the parameters of one or several optimizers that require gradients, group after group.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or it is no optimizer.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    params = [
-        param for each in optimizers for group in each.param_groups for param in group["params"] if param.requires_grad
-    ]
+    groups = [group for each in members(optimizer) for group in each.param_groups]
+    params = [param for group in groups for param in group["params"] if param.requires_grad]
     if not params:
         raise UsageError("optimizer: none of its parameters requires a gradient, so there is no curvature to measure")
     return params
@@ -142,11 +141,10 @@ def trained(optimizer: Optimizer | Sequence[Optimizer]) -> list[Tensor]:
 
 def every_gradient(optimizer: Optimizer | Sequence[Optimizer], hessian: Hessian) -> list[Tensor | None]:
     """Returns the gradient of the operator's loss for each parameter of the optimizer, None for those not trained."""
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     known = {id(param): grad for param, grad in zip(hessian.params, hessian.gradient(), strict=True)}
     return [
         None if id(param) not in known else known[id(param)].to(param.dtype)
-        for each in optimizers for group in each.param_groups for param in group["params"]
+        for each in members(optimizer) for group in each.param_groups for param in group["params"]
     ]
 
 
@@ -269,11 +267,12 @@ def _max_stable_lr(optimizer: Optimizer | Sequence[Optimizer], chi: float, decou
     Args:
         decoupled: lr omega, as the top eigenvector feels it.
     """
-    first = optimizer if isinstance(optimizer, Optimizer) else next(iter(optimizer))
+    first = members(optimizer)[0]
+    lr = float(first.param_groups[0].get("lr", math.nan))
     below = chi * (2.0 - decoupled) + decoupled
-    if not chi > 0.0 or not below > 0.0:
-        return math.inf
-    return float(first.param_groups[0].get("lr", math.nan)) * 2.0 / below
+    if not lr > 0.0:
+        return math.nan
+    return lr * 2.0 / below if chi > 0.0 and below > 0.0 else math.inf
 
 
 def _direction(given: Edge | EigResult | Sequence[Tensor]) -> Sequence[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foreshock.curvature.convergence import Convergence, Hidden
 from foreshock.curvature.krylov import Krylov, Ritz
-from foreshock.curvature.operator import Operator
+from foreshock.curvature.operator import Operator, checked
 from foreshock.curvature.space import norm
 from foreshock.errors import UsageError
 
@@ -109,6 +109,7 @@ def eigsh(
     >>> eigsh(ExplicitOperator(torch.diag(torch.tensor([3.0, 1.0, -7.0], dtype=torch.float64)))).values
     array([3.])
     """
+    checked(operator, "eigsh")
     n = operator.space.n
     end = _ENDS.get(which)
     if end is None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from foreshock.curvature.eigs import eigsh
-from foreshock.curvature.operator import ExplicitOperator, Operator
+from foreshock.curvature.operator import ExplicitOperator, Operator, checked
 from foreshock.curvature.space import Space, dot
 from foreshock.errors import UsageError
 
@@ -106,6 +106,7 @@ def generalized_sharpness(
     Source: Islamov et al. 2026, arXiv 2603.05002 (S_N and the Frank-Wolfe idea); the shift, the turning of entries and
     the exact small cases are this library's.
     """
+    checked(operator, "generalized_sharpness")
     if norm not in NORMS:
         raise UsageError(f"generalized_sharpness(norm=...): one of {', '.join(NORMS)}, got {norm!r}")
     if restarts < 0 or max_matvecs < 1:

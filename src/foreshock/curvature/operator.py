@@ -153,6 +153,19 @@ class Operator(ABC):
         return f"{type(self).__name__}(n={self.space.n}, dtype={str(self.dtype).removeprefix('torch.')})"
 
 
+def checked(operator: object, call: str) -> None:
+    """Raises for what is no operator.
+
+    Raises:
+        UsageError: names the call that it was given to.
+    """
+    if not isinstance(operator, Operator):
+        raise UsageError(
+            f"{call}(operator): an operator is needed, such as Hessian(loss, params) or ExplicitOperator(matrix), got "
+            f"{type(operator).__name__}"
+        )
+
+
 class ExplicitOperator(Operator):
     """The operator of a symmetric matrix, shape (n, n), on one parameter of n elements or on `params`."""
 
