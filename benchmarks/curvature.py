@@ -126,7 +126,7 @@ def memory(net: str, wanted: Sequence[str], here: Sequence[str]) -> Iterator[Res
 
 def run(args: argparse.Namespace) -> Iterator[Result]:
     """Yields all results, net by net."""
-    here = list(peers.installed())
+    here = [] if args.alone else list(peers.installed())
     for net in args.nets:
         wanted = [row for row in args.only if args.all or (row, net) not in LEFT_OUT]
         bench = NETS[net]()
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--follow", type=int, default=6, help="training steps that the tracker is followed for")
     parser.add_argument("--quick", action="store_true", help="every measurement once, fewer steps followed")
     parser.add_argument("--all", action="store_true", help="every row on every net, three times as long")
+    parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--check", action="store_true", help="hold the references against ARPACK in float64")
     parser.add_argument("--json", type=Path, help="file that the results are written to as well")
     args = parser.parse_args()
