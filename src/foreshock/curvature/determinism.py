@@ -99,7 +99,7 @@ def live_notes(objective: Live, facts: Anatomy) -> list[str]:
             "with"
         )
     elif not objective.roots:
-        notes.append("random numbers drawn for this loss (dropout) are fixed at what they were")
+        notes.append("whatever random numbers this loss drew (dropout) are held at what they were")
     if facts.batch_statistics:
         notes.append("batch normalisation in train mode: the curvature couples the samples of this batch")
     return notes
