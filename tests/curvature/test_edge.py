@@ -181,7 +181,7 @@ def test_mixed_groups_and_optimizers_share_one_edge() -> None:
 # ---- every optimizer, at several moments of its life, against dense matrices
 
 
-@pytest.mark.parametrize("steps", [0, 1, 8])
+@pytest.mark.parametrize("steps", [0, 7])
 @pytest.mark.parametrize("case", TORCH + OTHERS + MATRICES, ids=label)
 def test_all_numbers_are_those_of_dense_matrices(case: tuple[type, dict[str, object]], steps: int) -> None:
     optimizer, params, _ = built(case, seed=steps)
@@ -329,7 +329,7 @@ def trained(how: str, kind: type, settings: dict[str, object]) -> list[Tensor]:
     optimizer = kind(model.parameters(), **settings)
     torch.manual_seed(1)
     noise = []
-    for _ in range(6):
+    for _ in range(4):
         optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
         if how == "live":
@@ -347,8 +347,7 @@ def trained(how: str, kind: type, settings: dict[str, object]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", [
-    (optim.SGD, {"lr": 0.1, "momentum": 0.9}), (optim.Adam, {"lr": 0.01}), (optim.NAdam, {"lr": 0.01}),
-    (optim.Adafactor, {"lr": 0.01}), (optim.ASGD, {"lr": 0.1}),
+    (optim.SGD, {"lr": 0.1, "momentum": 0.9}), (optim.NAdam, {"lr": 0.01}), (optim.Adafactor, {"lr": 0.01}),
 ], ids=label)
 @pytest.mark.parametrize("how", ["live", "closure", "both"])
 def test_training_goes_on_bitwise_as_if_nothing_had_been_read(how: str, case: tuple[type, dict[str, object]]) -> None:
