@@ -15,6 +15,7 @@ from foreshock.cli import main
 from foreshock.errors import MissingExtraError, UsageError
 from foreshock.papers import edge_of_stability
 from foreshock.papers.digits import digits, one_thread
+from foreshock.papers.edge_figures import chi
 from foreshock.papers.edge_of_stability import BATCHES, BETAS, CONFIGURATIONS, QUICK, STATEMENTS, judge, reproduce
 from foreshock.papers.edge_training import Reading, Trace, _batches, train
 from foreshock.papers.experiment import Request
@@ -188,6 +189,15 @@ def test_the_command_trains_judges_draws_and_writes(tmp_path, monkeypatch):
     assert steps.tolist() == [0, 25, 50]
     assert np.isfinite(chi).all()
     assert run.meta["paper"] == "edge-of-stability"
+
+
+def test_figures_of_many_seeds_say_the_range_that_chi_settles_in():
+    values = {0: [1.0, 1.02], 1: [1.0, 0.97], 2: [1.0, 1.0], 3: [1.0, 1.01]}
+    few = chi({seed: {"gd": trace("gd", values[seed])} for seed in (0, 1)})
+    many = chi({seed: {"gd": trace("gd", each)} for seed, each in values.items()})
+    assert "settles at 1.02, 0.97" in [text.get_text() for text in few.axes[0].texts]
+    assert "settles at 0.97 to 1.02" in [text.get_text() for text in many.axes[0].texts]
+    assert "pale: seeds 1, 2, 3" in many.get_supxlabel()
 
 
 def test_what_is_not_reproduced_is_said_and_sets_the_exit_code(tmp_path, monkeypatch):

@@ -20,7 +20,6 @@ __all__ = ["chi", "figures", "sharpness", "variations"]
 Traces = Mapping[int, Mapping[str, Trace]]  # seed -> configuration -> trace
 
 
-
 class Panel(NamedTuple):
     """A training's panel: heading, settings in grey, and the colour that means this optimizer in every figure."""
 
@@ -42,7 +41,8 @@ BATCHES = {"adam": "500", "batch-250": "250", "batch-100": "100", "batch-32": "3
 BETAS = {"adam": "0.999", "adam-beta2-0.99": "0.99", "adam-beta2-0.9": "0.9", "adam-beta2-0.5": "0.5"}
 RAMP = ((0x7A, 0x2F, 0x86), (0xC4, 0x3B, 0x6B), (0xE2, 0x74, 0x3A), (0xC9, 0x9A, 0x1E))
 CEILING = 1.5  # of chi
-LABEL = 0.09  # height of a label in units of chi
+HIGHER = 2.25  # where beta2 is small: chi goes up to 2.1 there, seeds 0 to 3
+LABEL = 0.06  # height of a label, as a share of the axis
 
 
 def figures(traces: Traces) -> dict[str, Figure]:
@@ -63,8 +63,7 @@ def chi(traces: Traces) -> Figure | None:
             for shade, runs in zip(_shades(traces), traces.values(), strict=True):
                 _line(axes, runs[name], lambda reading: reading.chi, colour, shade)
             axes.set(ylim=(0, CEILING), yticks=[0, 0.5, 1, 1.5])
-            settled = ", ".join(f"{runs[name].settled():.2f}" for runs in traces.values())
-            _corner(axes, f"settles at {settled}", colour)
+            _corner(axes, f"settles at {_listed([runs[name].settled() for runs in traces.values()])}", colour)
         figure.supylabel(r"$\chi$, sharpness in units of the threshold", fontsize=8)
     return figure
 
@@ -98,22 +97,26 @@ def variations(traces: Traces) -> Figure | None:
     """Returns chi over steps for Adam in smaller and smaller batches, and with a faster and faster second moment."""
     first = next(iter(traces.values()))
     sides = [
-        (title, detail, shown)
-        for title, detail, labels in (("Batch size", "Adam", BATCHES), ("\u03b2\u2082", "Adam, full batch", BETAS))
+        (title, detail, shown, ceiling)
+        for title, detail, labels, ceiling in (
+            ("Batch size", "Adam", BATCHES, CEILING), ("\u03b2\u2082", "Adam, full batch", BETAS, HIGHER)
+        )
         if len(shown := {name: label for name, label in labels.items() if name in first}) > 1
     ]
     if not sides:
         return None
     with blank(WIDTH / 2 * len(sides), 2.3) as figure:
-        for axes, (title, detail, labels) in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+        for axes, side in zip(figure.subplots(1, len(sides), squeeze=False)[0], sides, strict=True):
+            title, detail, labels, ceiling = side
             heading(axes, title, detail)
-            edge_line(axes)
-            axes.set(ylim=(0, CEILING), yticks=[0, 0.5, 1, 1.5], xlabel="step", ylabel=r"$\chi$ on all samples")
+            edge_line(axes, "edge" if labels is sides[0][2] else "")
+            ticks = [step / 2 for step in range(int(2 * ceiling) + 1)]
+            axes.set(ylim=(0, ceiling), yticks=ticks, xlabel="step", ylabel=r"$\chi$ on all samples")
             ends = []
             for place, name in enumerate(labels):
                 _line(axes, first[name], lambda reading: reading.chi, _ramp(place, len(labels)), 1.0)
                 ends.append(statistics.median(reading.chi for reading in first[name].readings[-5:]))
-            for place, (height, label) in enumerate(zip(spread(ends, LABEL), labels.values(), strict=True)):
+            for place, (height, label) in enumerate(zip(spread(ends, LABEL * ceiling), labels.values(), strict=True)):
                 axes.annotate(
                     label, (1, height), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                     fontsize=7, va="center", color=_ramp(place, len(labels)), annotation_clip=False,
@@ -136,7 +139,7 @@ def _panels(traces: Traces, names: Sequence[str], *, sharey: bool) -> Iterator[t
         for axes, name in zip(grid, names, strict=False):
             heading(axes, PANELS[name].title, PANELS[name].settings)
         first, *others = traces
-        pale = f" (strong: seed {first}; pale: seed {', '.join(map(str, others))})" if others else ""
+        pale = f" (strong: seed {first}; pale: {_seeds(others)})" if others else ""
         figure.supxlabel(f"step{pale}", fontsize=8)
         yield figure, list(grid[:count])
 
@@ -152,7 +155,7 @@ def _line(axes: Axes, trace: Trace, value: Callable[[Reading], float], colour: s
     kept = [each for each in trace.readings if each.step]
     axes.plot(
         [each.step for each in kept], [value(each) for each in kept], color=colour, alpha=shade,
-        linewidth=1.1 if shade == 1 else 0.8,
+        linewidth=1.1 if shade == 1 else 0.8, zorder=3 if shade == 1 else 2,
     )
     axes.set_xlim(0, max(len(trace.losses), 1))
     axes.xaxis.set_major_locator(_ticks())
@@ -166,6 +169,19 @@ def _ticks() -> Any:
 
 def _corner(axes: Axes, text: str, colour: str) -> None:
     axes.text(0.985, 0.06, text, transform=axes.transAxes, ha="right", fontsize=7, color=colour)
+
+
+def _listed(values: Sequence[float]) -> str:
+    """Returns up to three values one by one, more as the range that they fill."""
+    if len(values) <= 3:
+        return ", ".join(f"{value:.2f}" for value in values)
+    return " to ".join(dict.fromkeys((f"{min(values):.2f}", f"{max(values):.2f}")))
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) > 6:
+        return f"{len(seeds)} other seeds"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _shades(traces: Traces) -> list[float]:
