@@ -123,4 +123,6 @@ def main() -> None:
         foreshock scan runs/train --json
     Know when an optimizer goes unstable:
         foreshock threshold adam --lr 3e-4
+    Check a paper's claims on this machine:
+        foreshock reproduce edge-of-stability
     """

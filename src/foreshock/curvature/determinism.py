@@ -66,11 +66,9 @@ def verify(
         names = ", ".join(moving_norms(objective.roots)) or "a batch normalisation"
         if mode == "check":
             raise UsageError(
-                f"{names} is in train mode: the loss depends on the statistics of its batch, and each evaluation "
-                "moves the "
-                "running ones; call model.eval(), or pass deterministic='fix' for the curvature of this very batch, "
-                "with "
-                "the buffers put back"
+                f"{names} is in train mode: the loss depends on the statistics of its batch, and each evaluation moves "
+                "the running ones; call model.eval(), or pass deterministic='fix' for the curvature of this very "
+                "batch, with the buffers put back"
             )
         notes.append(f"batch statistics of {names}: the curvature couples the samples of a batch; buffers are put back")
     other, turned = _second(objective, None if mode == "fix" else objective.after, gradient if drawn else None)
@@ -79,8 +77,7 @@ def verify(
     if not turned <= _TURNED:
         raise UsageError(
             f"the closure is not deterministic: its loss repeats, its gradient differs by {turned:.1%}; it draws "
-            "random "
-            "numbers that its backward pass uses; pass deterministic='fix' to replay one draw"
+            "random numbers that its backward pass uses; pass deterministic='fix' to replay one draw"
         )
     if drawn and mode == "fix":
         notes.append("random numbers are drawn, and replayed: the curvature belongs to one draw of them")
@@ -145,8 +142,7 @@ def _reason(objective: Repeatable, first: float, second: float, drawn: bool, mod
     if mode == "fix":
         return (
             f"{values}, although its random numbers were replayed and its modules' buffers put back: it keeps a state "
-            "of its own "
-            "(an iterator, a counter), or the data does; compute the loss of one fixed batch"
+            "of its own (an iterator, a counter), or the data does; compute the loss of one fixed batch"
         )
     if names:
         return (
@@ -155,13 +151,11 @@ def _reason(objective: Repeatable, first: float, second: float, drawn: bool, mod
     if drawn:
         return (
             f"{values}. It draws random numbers (dropout, augmentation, sampling); switch them off with model.eval(), "
-            "or pass "
-            "deterministic='fix' to replay one draw"
+            "or pass deterministic='fix' to replay one draw"
         )
     return (
         f"{values}, and draws no random numbers: its data moves on (next() on an iterator), or a state it keeps does; "
-        "compute "
-        "the loss of one fixed batch"
+        "compute the loss of one fixed batch"
     )
 
 

@@ -99,8 +99,7 @@ class _Composite:
         if not isinstance(outputs, Tensor):
             raise UsageError(
                 f"outputs: must be one tensor, got {type(outputs).__name__}; for a model that returns more, give a "
-                "closure "
-                "that picks it"
+                "closure that picks it"
             )
         if not outputs.requires_grad:
             raise UsageError("outputs: they have no graph: detached, computed under no_grad, or from frozen parameters")

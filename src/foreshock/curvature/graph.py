@@ -110,8 +110,8 @@ def not_twice(what: str) -> str:
     """Returns the message for a graph with a node that has no second derivative."""
     return (
         f"the graph of the loss cannot be differentiated twice because of {what}; compute it eagerly and with "
-        "attention "
-        "under sdpa_kernel(SDPBackend.MATH), or give a closure, so that this is done for you, or route='differences'"
+        "attention under sdpa_kernel(SDPBackend.MATH), or give a closure, so that this is done for you, or "
+        "route='differences'"
     )
 
 

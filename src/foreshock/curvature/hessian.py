@@ -30,13 +30,11 @@ class Hessian(LossCurvature):
             dropout and batch normalisation, and put back as it was.
         route: "auto", "kept", "fresh", "differences" or "central", see `routes`.
         deterministic: "check" evaluates a closure twice and refuses what differs, "fix" replays its random numbers,
-            "trust"
-            spares the second evaluation.
+            "trust" spares the second evaluation.
 
     Raises:
         UsageError: at construction or at the first product; the message says what is wrong with the arguments, the
-            loss,
-            its gradient or its graph, and what to do.
+            loss, its gradient or its graph, and what to do.
 
     >>> import torch
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)

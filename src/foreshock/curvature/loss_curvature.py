@@ -278,8 +278,7 @@ class LossCurvature(Operator):
             if not bool(torch.isfinite(piece).all()):
                 raise UsageError(
                     f"{what} is NaN or infinite {although}, first in params[{i}], of shape {tuple(piece.shape)}; look "
-                    "for "
-                    "sqrt, norm, log or a power at 0, and for overflow"
+                    "for sqrt, norm, log or a power at 0, and for overflow"
                 )
 
 

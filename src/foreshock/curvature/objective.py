@@ -215,8 +215,7 @@ def scalar(loss: object, whose: str) -> Tensor:
     if not loss.requires_grad:
         raise UsageError(
             f"{whose} {verb} a loss with a graph, but this tensor has none: it was detached, computed under no_grad, "
-            "or from "
-            "parameters that do not require gradients"
+            "or from parameters that do not require gradients"
         )
     return loss.reshape(()) if loss.dim() else loss
 

@@ -273,6 +273,5 @@ def _no_static_wrapper(objective: Live, facts: Anatomy) -> None:
         known = "with static_graph=True" if wrappers else "(pass model= if it has no static_graph=True)"
         raise NotTwiceError(
             f"the loss was computed through a DistributedDataParallel {known}, whose next gradients would be wrong; "
-            "give a "
-            "closure, which is then run on the module inside"
+            "give a closure, which is then run on the module inside"
         )
