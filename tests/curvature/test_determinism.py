@@ -165,7 +165,7 @@ def test_a_live_loss_has_a_fixed_mask_and_says_so() -> None:
     assert any("Dropout" in note and "fixed mask" in note for note in hessian.notes)
     assert any("batch normalisation in train mode" in note for note in hessian.notes)
     assert torch.equal(hessian @ hessian.start(), hessian @ hessian.start())
-    assert any("fixed" in note for note in Hessian(loss_of(model)(), list(model.parameters())).notes)
+    assert any("held at what they were" in note for note in Hessian(loss_of(model)(), list(model.parameters())).notes)
 
 
 def test_an_unknown_mode_is_refused() -> None:

@@ -92,8 +92,7 @@ def live_notes(objective: Live, facts: Anatomy) -> list[str]:
     dropping = ", ".join(dropping_modules(objective.roots))
     if facts.dropout or dropping:
         notes.append(
-            f"dropout{f' ({dropping})' if dropping else ''} is active: a fixed mask, the one this loss was computed "
-            "with"
+            f"dropout{f' ({dropping})' if dropping else ''} is active: a fixed mask, the one this loss had"
         )
     elif not objective.roots:
         notes.append("whatever random numbers this loss drew (dropout) are held at what they were")
