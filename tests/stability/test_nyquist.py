@@ -36,6 +36,23 @@ def test_the_probe_agrees_with_the_closed_forms_in_running_optimizers(case, dtyp
     assert probed.error < 1e-7
 
 
+@pytest.mark.parametrize("shapes", [((4, 3), (1,), ()), ((1,), (), (1, 1))], ids=["others", "alone"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", [
+    (optim.RMSprop, {"lr": 0.05, "weight_decay": 0.3}), (optim.Adam, {"lr": 0.01, "weight_decay": 0.3}),
+    (optim.Adagrad, {"lr": 0.1, "weight_decay": 0.4}), (optim.AdamW, {"lr": 0.01, "weight_decay": 0.3}),
+], ids=label)
+def test_a_parameter_of_one_entry_decays_as_the_others_do(case, seed, shapes):
+    """By itself it shows no difference between decay through the gradient, past the denominator, and direct decay."""
+    optimizer, params, gradients = built(case, shapes=shapes, seed=seed)
+    for _ in range(6):
+        stepped(optimizer, params, gradients())
+    grads = gradients()
+    weights, probed = edge_weights(optimizer, grads), nyquist_probe(optimizer, grads)
+    assert probed.l2 == pytest.approx(weights.l2, rel=1e-4)
+    assert probed.decays == pytest.approx([lr * o for lr, o in zip(weights.lrs, weights.omega, strict=True)], rel=1e-4)
+
+
 class Unknown(Slow):
     """Two averages in a row over a second moment, coupled and decoupled decay: nothing the table knows."""
 

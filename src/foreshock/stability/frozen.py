@@ -74,22 +74,31 @@ class Frozen:
         start = [each * self._small for each in self.theta]
         moves = self._step(0.0, at=start)
         again = self._step(0.0)  # from zero: only what a momentum took up from the decay still moves
-        result = []
+        result: list[tuple[float, float] | None] = []
+        single: list[tuple[int, Tensor, Tensor]] = []
         for move, late, first, begin in zip(moves, again, response, start, strict=True):
             told = begin != 0
             direct = -move[told] / begin[told]
             if not direct.numel() or not bool((direct.abs() > NOISE).any()):
                 result.append((0.0, 0.0))
                 continue
-            through = direct / first[told]
-            coupled = bool((first[told] > 0).all()) and (bool(late.any()) or _spread(through) < 0.1 * _spread(direct))
-            if coupled and _spread(through) < UNEVEN:
-                result.append((float(through.median()), 0.0))
-            elif not coupled and _spread(direct) < UNEVEN:
-                result.append((0.0, float(direct.median())))
+            through, positive = direct / first[told], bool((first[told] > 0).all())
+            if direct.numel() == 1 and positive and not bool(late.any()):
+                single.append((len(result), through, direct))
+                result.append(None)
+                continue
+            coupled = positive and (bool(late.any()) or _spread(through) < 0.1 * _spread(direct))
+            result.append(_decay(coupled, through, direct))
+        known = [each for each in result if each is not None]
+        for place, through, direct in single:  # one entry shows no spread: it decays as others of the optimizer do
+            like = [(abs(float(through) - l2), True) for l2, _ in known if l2 > 0]
+            like += [(abs(float(direct) - alone), False) for _, alone in known if alone > 0]
+            if like:
+                result[place] = _decay(min(like)[1], through, direct)
             else:
-                result.append((float("nan"), float("nan")))
-        return result
+                throughs, directs = torch.cat([each[1] for each in single]), torch.cat([each[2] for each in single])
+                result[place] = _decay(_spread(throughs) < 0.1 * _spread(directs), through, direct)
+        return [each for each in result if each is not None]
 
     def complaint(self, response: Sequence[Tensor], l2: Sequence[float], decays: Sequence[float]) -> str:
         """Returns why the response is not that of a linear elementwise optimizer, or an empty string.
@@ -276,6 +285,14 @@ def _close(seen: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float) -
         bool(((one - two).abs() <= tolerance * two.abs() + torch.finfo(one.dtype).tiny).all())
         for one, two in zip(seen, wanted, strict=True)
     )
+
+
+def _decay(coupled: bool, through: Tensor, direct: Tensor) -> tuple[float, float]:
+    """Returns (l2, 1 - a), NaN where the entries do not agree."""
+    told = through if coupled else direct
+    if not _spread(told) < UNEVEN:
+        return float("nan"), float("nan")
+    return (float(told.median()), 0.0) if coupled else (0.0, float(told.median()))
 
 
 def _spread(values: Tensor) -> float:
