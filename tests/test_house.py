@@ -42,7 +42,10 @@ TORCH_SIDE: dict[str, set[str]] = {
     "papers": {"curvature", "stability", "run"},
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.
-FRONT: dict[str, set[str]] = {"cli": {"script", "demo", "papers", "report", "detect", "run", "stability"}, "__main__": {"cli"}}
+FRONT: dict[str, set[str]] = {
+    "cli": {"script", "demo", "papers", "report", "detect", "run", "stability"},
+    "__main__": {"cli"},
+}
 ALLOWED = RECORD_SIDE | TORCH_SIDE | FRONT
 
 
