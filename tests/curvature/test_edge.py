@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-from foreshock.curvature import Edge, edge
+from foreshock.curvature import Edge, EdgeTracker, Hessian, edge
 from foreshock.errors import UsageError
 from foreshock.stability import edge_weights, planned_step
 from tests.curvature.matrices import symmetric
@@ -473,3 +473,18 @@ def test_bad_input_is_refused_by_name() -> None:
             edge(loss, wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError):
         edge(lambda: params[1].log().sum() / 0.0, optimizer)
+
+
+def test_an_operator_takes_the_place_of_the_loss_and_keeps_its_options() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.3), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    x = torch.randn(40, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    closure = lambda: model(x).square().mean()  # noqa: E731
+    with pytest.raises(UsageError, match="deterministic='fix'"):
+        edge(closure, optimizer)
+    replayed = Hessian(closure, list(model.parameters()), deterministic="fix")
+    found = edge(replayed, optimizer)
+    dense = torch.linalg.eigvalsh(replayed.dense().double())
+    assert found.chi == pytest.approx(float(dense[-1]) * 0.1 / 2, rel=2e-2)
+    assert EdgeTracker(optimizer, replayed).read().chi == pytest.approx(found.chi, rel=3e-2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from foreshock.curvature.directional import directional
 from foreshock.curvature.eigs import EigResult, solve
 from foreshock.curvature.hessian import Hessian
+from foreshock.curvature.loss_curvature import LossCurvature
 from foreshock.curvature.operator import Diagonal, Operator
 from foreshock.errors import UsageError
 from foreshock.stability import EdgeWeights, edge_weights, planned_step
@@ -85,7 +87,7 @@ class Edge:
 
 
 def edge(
-    loss: Tensor | Callable[[], Tensor],
+    loss: Tensor | Callable[[], Tensor] | tuple[Tensor, Callable[[], Tensor]] | LossCurvature,
     optimizer: Optimizer | Sequence[Optimizer],
     *,
     tol: float = 1e-2,
@@ -100,7 +102,9 @@ def edge(
     denominators, as it will when the optimizer steps.
 
     Args:
-        loss: the loss with its graph, a function that computes it, or both as (loss, function), see `Hessian`.
+        loss: the loss with its graph, a function that computes it, or both as (loss, function), see `Hessian`; or an
+            operator on the optimizer's trained parameters: a `Hessian` of a whole data set or one that replays its
+            random numbers, a `GaussNewton`.
         optimizer: any that `edge_weights` can read, or several over different parameters.
         tol: relative error wanted of chi.
         warm_start: an earlier reading on the same batch, or its direction in parameters.
@@ -119,11 +123,11 @@ def edge(
     """
     if not 0.0 < tol < 1.0:
         raise UsageError(f"edge(tol=...): a relative error between 0 and 1 is needed, got {tol!r}")
-    hessian = Hessian(loss, trained(optimizer))
-    with hessian:
-        weights = edge_weights(optimizer, every_gradient(optimizer, hessian), max_norm=max_norm)
+    curvature = loss if isinstance(loss, LossCurvature) else Hessian(loss, trained(optimizer))
+    with nullcontext() if curvature is loss else curvature:
+        weights = edge_weights(optimizer, every_gradient(optimizer, curvature), max_norm=max_norm)
         warm = [] if warm_start is None else [_direction(warm_start)]
-        return read_edge(hessian, weights, optimizer, tol=tol, warm=warm, forms=forms)
+        return read_edge(curvature, weights, optimizer, tol=tol, warm=warm, forms=forms)
 
 
 def trained(optimizer: Optimizer | Sequence[Optimizer]) -> list[Tensor]:
@@ -139,9 +143,9 @@ def trained(optimizer: Optimizer | Sequence[Optimizer]) -> list[Tensor]:
     return params
 
 
-def every_gradient(optimizer: Optimizer | Sequence[Optimizer], hessian: Hessian) -> list[Tensor | None]:
+def every_gradient(optimizer: Optimizer | Sequence[Optimizer], curvature: LossCurvature) -> list[Tensor | None]:
     """Returns the gradient of the operator's loss for each parameter of the optimizer, None for those not trained."""
-    known = {id(param): grad for param, grad in zip(hessian.params, hessian.gradient(), strict=True)}
+    known = {id(param): grad for param, grad in zip(curvature.params, curvature.gradient(), strict=True)}
     return [
         None if id(param) not in known else known[id(param)].to(param.dtype)
         for each in members(optimizer) for group in each.param_groups for param in group["params"]

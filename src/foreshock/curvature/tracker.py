@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from foreshock.curvature.checks import asymmetry_limit, symmetry_check
 from foreshock.curvature.edge import Edge, every_gradient, read_edge, trained
 from foreshock.curvature.hessian import Hessian
+from foreshock.curvature.loss_curvature import LossCurvature
 from foreshock.errors import UsageError
 from foreshock.stability import edge_weights
 
@@ -40,7 +41,8 @@ class EdgeTracker:
 
     Args:
         optimizer: one that `edge_weights` can read, or several over different parameters.
-        closure: computes the loss of the held batch.
+        closure: computes the loss of the held batch; or an operator made of one, such as `Hessian(closure, params,
+            deterministic="fix")`, which replays its dropout.
         every: steps from one reading to the next.
         tol: relative error wanted of chi.
         route: of the products, see `Hessian`: "differences" costs half and needs no second derivative, on smooth nets.
@@ -54,7 +56,7 @@ class EdgeTracker:
     def __init__(
         self,
         optimizer: Optimizer | Sequence[Optimizer],
-        closure: Callable[[], Tensor],
+        closure: Callable[[], Tensor] | LossCurvature,
         *,
         every: int = 10,
         tol: float = 2e-2,
@@ -65,13 +67,17 @@ class EdgeTracker:
             raise UsageError(f"EdgeTracker(every=...): a positive integer is needed, got {every!r}")
         if not 0.0 < tol < 1.0:
             raise UsageError(f"EdgeTracker(tol=...): a relative error between 0 and 1 is needed, got {tol!r}")
-        if not callable(closure):
+        if not callable(closure) and not isinstance(closure, LossCurvature):
             raise UsageError(
                 f"EdgeTracker(optimizer, closure): a function that computes the loss of the held batch is needed, got "
                 f"{type(closure).__name__}"
             )
-        self.optimizer, self.closure, self.every, self.tol, self.forms = optimizer, closure, every, tol, forms
-        self._hessian = Hessian(closure, trained(optimizer), route=route)
+        self.optimizer, self.every, self.tol, self.forms = optimizer, every, tol, forms
+        self._hessian: LossCurvature
+        if isinstance(closure, LossCurvature):
+            self._hessian = closure
+        else:
+            self._hessian = Hessian(closure, trained(optimizer), route=route)
         self._generator = torch.Generator(self._hessian.device).manual_seed(0)
         self.asymmetry: float | None = None
         self.last: Edge | None = None
@@ -116,7 +122,9 @@ class EdgeTracker:
         self._since = 0
         return found
 
-    def _whole_gradient(self, hessian: Hessian, apply: Callable[[Sequence[Tensor]], list[Tensor]]) -> list[Tensor]:
+    def _whole_gradient(
+        self, hessian: LossCurvature, apply: Callable[[Sequence[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
         """Returns the step in parameters that the gradient stands for, W g, on the trained parameters."""
         everything = every_gradient(self.optimizer, hessian)
         params = [p for each in _listed(self.optimizer) for group in each.param_groups for p in group["params"]]
