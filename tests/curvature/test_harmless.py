@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from foreshock.curvature import Hessian
+from foreshock.curvature import Hessian, edge, eigsh
 from foreshock.curvature.harmless import harmless
 from foreshock.errors import UsageError
+from tests.curvature.zoo import case
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 ROUTES = ("kept", "fresh", "differences", "central")
@@ -330,3 +331,26 @@ def test_the_graph_of_the_users_own_backward_survives_buffers_that_are_put_back(
     Hessian(lambda: model(x).square().mean(), params, deterministic="fix") @ [torch.ones_like(p) for p in params]
     loss.backward()
     assert all(p.grad is not None for p in params)
+
+
+@pytest.mark.parametrize("how", ["live", "closure"])
+def test_a_graph_is_let_go_of_without_the_garbage_collector(how: str) -> None:
+    """In a cycle the activations of every reading would stay until the collector happens to run."""
+    loss = case("tanh, mse")
+    optimizer = torch.optim.Adam(loss.params)
+    held: list[weakref.ref[Tensor]] = []
+
+    def computed() -> Tensor:
+        value = loss.closure()
+        held.append(weakref.ref(value))
+        return value
+
+    gc.collect()
+    gc.disable()
+    try:
+        edge(computed() if how == "live" else computed, optimizer)
+        eigsh(Hessian(computed() if how == "live" else computed, loss.params))
+        assert held
+        assert [each() for each in held] == [None] * len(held)
+    finally:
+        gc.enable()

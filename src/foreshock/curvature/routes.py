@@ -190,7 +190,8 @@ class Dispatcher:
         self._wanted, self._build = wanted, build
         self._smooth = False
         self.detours: list[str] = []
-        self._ways: list[Callable[[], Route]] = []
+        # each is given the dispatcher: one that held it would keep the graph of a loss until the garbage collector runs
+        self._ways: list[Callable[[Dispatcher], Route]] = []
         for objective in objectives:
             self._ways += self._ways_of(objective)
         if not self._ways:
@@ -199,28 +200,28 @@ class Dispatcher:
                 "'kept' only"
             )
 
-    def _ways_of(self, objective: Live | Repeatable) -> list[Callable[[], Route]]:
+    def _ways_of(self, objective: Live | Repeatable) -> list[Callable[[Dispatcher], Route]]:
         build = self._build
 
-        def kept() -> Route:
-            return Kept(objective, self.space, build)
+        def kept(own: Dispatcher) -> Route:
+            return Kept(objective, own.space, build)
 
         if isinstance(objective, Live):
             return [kept] if self._wanted in ("auto", "kept") else []
         repeatable = objective
 
-        def fresh() -> Route:
+        def fresh(own: Dispatcher) -> Route:
             repeatable.exact = True
-            return Fresh(repeatable, self.space, build)
+            return Fresh(repeatable, own.space, build)
 
-        def exact() -> Route:
+        def exact(own: Dispatcher) -> Route:
             repeatable.exact = True
-            return Kept(repeatable, self.space, build)
+            return Kept(repeatable, own.space, build)
 
-        def differences() -> Route:
+        def differences(own: Dispatcher) -> Route:
             repeatable.exact = False
-            found = Differences(repeatable, self.space, central=self._wanted == "central", smooth=self._smooth)
-            found.on_smooth = self._remember
+            found = Differences(repeatable, own.space, central=own._wanted == "central", smooth=own._smooth)
+            found.on_smooth = own._remember
             return found
 
         if self._wanted == "auto":
@@ -239,7 +240,7 @@ class Dispatcher:
         """
         while True:
             try:
-                return self._ways[0]()
+                return self._ways[0](self)
             except (NotTwiceError, torch.OutOfMemoryError) as error:
                 self.closed(error)
             except KinkedError as error:
