@@ -8,7 +8,7 @@ from foreshock.curvature.krylov import Krylov, Ritz
 
 _LEAST = 3  # products before any verdict
 _CONFIRMED = 5  # products from which on one look at the estimates suffices
-_UNLIKELY = 0.01  # share of 1/n that a random start is trusted to have of an eigenvector
+_UNLIKELY = 1e-4  # share of 1/n that a random start has of an eigenvector 99 times in 100; its root, 11 in 12
 _INFORMED = 1e-4  # share in the Ritz vector from which on a start counts as better than random
 # Where a second value of such a size is in sight there are often more, as at the edge of stability, and a gradient has
 # to be amplified as well: without, a third of the readings there are more than 1 % off, with it a tenth.
@@ -81,7 +81,7 @@ class Hidden:
     """Whether an eigenvalue beyond the outermost Ritz value could have escaped the Krylov space of one start vector.
 
     If it exists, the start has at most the Christoffel function of the space there as its share in it. A random start
-    has less than 1/(100 n) of an eigenvector once in 12 times. A gradient is taken to know the end of the spectrum
+    has less than 1e-4 / n of an eigenvector once in 125 times. A gradient is taken to know the end of the spectrum
     where it has 1e-4 in the Ritz vector found there and n is above 10,000. A warm start sits on an eigenvector already,
     and what is hidden has to grow out of the noise mixed in.
 
@@ -122,9 +122,9 @@ class Hidden:
     def _wanted(self, share: float, crowded: bool) -> float:
         """Returns the reciprocal of the share that the start has at least of anything hidden."""
         n = self._krylov.operator.space.n
-        certain = n / _UNLIKELY
         if self._origin == "random" or share < _INFORMED:
-            return certain
+            return n / _UNLIKELY
+        certain = n / _UNLIKELY**0.5
         if self._origin == "warm":
             return min(self._amplified * (_CROWDED_WARM if crowded else 1.0), certain)
         if n <= _CAREFUL:
