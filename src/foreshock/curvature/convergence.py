@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from foreshock.curvature.krylov import Krylov, Ritz
@@ -124,7 +126,7 @@ class Hidden:
         n = self._krylov.operator.space.n
         if self._origin == "random" or share < _INFORMED:
             return n / _UNLIKELY
-        certain = n / _UNLIKELY**0.5
+        certain = n / math.sqrt(_UNLIKELY)
         if self._origin == "warm":
             return min(self._amplified * (_CROWDED_WARM if crowded else 1.0), certain)
         if n <= _CAREFUL:
