@@ -125,9 +125,10 @@ def edge(
         raise UsageError(f"edge(tol=...): a relative error between 0 and 1 is needed, got {tol!r}")
     curvature = loss if isinstance(loss, LossCurvature) else Hessian(loss, trained(optimizer))
     with nullcontext() if curvature is loss else curvature:
-        weights = edge_weights(optimizer, every_gradient(optimizer, curvature), max_norm=max_norm)
+        grads = every_gradient(optimizer, curvature)
+        weights = edge_weights(optimizer, grads, max_norm=max_norm)
         warm = [] if warm_start is None else [_direction(warm_start)]
-        return read_edge(curvature, weights, optimizer, tol=tol, warm=warm, forms=forms)
+        return read_edge(curvature, weights, optimizer, tol=tol, warm=warm, forms=forms, grads=grads)
 
 
 def trained(optimizer: Optimizer | Sequence[Optimizer]) -> list[Tensor]:
@@ -172,8 +173,8 @@ def read_edge(
         optimizer: left as it is.
         tol: relative error wanted of chi.
         warm: directions in parameters to begin with.
-        forms: whether to measure along the gradient and the step.
-        grads: of that step, for all parameters of the optimizer; by default the operator's own.
+        forms: whether to measure along the gradient and the step, where `grads` are given.
+        grads: of that step, for all parameters of the optimizer.
         generator: source of random directions.
         amplified: see `convergence.Hidden`.
     """
@@ -206,7 +207,9 @@ def read_edge(
     decoupled = sum(mass * weights.lrs[i] * weights.omega[i] for mass, i in zip(masses, chosen, strict=True))
     direction = found.directions[0]
     length = float(torch.stack([piece.double().square().sum() for piece in direction]).sum().sqrt()) or 1.0
-    along = _along(operator, plain, weights, optimizer, chosen, grads, direction) if forms else _NO_FORMS
+    along = _NO_FORMS
+    if forms and grads is not None:
+        along = _along(operator, weights, optimizer, chosen, grads, direction)
     return Edge(
         chi=chi,
         threshold=1.0 / felt if felt > 0 else math.inf,
@@ -237,18 +240,10 @@ _NO_FORMS = (math.nan, math.nan, math.nan, math.nan, math.nan, 0)
 
 
 def _along(
-    operator: Operator, plain: Operator, weights: EdgeWeights, optimizer: Optimizer | Sequence[Optimizer],
-    chosen: Sequence[int], grads: Sequence[Tensor | None] | None, top: Sequence[Tensor],
+    operator: Operator, weights: EdgeWeights, optimizer: Optimizer | Sequence[Optimizer],
+    chosen: Sequence[int], grads: Sequence[Tensor | None], top: Sequence[Tensor],
 ) -> tuple[float, float, float, float, float, int]:
     """Returns the forms P, S and U, the change to second order, the alignment, and the products used."""
-    if grads is None:
-        start = plain.start()
-        own = [None] * len(chosen) if start is None else plain.space.pieces(start)
-        by_place = dict(zip(chosen, own, strict=True))
-        grads = [
-            None if by_place.get(i) is None else by_place[i].to(param.dtype)  # type: ignore[union-attr]
-            for i, param in enumerate(weights.params)
-        ]
     sign = -1.0 if weights.maximize else 1.0
     gradient = []
     for i in chosen:

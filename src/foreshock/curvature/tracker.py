@@ -15,6 +15,7 @@ from foreshock.curvature.hessian import Hessian
 from foreshock.curvature.loss_curvature import LossCurvature
 from foreshock.errors import UsageError
 from foreshock.stability import edge_weights
+from foreshock.stability.twins import members, parameters
 
 # Readings from one fresh start to the next: the gradient is searched as well, so that a tracker that follows a lower
 # eigenvalue finds back to the top.
@@ -127,7 +128,7 @@ class EdgeTracker:
     ) -> list[Tensor]:
         """Returns the step in parameters that the gradient stands for, W g, on the trained parameters."""
         everything = every_gradient(self.optimizer, hessian)
-        params = [p for each in _listed(self.optimizer) for group in each.param_groups for p in group["params"]]
+        params = [param for each in members(self.optimizer) for param in parameters(each)]
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(params, everything, strict=True)]
         mine = {id(param) for param in hessian.params}
         return [move for move, param in zip(apply(filled), params, strict=True) if id(param) in mine]
@@ -155,7 +156,3 @@ class EdgeTracker:
         self._steps, self._since, self._readings = int(state["steps"]), int(state["since"]), int(state["readings"])
         self.asymmetry, self._warm = state["asymmetry"], state["direction"]
         self._generator.set_state(state["generator"].cpu())
-
-
-def _listed(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
