@@ -38,8 +38,9 @@ TORCH_SIDE: dict[str, set[str]] = {
     "recorder": {"probes", "run"},
     "monitor": {"attach", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
     "script": {"monitor"},
-    "demo": {"monitor", "run"},
-    "papers": {"curvature", "stability", "run"},
+    "threads": set(),
+    "demo": {"monitor", "run", "threads"},
+    "papers": {"curvature", "stability", "run", "report", "threads"},
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {

@@ -14,12 +14,13 @@ from click.testing import CliRunner
 from foreshock.cli import main
 from foreshock.errors import MissingExtraError, UsageError
 from foreshock.papers import edge_of_stability
-from foreshock.papers.digits import digits, one_thread
+from foreshock.papers.digits import digits
 from foreshock.papers.edge_figures import chi
 from foreshock.papers.edge_of_stability import BATCHES, BETAS, CONFIGURATIONS, QUICK, STATEMENTS, judge, reproduce
 from foreshock.papers.edge_training import Reading, Trace, _batches, train
 from foreshock.papers.experiment import Request
 from foreshock.run import Run
+from foreshock.threads import one_thread
 
 COMMAND = ("reproduce", "edge-of-stability")
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from foreshock.demo.scenario import Scenario, train
 from foreshock.errors import RunError
 from foreshock.monitor import Monitor
 from foreshock.run import Event, Run
+from foreshock.threads import one_thread
 
 __all__ = ["Outcome", "make_room", "watch"]
 
@@ -47,7 +46,7 @@ def watch(scenario: Scenario, seed: int, place: Path, live: Live | None = None) 
     training = scenario.build(seed)
     started = time.perf_counter()
     done = 0
-    with _one_thread(), Monitor(training.model, training.optimizer, run=place) as monitor:
+    with one_thread(), Monitor(training.model, training.optimizer, run=place) as monitor:
         monitor.annotate(
             title=scenario.title, mechanism=scenario.cause, subtitle=scenario.mechanism, demo=scenario.name,
             source=scenario.source, seed=str(seed),
@@ -83,14 +82,3 @@ def make_room(place: Path) -> None:
     if "demo" not in earlier:
         raise RunError(f"{place} exists and is not from an earlier demo; name another folder with --runs")
     shutil.rmtree(place)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks this small train faster on one thread than on several, and to the same bits on every machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

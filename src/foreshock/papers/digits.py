@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from foreshock.errors import MissingExtraError
 
-__all__ = ["Digits", "digits", "one_thread"]
+__all__ = ["Digits", "digits"]
 
 SAMPLES = 500
 
@@ -59,14 +57,3 @@ def digits(seed: int) -> Digits:
             nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10)
         )
     return Digits(model, pixels - pixels.mean(dim=0), targets)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Networks this small train faster on one thread than on several, and to the same bits on every machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreshock.errors import MissingExtraError
+from foreshock.report import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,23 +26,9 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
-@contextmanager
-def blank(width: float, height: float) -> Iterator[Figure]:
-    """Gives an empty figure of a size in inches, without pyplot and without global state.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as MplFigure
-    except ImportError as error:
-        raise MissingExtraError("figures need matplotlib: pip install 'foreshock[figures]'") from error
-    with mpl.rc_context(_STYLE):
-        figure = MplFigure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
+def blank(width: float, height: float) -> AbstractContextManager[Figure]:
+    """Gives an empty figure of a size in inches, in this style; see `report.canvas.blank`."""
+    return canvas.blank(width, height, _STYLE)
 
 
 def save(figure: Figure, path: Path) -> None:

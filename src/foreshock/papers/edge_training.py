@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.curvature import Edge, EdgeTracker, EigResult, Hessian, eigsh
-from foreshock.papers.digits import SAMPLES, digits, one_thread
+from foreshock.papers.digits import SAMPLES, digits
 from foreshock.run import Run, absent
+from foreshock.threads import one_thread
 
 __all__ = ["Configuration", "Reading", "Trace", "train"]
 

@@ -29,9 +29,10 @@ from foreshock.errors import UsageError
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.probes.cadence import LEVELS, Cadence
 from foreshock.probes.held import copied, takes_a_batch
-from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, parameters, trained
+from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, trained
 from foreshock.probes.room import lacking
 from foreshock.stability import edge_weights
+from foreshock.stability.twins import parameters
 
 LIVE, HELD, CLOSURE = 0.0, 1.0, 2.0  # what the signal `probe_batch` shows
 PATIENCE = 3  # readings in a row that fail before the probe gives up

@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from foreshock.stability.twins import parameters
+
 SCALED = 32.0
 """Factors on a loss from here on are the scale of a GradScaler; below they are part of what is minimised."""
-
-
-def parameters(optimizer: Optimizer) -> list[Tensor]:
-    """Returns the optimizer's parameters, group after group."""
-    return [param for group in optimizer.param_groups for param in group["params"]]
 
 
 def trained(params: Sequence[Tensor]) -> list[Tensor]:

@@ -6,13 +6,13 @@ two columns of a paper. Needs `pip install 'foreshock[figures]'`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foreshock.errors import MissingExtraError, UsageError
+from foreshock.errors import UsageError
+from foreshock.report.canvas import blank
 from foreshock.report.columns import describe, tensor_signals, wants_log
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import ranked
@@ -57,7 +57,7 @@ def loss(run: Run, events: Sequence[Event] = ()) -> Figure:
         UsageError: the run has no loss.
         MissingExtraError: matplotlib is not installed.
     """
-    with _figure(WIDTH, 2.4) as figure:
+    with blank(WIDTH, 2.4, _STYLE) as figure:
         axes = figure.subplots()
         steps, values = run.measured("loss")
         _curve(axes, steps, values, COLOURS["line"])
@@ -93,7 +93,7 @@ def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int =
     columns = _columns(found, signals)
     heat = found.heats[0] if found.heats else None
     heights = [1.5, *[1.0] * (len(columns) - 1)] + ([max(1.0, 0.14 * len(heat.names))] if heat else [])
-    with _figure(WIDTH, 0.75 * sum(heights) + 0.6) as figure:
+    with blank(WIDTH, 0.75 * sum(heights) + 0.6, _STYLE) as figure:
         grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         by_column = {departure.column: departure for departure in found.wide}
         for axes, column in zip(grid, columns, strict=False):
@@ -135,25 +135,11 @@ def heatmap(run: Run, signal: str | None = None, *, tensors: int = 40, columns: 
     heat = whole(run, name, rows=tensors, columns=columns)
     if heat is None:
         raise UsageError(f"figures.heatmap: {name!r} was never finite in this run")
-    with _figure(WIDTH, 0.13 * len(heat.names) + 1.0) as figure:
+    with blank(WIDTH, 0.13 * len(heat.names) + 1.0, _STYLE) as figure:
         axes = figure.subplots()
         _heat(figure, axes, heat)
         axes.set(xlabel="step", title=f"{name}, {run_name(run)}")
     return figure
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as MplFigure
-    except ImportError as error:
-        raise MissingExtraError("figures need matplotlib: pip install 'foreshock[figures]'") from error
-    with mpl.rc_context(_STYLE):
-        figure = MplFigure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
 
 
 def _columns(found: Detail, most: int) -> list[str]:
