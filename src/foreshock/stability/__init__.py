@@ -1,7 +1,8 @@
 """When an optimizer goes unstable: thresholds, filters, and the edge weights of a live optimizer.
 
-The closed forms and the root locus (`stability_threshold`, `gain`, `filters`) work without torch; what reads a live
-optimizer (`edge_weights`, `register`, `nyquist_probe`, `planned_step`, `twin`) imports it at first use.
+The closed forms and the root locus (`stability_threshold`, `gain`, `filters`, `crossing_step` and what belongs to it)
+work without torch; what reads a live optimizer (`edge_weights`, `register`, `nyquist_probe`, `planned_step`, `twin`)
+imports it at first use.
 
 >>> from foreshock.stability import stability_threshold
 >>> round(stability_threshold("adam", lr=3e-4, beta1=0.9).value)
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreshock.stability import filters
+    from foreshock.stability.decay import critical_denominator, crossing_step, eps_crit, waiting_time
     from foreshock.stability.nyquist import NyquistReading, nyquist_probe
     from foreshock.stability.registry import Reading, register
     from foreshock.stability.threshold import Threshold, gain, optimizers, stability_threshold
@@ -27,7 +29,10 @@ _LAZY = {
     "NyquistReading": "nyquist",
     "Reading": "registry",
     "Threshold": "threshold",
+    "critical_denominator": "decay",
+    "crossing_step": "decay",
     "edge_weights": "weights",
+    "eps_crit": "decay",
     "filters": "",
     "gain": "threshold",
     "nyquist_probe": "nyquist",
@@ -36,6 +41,7 @@ _LAZY = {
     "register": "registry",
     "stability_threshold": "threshold",
     "twin": "twins",
+    "waiting_time": "decay",
 }
 
 __all__ = [
@@ -43,7 +49,10 @@ __all__ = [
     "NyquistReading",
     "Reading",
     "Threshold",
+    "critical_denominator",
+    "crossing_step",
     "edge_weights",
+    "eps_crit",
     "filters",
     "gain",
     "nyquist_probe",
@@ -52,6 +61,7 @@ __all__ = [
     "register",
     "stability_threshold",
     "twin",
+    "waiting_time",
 ]
 
 
