@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foreshock.stability import filters
     from foreshock.stability.decay import critical_denominator, crossing_step, eps_crit, waiting_time
     from foreshock.stability.nyquist import NyquistReading, nyquist_probe
+    from foreshock.stability.outlook import Outlook, outlook
     from foreshock.stability.registry import Reading, register
     from foreshock.stability.threshold import Threshold, gain, optimizers, stability_threshold
     from foreshock.stability.twins import planned_step, twin
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "EdgeWeights": "weights",
     "NyquistReading": "nyquist",
+    "Outlook": "outlook",
     "Reading": "registry",
     "Threshold": "threshold",
     "critical_denominator": "decay",
@@ -37,6 +39,7 @@ _LAZY = {
     "gain": "threshold",
     "nyquist_probe": "nyquist",
     "optimizers": "threshold",
+    "outlook": "outlook",
     "planned_step": "twins",
     "register": "registry",
     "stability_threshold": "threshold",
@@ -47,6 +50,7 @@ _LAZY = {
 __all__ = [
     "EdgeWeights",
     "NyquistReading",
+    "Outlook",
     "Reading",
     "Threshold",
     "critical_denominator",
@@ -57,6 +61,7 @@ __all__ = [
     "gain",
     "nyquist_probe",
     "optimizers",
+    "outlook",
     "planned_step",
     "register",
     "stability_threshold",
