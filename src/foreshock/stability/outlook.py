@@ -1,8 +1,8 @@
 """What a reading of chi foretells: in how many steps the loss will have risen, and how far, before any of it is seen.
 
 Beyond its edge a training is a linear oscillator that grows along one direction: so one number, the part of the loss
-that is motion along it, and the optimizer's own recursion say when that part will dominate. With an adaptive method they
-also say where it ends: the growing gradient refills v, the step shortens, and chi falls below 1 again. Both are
+that is motion along it, and the optimizer's own recursion say when that part will dominate. With an adaptive method
+they also say where it ends: the growing gradient refills v, the step shortens, and chi falls below 1 again. Both are
 integrated here, one scalar each, from the numbers of one reading.
 """
 
@@ -19,6 +19,7 @@ RISE = 1.5  # what counts as a spike: the loss against its last calm minimum (Ba
 HORIZON = 2000  # steps looked ahead
 BEYOND = 1e6  # a rise at which the quadratic has long ceased to hold, so that nothing is said of its end
 SPENT = 40  # steps in a row with chi back below 1, or on its way down, after which no more rise is looked for
+FALLEN, OVER = 0.1, 4  # so is it when, below 1, the motion was under a tenth of its height at so many steps in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def outlook(
     young = beta2 < 1.0 and age < 1e6
     newest = -math.expm1(age * math.log(beta2)) if young and age > 0 else 1.0
     fresh, now = 1.0 - beta2, chi
-    best, peak, steps, spent, been = share, 0, None, 0, chi >= 1.0
+    best, peak, steps, spent, over, been = share, 0, None, 0, 0, chi >= 1.0
     for step in range(1, HORIZON + 1):
         x -= now * edge * m
         square = x * x
@@ -106,6 +107,7 @@ def outlook(
         before, now = now, chi * math.exp(drift * step) / math.sqrt(corrected)
         been |= now >= 1.0
         spent = spent + 1 if now < 1.0 and (been or now <= before) else 0
-        if spent > SPENT:
+        over = over + 1 if spent and best > share and share * square < FALLEN * best else 0
+        if spent > SPENT or over >= OVER:
             break
     return Outlook(1.0 + (best - share), steps, peak)
