@@ -14,7 +14,6 @@ import pytest
 from foreshock.errors import UsageError
 from foreshock.stability import critical_denominator, crossing_step, decay, eps_crit, waiting_time
 
-
 State = tuple[int, float, float, float]
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from foreshock.errors import UsageError
 from foreshock.stability.blocks import Block
 from foreshock.stability.filters import Filter, critical_step
+from foreshock.stability.parts import Parts
 
 __all__ = ["Reading", "Rule", "factor", "own_rule", "register"]
 
@@ -30,6 +31,8 @@ class Reading:
         formal: the step is bounded whatever the gradient, so that a linear threshold is no alarm.
         approximate: P follows the gradient so fast that a frozen P is only an approximation.
         notes: sentences for the user.
+        correction: the factor of P that corrects the momentum for its bias, such as 1 - beta1^t.
+        parts: how eps enters P and how P decays without gradients, where that is of the known form.
     """
 
     denominator: Tensor | Block | float
@@ -41,6 +44,8 @@ class Reading:
     formal: bool = False
     approximate: bool = False
     notes: tuple[str, ...] = ()
+    correction: float = 1.0
+    parts: Parts | None = None
 
 
 # (optimizer, param group, parameter, its state, its gradient) -> Reading

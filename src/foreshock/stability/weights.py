@@ -15,6 +15,7 @@ from foreshock.errors import UsageError
 from foreshock.stability.blocks import Block
 from foreshock.stability.filters import Filter
 from foreshock.stability.group import host, lifted
+from foreshock.stability.parts import Parts
 from foreshock.stability.reading import readings
 from foreshock.stability.registry import Reading, factor
 from foreshock.stability.twins import members, parameters, split
@@ -51,6 +52,8 @@ class EdgeWeights:
         approximate: P is not slow against the oscillation.
         notes: what to know about these numbers.
         stalled: P of the parameters whose step size is 0 just now (the first step of a warm-up), by position.
+        corrections: the factor of P that corrects the momentum for its bias, 1 where there is none.
+        parts: how eps enters P and how P decays without gradients; None where it has another form.
     """
 
     params: tuple[Tensor, ...]
@@ -66,6 +69,8 @@ class EdgeWeights:
     approximate: bool
     notes: tuple[str, ...]
     stalled: Mapping[int, Weight]
+    corrections: tuple[float, ...]
+    parts: tuple[Parts | None, ...]
 
     @property
     def formal(self) -> bool:
@@ -196,6 +201,8 @@ def edge_weights(
         approximate=approximate,
         notes=tuple(notes),
         stalled=stalled,
+        corrections=tuple(each.correction if each else 1.0 for each in read),
+        parts=tuple(each.parts if each else None for each in read),
     )
 
 

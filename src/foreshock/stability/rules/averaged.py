@@ -5,6 +5,7 @@ from __future__ import annotations
 from foreshock.errors import UsageError
 from foreshock.stability import filters
 from foreshock.stability.group import Group
+from foreshock.stability.parts import Parts, fading
 from foreshock.stability.registry import Reading
 from foreshock.stability.rules.moments import FAST, blended, readings, rectification, root
 
@@ -32,7 +33,8 @@ def schedule_free(group: Group) -> list[Reading]:
     v = blended(group, "exp_avg_sq", beta2, 1 - beta2)
     P, count = root(v, [(1 - beta2**step) ** -0.5] * len(v), [eps] * len(v)), len(v)
     return readings(
-        group, P, [eps] * count, lrs=[lr] * count, gain=gain, decay=shrink, fast=1 - beta2 > FAST, notes=notes
+        group, P, [eps] * count, lrs=[lr] * count, gain=gain, decay=shrink, fast=1 - beta2 > FAST, notes=notes,
+        parts=[Parts(1.0, eps, fading(0.0, beta2, step))] * count,
     )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from foreshock.stability import filters
 from foreshock.stability.group import Group
+from foreshock.stability.parts import Fading, Parts, corrected, fading, uncorrected
 from foreshock.stability.registry import Reading
 
 __all__ = [
@@ -52,7 +53,11 @@ def adam(group: Group) -> list[Reading]:
     scales = [one / two**0.5 for one, two in zip(first, second, strict=True)]
     floors = [one * eps for one in first]
     gain = filters.ema(beta1).gain()
-    return readings(group, root(v, scales, floors), floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    decaying = [None if group.settings.get("amsgrad") else fading(beta1, beta2, step) for step in group.steps]
+    return readings(
+        group, root(v, scales, floors), floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST,
+        corrections=first, parts=[Parts(one, eps, each) for one, each in zip(first, decaying, strict=True)],
+    )
 
 
 def sparse_adam(group: Group) -> list[Reading]:
@@ -65,11 +70,15 @@ def sparse_adam(group: Group) -> list[Reading]:
             each[touched] = beta2 * each[touched] + (1 - beta2) * dense[touched].square()
         else:
             each.mul_(beta2).addcmul_(dense, dense, value=1 - beta2)
-    scales = [(1 - beta1**step) / (1 - beta2**step) ** 0.5 for step in group.steps]
-    floors = [scale * group.settings["eps"] for scale in scales]
+    first, eps = [1 - beta1**step for step in group.steps], group.settings["eps"]
+    scales = [one / (1 - beta2**step) ** 0.5 for one, step in zip(first, group.steps, strict=True)]
+    floors = [scale * eps for scale in scales]
     gain = filters.ema(beta1).gain()
     notes = ("rows without a gradient do not move in a step; their weight is what they would be multiplied by",)
-    return readings(group, root(v, scales, floors), floors, gain=gain, fast=1 - beta2 > FAST, notes=notes)
+    return readings(
+        group, root(v, scales, floors), floors, gain=gain, fast=1 - beta2 > FAST, notes=notes, corrections=first,
+        parts=[Parts(scale, eps) for scale in scales],
+    )
 
 
 def nadam(group: Group) -> list[Reading]:
@@ -79,7 +88,8 @@ def nadam(group: Group) -> list[Reading]:
     v = blended(group, "exp_avg_sq", beta2, 1 - beta2, l2)
     P = root(v, [(1 - beta2**step) ** -0.5 for step in group.steps], [eps] * len(v))
     products = group.numbers("mu_product", 1.0)
-    read = readings(group, P, [eps] * len(P), l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    parts = [Parts(1.0, eps, fading(0.0, beta2, step)) for step in group.steps]
+    read = readings(group, P, [eps] * len(P), l2=l2, decay=shrink, fast=1 - beta2 > FAST, parts=parts)
     psi = group.settings["momentum_decay"]
     return [
         replace(each, gain=_nadam_gain(beta1, psi, step, product, group.planned))
@@ -95,7 +105,7 @@ def radam(group: Group) -> list[Reading]:
     first = [1 - beta1**step for step in group.steps]
     gain = filters.ema(beta1).gain()
     if not any(rectified):
-        return readings(group, first, [0.0] * len(first), gain=gain, l2=l2, decay=shrink)
+        return readings(group, first, [0.0] * len(first), gain=gain, l2=l2, decay=shrink, corrections=first)
     scales = [
         one / ((1 - beta2**step) ** 0.5 * r) if r else 1.0
         for one, step, r in zip(first, group.steps, rectified, strict=True)
@@ -106,7 +116,19 @@ def radam(group: Group) -> list[Reading]:
         each if r else one for each, r, one in zip(root(v, scales, floors), rectified, first, strict=True)
     ]
     floors = [floor if r else 0.0 for floor, r in zip(floors, rectified, strict=True)]
-    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    front = partial(_radam_front, beta1, beta2)
+    parts = [
+        Parts(scale, eps, Fading(beta2, step, front, uncorrected)) if r else None
+        for scale, step, r in zip(scales, group.steps, rectified, strict=True)
+    ]
+    return readings(
+        group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST, parts=parts,
+        corrections=[one / (r or 1.0) for one, r in zip(first, rectified, strict=True)],
+    )
+
+
+def _radam_front(beta1: float, beta2: float, step: float) -> float:
+    return corrected(beta1, step) * corrected(beta2, step, power=-0.5) / rectification(beta2, step)
 
 
 def rectification(beta2: float, step: float, least: float = 5.0) -> float:
@@ -135,7 +157,7 @@ def adamax(group: Group) -> list[Reading]:
     P = list(torch._foreach_mul(u, first)) if u else u
     floors = [one * eps for one in first]
     gain = filters.ema(beta1).gain()
-    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST, corrections=first)
 
 
 def rmsprop(group: Group) -> list[Reading]:
@@ -151,7 +173,11 @@ def rmsprop(group: Group) -> list[Reading]:
         torch._foreach_clamp_min_(v, 0.0)
     P = root(v, [1.0] * len(v), [eps] * len(v))
     gain = filters.heavy_ball(group.settings["momentum"]).gain()
-    return readings(group, P, [eps] * len(P), gain=gain, l2=l2, decay=shrink, fast=1 - alpha > FAST)
+    decaying = None if group.settings["centered"] else Fading(alpha, 0.0, uncorrected, uncorrected)
+    return readings(
+        group, P, [eps] * len(P), gain=gain, l2=l2, decay=shrink, fast=1 - alpha > FAST,
+        parts=[Parts(1.0, eps, decaying)] * len(P),
+    )
 
 
 def adagrad(group: Group) -> list[Reading]:
@@ -161,7 +187,7 @@ def adagrad(group: Group) -> list[Reading]:
     P = root(v, [1.0] * len(v), [eps] * len(v))
     lr, slowing = group.settings["lr"], group.settings["lr_decay"]
     lrs = [lr / (1 + (step - 1) * slowing) for step in group.steps]
-    return readings(group, P, [eps] * len(P), lrs=lrs, l2=l2, decay=shrink)
+    return readings(group, P, [eps] * len(P), lrs=lrs, l2=l2, decay=shrink, parts=[Parts(1.0, eps)] * len(P))
 
 
 def adadelta(group: Group) -> list[Reading]:
@@ -229,10 +255,17 @@ def readings(
     decay: float = 0.0,
     fast: bool = False,
     notes: tuple[str, ...] = (),
+    corrections: Sequence[float] | None = None,
+    parts: Sequence[Parts | None] | None = None,
 ) -> list[Reading]:
     """Returns one reading for each denominator of a group whose parameters differ in little else."""
     lrs = lrs or [group.settings["lr"]] * len(P)
     return [
-        Reading(denominator=each, lr=lr, gain=gain, l2=l2, decay=decay, floor=floor, approximate=fast, notes=notes)
-        for each, lr, floor in zip(P, lrs, floors, strict=True)
+        Reading(
+            denominator=each, lr=lr, gain=gain, l2=l2, decay=decay, floor=floor, approximate=fast, notes=notes,
+            correction=correction, parts=made_of,
+        )
+        for each, lr, floor, correction, made_of in zip(
+            P, lrs, floors, corrections or [1.0] * len(P), parts or [None] * len(P), strict=True
+        )
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from foreshock.errors import UsageError
 from foreshock.stability import filters
 from foreshock.stability.blocks import KroneckerBlock, RotatedBlock, eigen
 from foreshock.stability.group import Group, lifted
+from foreshock.stability.parts import Fading, Parts, uncorrected
+from foreshock.stability.parts import corrected as unbiased
 from foreshock.stability.registry import Reading
 from foreshock.stability.rules.moments import FAST
 
@@ -79,7 +82,9 @@ def soap(group: Group) -> list[Reading]:
             turned = RotatedBlock(view, tuple(None if each is None else each.mT for each in bases), torch.ones_like(v))
             v = beta2 * v + (1 - beta2) * _projected(grads[place].reshape(view), turned).square()
         corrected = settings.get("correct_bias", True)
-        scale = (1 - beta1**step) / (1 - beta2**step) ** 0.5 if corrected else 1.0
+        first = 1 - beta1**step if corrected else 1.0
+        scale = first / (1 - beta2**step) ** 0.5 if corrected else 1.0
+        front = partial(_front, beta1, beta2) if corrected else uncorrected
         shrink = settings["lr"] * settings.get("weight_decay", 0.0)
         result.append(
             Reading(
@@ -89,9 +94,15 @@ def soap(group: Group) -> list[Reading]:
                 decay=shrink,
                 floor=scale * eps,
                 approximate=1 - beta2 > FAST,
+                correction=first,
+                parts=Parts(scale, eps, Fading(beta2, step, front, uncorrected)),
             )
         )
     return result
+
+
+def _front(beta1: float, beta2: float, step: float) -> float:
+    return unbiased(beta1, step) * unbiased(beta2, step, power=-0.5)
 
 
 def _gram(grad: Tensor, dim: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from foreshock.errors import UsageError
 from foreshock.stability import filters
 from foreshock.stability.group import Group, host
+from foreshock.stability.parts import Fading, Parts, fading, uncorrected
 from foreshock.stability.registry import Reading
 from foreshock.stability.rules.moments import FAST, blended, root
 
@@ -114,6 +115,12 @@ def lamb(group: Group) -> list[Reading]:
                 floor=floor,
                 approximate=1 - beta2 > FAST,
                 notes=("the trust ratio of LAMB is taken as frozen",),
+                correction=first[place],
+                parts=Parts(
+                    first[place], eps,
+                    fading(beta1, beta2, group.steps[place]) if corrected
+                    else Fading(beta2, 0.0, uncorrected, uncorrected),
+                ),
             )
         )
     return result
@@ -146,6 +153,8 @@ def adam_mini(group: Group) -> list[Reading]:
                 decay=decay,
                 floor=first * eps,
                 approximate=1 - beta2 > FAST,
+                correction=first,
+                parts=Parts(first, eps, fading(beta1, beta2, step)),
             )
         )
     return result

@@ -14,6 +14,7 @@ import torch
 
 from foreshock.stability import filters
 from foreshock.stability.group import Group
+from foreshock.stability.parts import Parts, fading
 from foreshock.stability.registry import Reading
 from foreshock.stability.rules.moments import FAST, blended, decays, readings, rectification, root
 
@@ -29,11 +30,12 @@ def padam(group: Group) -> list[Reading]:
     if group.settings.get("amsgrad") and v:
         v = list(torch._foreach_maximum(v, group.stored("max_exp_avg_sq")))
     P = root(v, [1.0] * len(v), [eps] * len(v))
-    scales = [(1 - beta1**step) / (1 - beta2**step) ** 0.5 for step in group.steps]
+    first = [1 - beta1**step for step in group.steps]
+    scales = [one / (1 - beta2**step) ** 0.5 for one, step in zip(first, group.steps, strict=True)]
     P = [scale * each.pow_(power) for each, scale in zip(P, scales, strict=True)]
     floors = [scale * eps**power for scale in scales]
     gain = filters.ema(beta1).gain()
-    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST, corrections=first)
 
 
 def qhadam(group: Group) -> list[Reading]:
@@ -63,7 +65,8 @@ def qhadam(group: Group) -> list[Reading]:
         P = P.sqrt_().add_(eps)
         result += [
             Reading(
-                denominator=P, lr=settings["lr"], gain=gain, l2=l2, decay=shrink, floor=eps, approximate=1 / two > FAST
+                denominator=P, lr=settings["lr"], gain=gain, l2=l2, decay=shrink, floor=eps, approximate=1 / two > FAST,
+                parts=Parts(1.0, eps),
             )
         ]
     return result
@@ -85,7 +88,8 @@ def ademamix(group: Group) -> list[Reading]:
         gain = filters.ema(beta1).gain() / (1 - beta1**step) + alpha * filters.ema(beta3).gain()
         result.append(
             Reading(
-                denominator=each, lr=settings["lr"], gain=gain, decay=decay, floor=eps, approximate=1 - beta2 > FAST
+                denominator=each, lr=settings["lr"], gain=gain, decay=decay, floor=eps, approximate=1 - beta2 > FAST,
+                parts=Parts(1.0, eps, fading(0.0, beta2, step)),
             )
         )
     return result
@@ -106,7 +110,10 @@ def yogi(group: Group) -> list[Reading]:
     scales = [one / (1 - beta2**step) ** 0.5 for one, step in zip(first, group.steps, strict=True)]
     floors = [one * eps for one in first]
     gain = filters.ema(beta1).gain()
-    return readings(group, root(v, scales, floors), floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    return readings(
+        group, root(v, scales, floors), floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST,
+        corrections=first, parts=[Parts(one, eps) for one in first],
+    )
 
 
 def adabelief(group: Group) -> list[Reading]:
@@ -134,14 +141,15 @@ def adabelief(group: Group) -> list[Reading]:
         torch._foreach_add_(s, eps)
     elif settings.get("amsgrad"):
         s = [each.clone() for each in group.stored("max_exp_avg_var")]
-    P, floors = [], []
+    P, floors, corrections = [], [], []
     for each, step in zip(s, group.steps, strict=True):
         first, second = 1 - beta1**step, (1 - beta2**step) ** 0.5
         r = rectification(beta2, step, 5.0 - 1e-12) if flags["rectify"] else 1.0
         P.append(each.sqrt_().div_(second).add_(eps).mul_(first / r) if r else torch.full_like(each, first))
         floors.append(first / r * (eps**0.5 / second + eps) if r else first)
+        corrections.append(first / (r or 1.0))
     gain = filters.ema(beta1).gain()
-    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST)
+    return readings(group, P, floors, gain=gain, l2=l2, decay=shrink, fast=1 - beta2 > FAST, corrections=corrections)
 
 
 def mixture(settings: Mapping[str, Any], step: float) -> tuple[float, float]:
