@@ -118,6 +118,9 @@ class Dense:
             assert abs(float(flat(found.vector) @ way / way.norm())) == pytest.approx(1.0, abs=1e-6)
             cosine = abs(float(self.root @ g @ u / (self.root @ g).norm()))
             assert found.alignment == pytest.approx(cosine, abs=1e-3)
+            if self.chi > 0:
+                mode = float(self.root @ g @ u) ** 2 / (2 * self.chi)
+                assert found.mode_loss == pytest.approx(mode, rel=5e-3, abs=1e-6 * float(g @ w @ g) / self.chi)
             felt = sum(share * factor for share, factor in zip(shares, self.weights.factors, strict=True))
             assert found.threshold == pytest.approx(1 / felt, rel=1e-3)
             assert found.sharpness == pytest.approx(self.chi / felt, rel=1e-3)

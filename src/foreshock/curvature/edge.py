@@ -40,6 +40,8 @@ class Edge:
         chi_step: form U, delta'H delta / (-2 g'delta) of the step about to be taken; NaN where it goes uphill.
         change: g'delta + delta'H delta / 2, the loss change that this step will make, to second order.
         alignment: |cos| of W^(1/2) g and the top eigenvector. The last five are NaN where `forms` was False.
+        mode_loss: (u . W^(1/2) g)^2 / (2 chi), the part of the loss that is motion along the top eigenvector, to second
+            order; NaN where chi is not above 0 or no gradient is known.
         lowest: the lowest eigenvalue the same products saw: an upper bound of the true one; negative curvature below
             minus the decay is unstable at any learning rate, and not part of chi.
         residual: |A u - chi u|: an eigenvalue lies within it of chi.
@@ -48,6 +50,7 @@ class Edge:
         matvecs: products used, those of the directional forms among them.
         vector: the direction in parameters, W^(1/2) u, of unit length, tensors shaped like `params`.
         params: the parameters that the reading is about: those of the optimizer that are trained.
+        weights: W, of all parameters of the optimizer.
         shares: sum of u_i^2 over each of them, which says which tensor is at the edge; adds up to 1.
         floored: the same sum over coordinates whose denominator is hardly more than eps, wherever they are.
         loss: of the batch that the reading belongs to; NaN where it is not known.
@@ -65,6 +68,7 @@ class Edge:
     chi_step: float
     change: float
     alignment: float
+    mode_loss: float
     lowest: float
     residual: float
     error: float
@@ -72,6 +76,7 @@ class Edge:
     matvecs: int
     vector: list[Tensor] = field(repr=False)
     params: tuple[Tensor, ...] = field(repr=False)
+    weights: EdgeWeights = field(repr=False)
     shares: tuple[float, ...] = field(repr=False)
     floored: float
     loss: float
@@ -219,6 +224,7 @@ def read_edge(
         chi_step=along[2],
         change=along[3],
         alignment=along[4],
+        mode_loss=_mode_loss(weights, chosen, grads, direction, chi),
         lowest=found.extent[0],
         residual=float(found.residuals[0]),
         error=float(found.errors[0]),
@@ -226,6 +232,7 @@ def read_edge(
         matvecs=found.matvecs + along[5],
         vector=[piece / length for piece in direction],
         params=operator.params,
+        weights=weights,
         shares=tuple(masses),
         floored=float(dead),
         loss=float(getattr(plain, "loss", math.nan)),
@@ -244,11 +251,7 @@ def _along(
     chosen: Sequence[int], grads: Sequence[Tensor | None], top: Sequence[Tensor],
 ) -> tuple[float, float, float, float, float, int]:
     """Returns the forms P, S and U, the change to second order, the alignment, and the products used."""
-    sign = -1.0 if weights.maximize else 1.0
-    gradient = []
-    for i in chosen:
-        param, grad = weights.params[i].detach(), grads[i]
-        gradient.append(weights.l2[i] * param + (0.0 if grad is None else sign * grad.detach()))
+    gradient = [_minimised(weights, i, grads[i]) for i in chosen]
     try:
         moves = planned_step(optimizer, grads)
     except UsageError:  # an optimizer that a copy cannot take the step of
@@ -258,6 +261,29 @@ def _along(
     return (
         found.chi_gradient, found.chi_gradient_sym, found.chi_step, found.change, found.alignment, found.matvecs
     )
+
+
+def _minimised(weights: EdgeWeights, place: int, grad: Tensor | None) -> Tensor:
+    """Returns the gradient of what is minimised: g, or -g where the optimizer climbs, plus l2 theta."""
+    l2, param, sign = weights.l2[place], weights.params[place].detach(), -1.0 if weights.maximize else 1.0
+    if grad is None:
+        return l2 * param
+    dense = grad.detach().to_dense() if grad.is_sparse else grad.detach()
+    return torch.add(sign * dense, param, alpha=l2) if l2 else sign * dense
+
+
+def _mode_loss(
+    weights: EdgeWeights, chosen: Sequence[int], grads: Sequence[Tensor | None] | None, top: Sequence[Tensor],
+    chi: float,
+) -> float:
+    """Returns (u . W^(1/2) g)^2 / (2 chi), `top` being W^(1/2) u."""
+    if grads is None or not chi > 0:
+        return math.nan
+    sums = [
+        (piece.double() * _minimised(weights, i, grads[i]).double()).sum()
+        for piece, i in zip(top, chosen, strict=True)
+    ]
+    return float(torch.stack(sums).sum()) ** 2 / (2 * chi)
 
 
 def _max_stable_lr(optimizer: Optimizer | Sequence[Optimizer], chi: float, decoupled: float) -> float:
