@@ -31,6 +31,7 @@ TORCH_SIDE: dict[str, set[str]] = {
     "distributed": set(),
     "stability": set(),
     "curvature": {"stability", "distributed"},
+    "landscape": {"curvature", "stability", "distributed", "report"},
     "probes": {"run", "curvature", "stability", "distributed"},
     "mishaps": set(),
     "provenance": {"probes"},
