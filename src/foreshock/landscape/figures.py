@@ -104,24 +104,25 @@ def condensation(layers: Mapping[str, Condensation]) -> Figure:
     maps = {name: each.map for name, each in layers.items()}
     columns = min(len(maps), 4)
     rows = -(-len(maps) // columns)
-    side = min(WIDTH / columns, 2.1)
+    side = min((WIDTH - 0.6) / columns, 1.9)
     colours = LinearSegmentedColormap.from_list("cosines", _MAP)
-    with canvas.blank(side * columns + 0.55, (side + 0.45) * rows, _STYLE) as figure:
+    with canvas.blank(side * columns + 0.6, (side + 0.62) * rows + 0.25, _STYLE) as figure:
+        figure.set_layout_engine("compressed")  # of panels that are square
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(maps) :]:
             axes.set_visible(False)
         for axes, (name, table) in zip(grid, maps.items(), strict=False):
             found = layers[name]
             image = axes.imshow(table, cmap=colours, vmin=0, vmax=1, interpolation="nearest", rasterized=True)
-            axes.set_title(name, fontweight="bold", pad=14)
+            axes.set_title(name, fontweight="bold", pad=23)
             axes.text(
-                0, 1.02, f"mean {found.mean:.2f}, {found.share_aligned:.0%} aligned, {found.effective:.1f} directions",
-                transform=axes.transAxes, fontsize=6.5, color=GREY, va="bottom",
+                0, 1.02, f"mean {found.mean:.2f}, {found.share_aligned:.0%} aligned\n{found.effective:.1f} directions",
+                transform=axes.transAxes, fontsize=6.5, color=GREY, va="bottom", linespacing=1.25,
             )  # fmt: skip
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set_visible(False)
-        bar = figure.colorbar(image, ax=list(grid), fraction=0.03, pad=0.015, aspect=26, ticks=[0, 0.5, 1])
+        bar = figure.colorbar(image, ax=list(grid[: len(maps)]), fraction=0.03, pad=0.015, aspect=20, ticks=[0, 0.5, 1])
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         bar.ax.set_title("|cos|", fontsize=7, color=GREY, loc="left", pad=4)
@@ -191,6 +192,9 @@ def _bands(axes: Axes, loss: Surface) -> Any:
 
 
 def _level(axes: Axes, sharp: Surface, level: float) -> None:
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+
     values = np.ma.masked_invalid(sharp.values.T)
     name = r"\chi" if sharp.quantity == "chi" else r"\lambda_{\max}"
     if not values.min() < level < values.max():
@@ -200,12 +204,20 @@ def _level(axes: Axes, sharp: Surface, level: float) -> None:
             fontsize=7, color=LEVEL,
         )  # fmt: skip
         return
-    lines = axes.contour(sharp.alphas, sharp.betas, values, levels=[level], colors=LEVEL, linewidths=1.3)
-    axes.clabel(lines, fmt={level: rf"${name} = {level:g}$"}, fontsize=7, inline=True, inline_spacing=4)
+    lines = axes.contour(sharp.alphas, sharp.betas, values, levels=[level], colors=LEVEL, linewidths=1.4)
+    labels = axes.clabel(lines, fmt={level: rf"${name} = {level:g}$"}, fontsize=7, inline=True, inline_spacing=4)
+    others = [each for each in MaxNLocator(6).tick_values(values.min(), values.max()) if each != level]
+    thin = axes.contour(
+        sharp.alphas, sharp.betas, values, levels=others, colors=LEVEL, linewidths=0.6, linestyles="dashed"
+    )
+    labels += axes.clabel(thin, fmt="%g", fontsize=6, inline=True, inline_spacing=2)
+    for label in labels:
+        label.set_path_effects([withStroke(linewidth=1.6, foreground="white", alpha=0.85)])
 
 
 def _path(axes: Axes, path: Projection, marks: Mapping[str, int]) -> None:
-    axes.plot(path.alphas, path.betas, color=PATH, linewidth=0.6, alpha=0.85, zorder=3)
+    axes.plot(path.alphas, path.betas, color=PATH, linewidth=0.3, alpha=0.35, zorder=3)
+    axes.plot(path.alphas, path.betas, ".", color=PATH, markersize=1.6, markeredgewidth=0, zorder=3)
     axes.plot(path.alphas[0], path.betas[0], "o", color="white", markeredgecolor=PATH, markersize=3.5, zorder=4)
     axes.plot(path.alphas[-1], path.betas[-1], "o", color=PATH, markersize=3.5, zorder=4)
     for name, step in marks.items():
