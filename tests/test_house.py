@@ -24,8 +24,9 @@ RECORD_SIDE: dict[str, set[str]] = {
     "stats": set(),
     "run": {"signals"},
     "detect": {"run", "stats", "signals"},
+    "diagnose": {"detect", "run", "signals", "stats"},
     "testing": {"detect", "run"},
-    "report": {"detect", "run", "signals", "stats"},
+    "report": {"detect", "diagnose", "run", "signals", "stats"},
 }
 TORCH_SIDE: dict[str, set[str]] = {
     "distributed": set(),
@@ -45,7 +46,7 @@ TORCH_SIDE: dict[str, set[str]] = {
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {
-    "cli": {"script", "demo", "papers", "report", "detect", "run", "stability"},
+    "cli": {"script", "demo", "papers", "report", "diagnose", "detect", "run", "stability"},
     "__main__": {"cli"},
 }
 ALLOWED = RECORD_SIDE | TORCH_SIDE | FRONT

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foreshock.detect import momentum
+from foreshock.detect import second_moment
 from foreshock.run.event import Event
 from foreshock.run.run import Run
 
@@ -26,6 +26,7 @@ LEAST_RISE = 0.1  # of ln loss: less is no rise
 NOISES = 5.0  # and so many times what the loss usually changes from record to record
 HALF = 0.5  # an approach begins where chi was last below it: who drove the last doubling is what is asked
 BRIDGE, DIP = 2, 0.97  # so many readings in a row, none below this, do not break a run above 1: solvers are 2 % exact
+AFTER = 5  # steps after chi fell below 1 in which the loss peaks (measured: 1 or 2)
 SWINGS = 4  # readings of which half below 1 are the end of a run: those of an alternating mode swing from step to step
 ENVELOPE = 4  # records to either side whose largest loss counts: an unstable mode flips its sign at every step
 ALONG_LATE = 20  # steps after the turn until which the curvature along the gradient may pass 1 (measured: nearly all 3)
@@ -128,15 +129,15 @@ def landmarks(run: Run, event: Event) -> Landmarks:
     peak = peak if settled else None
     along = None if turn is None and down is not None else _along(series(run, "chi_gradient"), crossing, turn, peak)
     begin = _begin(chi, crossing, first)
-    tensor = momentum.at_the_edge(run, crossing if crossing is not None else turn, peak or turn)
+    tensor = second_moment.at_the_edge(run, crossing if crossing is not None else turn, peak or turn)
     freely, refill = None, None
-    adam = momentum.has_second_moment(run)
+    adam = second_moment.has_second_moment(run)
     to = crossing if crossing is not None else turn
     if to is not None and adam:
         previous = _previous(chi, crossing)
-        freely = momentum.free_since(run, tensor, to, floor=first if previous is None else previous)
+        freely = second_moment.free_since(run, tensor, to, floor=first if previous is None else previous)
     if turn is not None and adam:
-        refill = momentum.refill(run, (turn, reach), to)
+        refill = second_moment.refill(run, (turn, reach), to)
     if crossing is None and turn is not None:
         begin = turn if freely is None else freely
     risen = None if turn is None else _risen(loss, turn, reach)
@@ -198,7 +199,8 @@ def _reach(chi: Series, anchor: int | None, event: Event, gap: int, last: int) -
         return last
     past = chi.steps[chi.steps > event.end]
     until = event.end if len(past) == 0 else min(int(past[0]), event.end + 3 * gap)
-    return min(last, max(until, event.peak) + 5)
+    over = None if anchor is None else _down(chi, anchor, None)  # a watch may live through several excursions
+    return min(last, max(until if over is None else min(until, over), event.peak) + AFTER)
 
 
 def _rise(loss: Series, event: Event, low: int, high: int) -> tuple[int | None, int | None]:
@@ -328,7 +330,7 @@ def _missing(run: Run, adam: bool, crossing: int | None, turn: int | None, chi: 
     wanted = [] if crossing is not None or near else ["chi"]
     if crossing is not None and "chi_gradient" not in run:
         wanted.append("chi_gradient")
-    if not momentum.ratios(run) and (adam or not momentum.groups(run)):
+    if not second_moment.ratios(run) and (adam or not second_moment.groups(run)):
         wanted.append("v_ratio")
     if "loss" not in run:
         wanted.append("loss")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foreshock.detect.landmarks import Landmarks, Series, landmarks, series
-from foreshock.detect.momentum import betas, growth
+from foreshock.detect.second_moment import betas, growth
 from foreshock.run.event import Event
 from foreshock.run.run import Run
 
