@@ -1,0 +1,97 @@
+"""Readings of the edge beside a monitor that records all the rest: every step near the edge, now and then before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from foreshock.curvature import Edge, EdgeTracker, EigResult, Hessian, eigsh
+from foreshock.probes import Step
+
+__all__ = ["Reader"]
+
+NEAR = 0.8  # chi from which every step is read
+
+
+class Reader:
+    """Follows chi and, less often, the raw top eigenvalue of H; a probe that hands on what was last read.
+
+    Args:
+        optimizer, loss: as for `EdgeTracker`; the loss is of the batch that chi is about.
+        names: parameter -> name, for `chi_share/NAME`.
+        every: steps between readings below chi = .8; every step above.
+        raw: readings from one raw eigenvalue to the next.
+        tol: relative error wanted of eigenvalues.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, loss: Callable[[], Tensor], names: Mapping[str, Tensor], *, every: int = 10,
+        raw: int = 5, tol: float = 1e-3,
+    ) -> None:
+        self.tracker = EdgeTracker(optimizer, loss, every=every, tol=tol, forms=True)
+        self.every, self.raw, self.tol = every, raw, tol
+        self.products = 0
+        self._names = {id(param): name for name, param in names.items()}
+        self._loss, self._params = loss, list(names.values())
+        self._top: EigResult | None = None
+        self._last: Edge | None = None
+        self._readings = self._step = 0
+        self._found: dict[str, float] = {}
+
+    def look(self, step: int) -> Edge | None:
+        """Takes a reading before an optimizer step, where one is due; returns it.
+
+        The first step is left out: a second moment of one gradient puts chi far above 1.
+        """
+        self.tracker.every = 1 if self._last is not None and self._last.chi > NEAR else self.every
+        edge = self.tracker.step() if step else None
+        if edge is None:
+            return None
+        found = {
+            "chi": edge.chi, "chi_min": edge.lowest, "sharpness": edge.sharpness, "threshold": edge.threshold,
+            "max_stable_lr": edge.max_stable_lr, "chi_residual": edge.residual, "chi_matvecs": float(edge.matvecs),
+            "chi_converged": float(edge.converged), "chi_floored": edge.floored, "probe_batch": 1.0,
+            "chi_gradient": edge.chi_gradient, "chi_gradient_sym": edge.chi_gradient_sym, "chi_step": edge.chi_step,
+            "chi_change": edge.change, "chi_alignment": edge.alignment,
+        }  # fmt: skip
+        for param, share in zip(edge.params, edge.shares, strict=True):
+            found[f"chi_share/{self._names[id(param)]}"] = share
+        if self._last is not None and step - self._step <= self.every:
+            found["chi_overlap"] = abs(_cosine(edge.vector, self._last.vector))
+        if self._readings % self.raw == 0:
+            found |= self._uncut()
+        self._found = {name: value for name, value in found.items() if math.isfinite(value)}
+        self._last, self._step = edge, step
+        self._readings += 1
+        self.products += edge.matvecs
+        return edge
+
+    def _uncut(self) -> dict[str, float]:
+        """Returns the top eigenvalue of H itself, and its quotient at the gradient."""
+        hessian = Hessian(self._loss, self._params, deterministic="trust")
+        with hessian:
+            self._top = eigsh(hessian, tol=self.tol, warm_start=self._top)
+            gradient = hessian.gradient()
+            along = hessian @ gradient
+        return {
+            "hessian_top": float(self._top.values[0]),
+            "gradient_top": _dot(gradient, along) / _dot(gradient, gradient),
+        }
+
+    def __call__(self, step: Step) -> dict[str, Tensor | float]:
+        """Returns what was read before this step."""
+        found, self._found = self._found, {}
+        return dict(found)
+
+
+def _dot(left: list[Tensor], right: list[Tensor]) -> float:
+    pairs = zip(left, right, strict=True)
+    return float(torch.stack([(a.double() * b.double()).sum() for a, b in pairs]).sum())
+
+
+def _cosine(left: list[Tensor], right: list[Tensor]) -> float:
+    return _dot(left, right) / math.sqrt(_dot(left, left) * _dot(right, right))
