@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import doctest
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 import foreshock.stability.outlook as module
 from foreshock.errors import UsageError
-from foreshock.stability.outlook import outlook
+from foreshock.stability.outlook import Refill, outlook
 
 
 def test_the_examples_hold() -> None:
@@ -54,7 +55,7 @@ def test_one_parameter_under_adam_does_as_foretold(
     beta1: float, beta2: float, size: float, share: float, age: int
 ) -> None:
     losses = simulate(1.01, share, beta1=beta1, beta2=beta2, age=age, size=size)
-    found = outlook(1.01, share, momentum=beta1, beta2=beta2, refill=(size, 0.0), age=age)
+    found = outlook(1.01, share, momentum=beta1, refill=Refill(beta2, size, 0.0, age))
     assert found.rise == pytest.approx(losses[found.peak] / losses[0], rel=1e-6)
     assert np.argmax(losses[: found.peak + 5]) == found.peak
     risen = np.flatnonzero(losses >= losses[0] * 1.5)
@@ -63,8 +64,8 @@ def test_one_parameter_under_adam_does_as_foretold(
 
 
 def test_a_gradient_that_feeds_the_second_moment_keeps_the_loss_down() -> None:
-    free = outlook(1.02, 1e-6, momentum=0.9, beta2=0.999, refill=(1e-9, 0.0))
-    fed = outlook(1.02, 1e-6, momentum=0.9, beta2=0.999, refill=(1e-9, 20.0))
+    free = outlook(1.02, 1e-6, momentum=0.9, refill=Refill(0.999, 1e-9, 0.0))
+    fed = outlook(1.02, 1e-6, momentum=0.9, refill=Refill(0.999, 1e-9, 20.0))
     assert free.rise > 2
     assert fed.rise < 1.01
     assert fed.steps is None
@@ -78,7 +79,13 @@ def test_sharpening_brings_forward_what_is_to_come() -> None:
     assert outlook(0.99, 1e-8).rise == 1.0
 
 
-@pytest.mark.parametrize("bad", [{"chi": math.nan}, {"share": -1.0}, {"momentum": 1.0}, {"beta2": 0.0}])
-def test_numbers_out_of_range_are_refused(bad: dict[str, float]) -> None:
+def test_a_denominator_that_eps_holds_does_not_follow_the_second_moment() -> None:
+    free, held = (outlook(0.99, 1e-6, refill=Refill(0.999, 0.0, 0.0, share=share)) for share in (1.0, 0.0))
+    assert math.isinf(free.rise)
+    assert held.rise == 1.0
+
+
+@pytest.mark.parametrize("bad", [{"chi": math.nan}, {"share": -1.0}, {"momentum": 1.0}, {"refill": Refill(0.0, 1, 1)}])
+def test_numbers_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(bad))):
         outlook(**({"chi": 1.0, "share": 0.1} | bad))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from foreshock.stability import filters
     from foreshock.stability.decay import critical_denominator, crossing_step, eps_crit, waiting_time
     from foreshock.stability.nyquist import NyquistReading, nyquist_probe
-    from foreshock.stability.outlook import Outlook, outlook
+    from foreshock.stability.outlook import Outlook, Refill, outlook
     from foreshock.stability.registry import Reading, register
     from foreshock.stability.threshold import Threshold, gain, optimizers, stability_threshold
     from foreshock.stability.twins import planned_step, twin
@@ -30,6 +30,7 @@ _LAZY = {
     "NyquistReading": "nyquist",
     "Outlook": "outlook",
     "Reading": "registry",
+    "Refill": "outlook",
     "Threshold": "threshold",
     "critical_denominator": "decay",
     "crossing_step": "decay",
@@ -52,6 +53,7 @@ __all__ = [
     "NyquistReading",
     "Outlook",
     "Reading",
+    "Refill",
     "Threshold",
     "critical_denominator",
     "crossing_step",
