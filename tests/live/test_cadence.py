@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 
 from foreshock.probes.cadence import Cadence
 
@@ -15,26 +17,44 @@ def steps(cadence: Cadence, chi: float, start: int, stop: int) -> list[int]:
     return taken
 
 
-def test_calm_is_seldom_and_leaves_the_first_steps_out() -> None:
-    assert steps(Cadence(100), 0.5, 0, 450) == [100, 200, 300, 400]
+def test_calm_is_seldom_but_for_the_beginning() -> None:
+    assert steps(Cadence(100), 0.5, 0, 450) == [10, 20, 40, 80, 160, 260, 360]
+    assert steps(Cadence(10), 0.5, 0, 45) == [10, 20, 30, 40]
     assert steps(Cadence(1), 0.5, 0, 4) == [1, 2, 3]
 
 
 def test_near_the_edge_it_looks_ten_times_as_often() -> None:
     cadence = Cadence(100)
-    assert steps(cadence, 0.9, 0, 151) == [100, 110, 120, 130, 140, 150]
+    assert steps(cadence, 0.9, 0, 61) == [10, 20, 30, 40, 50, 60]
     assert cadence.state == "watch"
 
 
 def test_three_readings_above_the_edge_are_an_alarm_and_two_are_not() -> None:
     cadence = Cadence(100)
-    assert steps(cadence, 1.1, 0, 126) == [100, 110, 120, 121, 122, 123, 124, 125]
+    assert steps(cadence, 1.1, 0, 16) == [10, 11, 12, 13, 14, 15]
     assert cadence.state == "alarm"
     crossing = Cadence(100)
-    steps(crossing, 1.1, 0, 111)
-    steps(crossing, 0.95, 111, 121)
-    steps(crossing, 1.1, 121, 141)
+    steps(crossing, 1.1, 0, 12)
+    steps(crossing, 0.95, 12, 13)
+    steps(crossing, 1.1, 13, 24)
     assert crossing.state == "watch"
+
+
+def test_readings_come_closer_together_on_the_way_to_the_edge() -> None:
+    cadence, taken = Cadence(100), {}
+    for step in range(2000):
+        if cadence.due(step):
+            taken[step] = chi = 0.5 * math.exp(0.002 * (step - 100))  # 1 at step 447
+            cadence.took(step, chi)
+    below = [step for step, chi in taken.items() if chi < 1]
+    assert 8 <= len(below) <= 25
+    assert all(b - a <= max(1, (447 - a) / 2) for a, b in pairwise(below[1:]))
+    assert [step for step in taken if step > below[-1]][:3] == [447, 448, 449]
+    decaying = Cadence(100)
+    decaying.took(100, 0.5, 30.0)
+    assert decaying.distance == 10
+    decaying.took(110, 0.6, 2.0)
+    assert decaying.distance == 1
 
 
 def test_ten_readings_below_lead_back_down() -> None:

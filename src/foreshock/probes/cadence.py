@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 State = Literal["calm", "watch", "alarm"]
@@ -12,14 +13,20 @@ NEAR = 0.8  # chi from which the edge is near enough to look more often; it grow
 CONFIRMED = 3  # readings above 1 in a row before every step is measured; single crossings are noise (Bai et al. 2025)
 RELIEVED = 10  # readings in a row below 1, or below NEAR, before the next lower state
 OFTEN = 10  # readings in watch for each one when calm
+EARLY = 10  # step of the first reading; the next ones are at twice as many, until they are as far apart as is usual
+AHEAD = 3  # readings, at least, until chi would be at the edge
 
 
 class Cadence:
     """Says at which steps to measure, from what was measured.
 
-    Calm: every `every` steps, the first of them not counted: bias correction and young second moments put chi far above
-    1 for a step or two of every Adam run. Watch, entered at chi > 0.8 or when `stir` is called: ten times as often.
+    Calm: every `every` steps, after steps 10, 20, 40 and so on: not at the first ones, because bias correction and young
+    second moments put chi far above 1 for a step or two of every Adam run. Watch, entered at chi > 0.8 or when `stir` is called: ten times as often.
     Alarm, after three readings above 1 in a row: every step. Back down after ten readings in a row below what led up.
+
+    In calm and watch the next reading comes sooner where chi is on its way to 1: after a third of the steps that it
+    would take, by its trend or by the free decay of the second moment; and at the next step where chi was above 1, so
+    that three in a row take three steps.
 
     Args:
         every: steps from one reading to the next when calm.
@@ -32,11 +39,16 @@ class Cadence:
         self._above = 0
         self._below = 0
         self._stirred_until = -1
+        self._chi = math.nan
+        self._ahead = math.inf  # steps until chi will be 1, as it looked at the last reading
 
     @property
     def distance(self) -> int:
         """Steps from one reading to the next in the present state."""
-        return {"calm": self.every, "watch": max(1, self.every // OFTEN), "alarm": 1}[self.state]
+        if self.state == "alarm" or self._above:
+            return 1
+        usual = min(self.every, max(EARLY, self._last)) if self.state == "calm" else max(1, self.every // OFTEN)
+        return max(1, int(min(usual, self._ahead / AHEAD)))
 
     def due(self, step: int) -> bool:
         """Returns whether to measure at this step."""
@@ -48,11 +60,21 @@ class Cadence:
         if self.state == "calm":
             self.state, self._below = "watch", 0
 
-    def took(self, step: int, chi: float | None) -> None:
-        """Takes a reading, or None where one was due and could not be had."""
-        self._last = step
+    def took(self, step: int, chi: float | None, crossing: float = math.inf) -> None:
+        """Takes a reading, or None where one was due and could not be had.
+
+        Args:
+            step: at which it was taken.
+            chi: what was read.
+            crossing: steps until chi would be 1 if the second moment decayed freely.
+        """
+        last, self._last = self._last, step
         if chi is None:
+            self._chi, self._ahead = math.nan, math.inf
             return
+        growth = chi / self._chi if self._chi > 0 else math.nan
+        trend = (step - last) * -math.log(chi) / math.log(growth) if growth > 1 and 0 < chi < 1 else math.inf
+        self._chi, self._ahead = chi, min(trend, crossing) if chi < 1 else math.inf
         self._above = self._above + 1 if chi > 1 else 0
         if self.state == "calm" and chi > NEAR:
             self.state, self._below = "watch", 0
@@ -69,7 +91,7 @@ class Cadence:
         """Returns the state as plain JSON values."""
         return {
             "state": self.state, "last": self._last, "above": self._above, "below": self._below,
-            "stirred_until": self._stirred_until,
+            "stirred_until": self._stirred_until, "chi": self._chi, "ahead": self._ahead,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,3 +99,4 @@ class Cadence:
         self.state = state["state"]
         self._last, self._above = int(state["last"]), int(state["above"])
         self._below, self._stirred_until = int(state["below"]), int(state["stirred_until"])
+        self._chi, self._ahead = float(state["chi"]), float(state["ahead"])
