@@ -41,6 +41,7 @@ class Signal:
 
 _ADAM_SPIKES = "Bai et al. 2025, arXiv 2506.04805, section on decoupled decay"
 _ALONG = "Bai et al. 2025, arXiv 2506.04805"
+_SPLIT = "first-order perturbation of chi; Bai et al. 2025, arXiv 2506.04805"
 _EDGE = "Cohen et al. 2022, arXiv 2207.14484"
 
 EDGES = frozenset({"chi", "chi_gradient", "chi_gradient_sym", "chi_step"})
@@ -134,6 +135,57 @@ _TABLE = (
         "only", "mean", _ALONG,
     ),
     Signal("chi_alignment", "1", "|cosine| of W^(1/2) g with the top eigenvector; in alarm only", "max", _ALONG),
+    Signal(
+        "chi_mode_loss", "loss", "(u . W^(1/2) g)^2 / (2 chi), u the top eigenvector: the part of the loss that is "
+        "motion along the unstable mode, to second order; absent where chi is not above 0", "mean", _SPLIT,
+    ),
+    Signal(
+        "chi_overlap", "1", "|cosine| of the top direction, in parameters, with that of the last reading: about 1 on a "
+        "held batch, small where batches change or the top eigenvector has swapped", "min",
+    ),
+    Signal(
+        "chi_growth", "1", "ln chi less ln chi at the last reading; absent where there was none, one of them is not "
+        "above 0, or `chi_overlap` is below 0.5", "mean", _SPLIT,
+    ),
+    Signal(
+        "chi_growth_preconditioner", "1", "part of `chi_growth` that is the optimizer's doing, sum u_i^2 d ln W_i: "
+        "learning rate, momentum and denominators", "mean", _SPLIT,
+    ),
+    Signal(
+        "chi_growth_landscape", "1", "part of `chi_growth` that remains, the landscape's: y' dH y / chi to first order",
+        "mean", _SPLIT,
+    ),
+    Signal(
+        "chi_growth_lr", "1", "part of `chi_growth` of the learning rate, with decoupled decay and clipping", "mean",
+        _SPLIT,
+    ),
+    Signal(
+        "chi_growth_momentum", "1", "part of `chi_growth` of the momentum: its gain and its bias correction", "mean",
+        _SPLIT,
+    ),
+    Signal(
+        "chi_growth_denominator", "1", "part of `chi_growth` of the denominators, -sum u_i^2 d ln sqrt(vhat_i)", "mean",
+        _SPLIT, per_tensor=True,
+    ),
+    Signal(
+        "chi_denominator", "1", "exp(sum u_i^2 ln P_i), geometric mean of the denominators in the unstable direction: "
+        "falls while v decays, rises in the refill", "mean", _ADAM_SPIKES,
+    ),
+    Signal(
+        "chi_crossing", "1", "steps until chi would be 1 if v decayed freely at beta2 and H stood still; 0 above 1; "
+        "absent where nothing decays or eps forbids it", "min", _ADAM_SPIKES,
+    ),
+    Signal(
+        "stable_eps", "1", "eps with which chi would be 0.9, all else equal, by the rank-one bound; only above 0.9, "
+        "absent for optimizers without such an eps", "max", _SPLIT,
+    ),
+    Signal(
+        "stable_floor", "1", "floor on the denominator P with which chi would be 0.9, likewise", "max", _SPLIT,
+    ),
+    Signal(
+        "hessian_top", "1", "lambda_max(H), not preconditioned; in alarm only, when it begins and every 50 readings",
+        "max", _ADAM_SPIKES,
+    ),
     Signal(
         "curvature_cadence", "1", "state of the schedule, at steps that it wanted a reading: 0 calm, 1 watch, 2 alarm",
         "max",

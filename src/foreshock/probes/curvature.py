@@ -26,6 +26,7 @@ from foreshock.curvature.harmless import harmless, random_state, restore_random_
 from foreshock.curvature.objective import Live
 from foreshock.curvature.tracker import CLOSE, FAR, NEAR
 from foreshock.errors import UsageError
+from foreshock.probes.approach import Approach
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.probes.cadence import LEVELS, Cadence
 from foreshock.probes.held import copied, takes_a_batch
@@ -84,6 +85,7 @@ class Curvature:
         self._sound = False  # whether products have been held against each other
         self._failures = 0
         self._withheld = 0
+        self._approach = Approach()
         self._ratio = math.nan  # norm of the gradient consumed over that of the live one, when last seen together
         self._clipped = math.nan  # norm of the gradient consumed, when it was last less than that
         self._forget()
@@ -92,6 +94,7 @@ class Curvature:
         self._wanted = self._due = False
         self._reading: Edge | None = None
         self._kind = LIVE
+        self._beside: dict[str, float] = {}
         self._seconds = self._length = 0.0
         self._copies: list[Tensor] = []
 
@@ -145,13 +148,15 @@ class Curvature:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the schedule, and the held batch."""
         cadence = self._state if self._cadence is None else self._cadence.state_dict()
-        return {"cadence": cadence, "held": list(self._held), "max_norm": self.max_norm, "withheld": self._withheld}
+        return {"cadence": cadence, "held": list(self._held), "max_norm": self.max_norm, "withheld": self._withheld,
+                "approach": self._approach.state_dict()}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self._state, self._cadence, self._warm = state["cadence"], None, None
         self._held = tuple(state["held"])
         self.max_norm, self._withheld = state["max_norm"], int(state["withheld"])
+        self._approach.load_state_dict(state.get("approach", {}))
 
     def _begin(self, moment: Moment) -> None:
         """Decides whether this step gets a reading."""
@@ -198,6 +203,8 @@ class Curvature:
         try:
             with torch.autocast(parameters(moment.optimizer)[0].device.type, enabled=False):
                 self._reading = measure(moment)
+                if self._reading is not None:
+                    self._beside = self._approach.signals(self._reading, moment.optimizer, held=self._kind == HELD)
             self._failures = 0
         except NotTwiceError as error:
             raise UnavailableError(str(error)) from error
@@ -261,11 +268,14 @@ class Curvature:
         weights = edge_weights(moment.optimizer, grads, max_norm=self.max_norm if live else None)
         last, warm = (None, []) if live or self._warm is None else (self._warm[0], [self._warm[1]])
         operator = hessian if share == 1.0 else share * hessian
-        return read_edge(
+        alarm = self._cadence is not None and self._cadence.state == "alarm"
+        reading = read_edge(
             operator, weights, moment.optimizer, tol=self.tol, warm=warm, grads=grads,
-            forms=grads is not None and self._cadence is not None and self._cadence.state == "alarm",
+            forms=grads is not None and alarm,
             amplified=NEAR if last is not None and moment.number - last <= CLOSE else FAR,
         )
+        self._approach.look(operator, reading, alarm=alarm)
+        return reading
 
     def _compare(self, step: Step) -> None:
         """Looks at what became of the live gradient, which shows whether the loop clips it."""
@@ -282,7 +292,7 @@ class Curvature:
         found: dict[str, Tensor | float] = {
             "chi": reading.chi, "chi_min": reading.lowest,
             "sharpness": reading.sharpness, "threshold": reading.threshold,
-            "chi_residual": reading.residual, "chi_matvecs": float(reading.matvecs),
+            "chi_residual": reading.residual, "chi_matvecs": float(reading.matvecs + self._approach.matvecs),
             "chi_converged": float(reading.converged), "chi_formal": float(reading.formal),
             "chi_floored": reading.floored, "probe_batch": self._kind, "curvature_seconds": self._seconds,
         }  # fmt: skip
@@ -295,10 +305,13 @@ class Curvature:
             "chi_step": reading.chi_step, "chi_alignment": reading.alignment, "chi_change": reading.change,
         }  # fmt: skip
         found.update({name: value for name, value in measured_in_alarm.items() if math.isfinite(value)})
-        plan, shares = step.plan, {id(p): share for p, share in zip(reading.params, reading.shares, strict=True)}
-        for param, unit in zip(plan.params, plan.unit_of.tolist(), strict=True):
-            name = f"chi_share/{plan.names[unit]}"
-            found[name] = found.get(name, 0.0) + shares.get(id(param), 0.0)
+        found.update(self._beside)
+        columns = {"chi_share": reading.shares, "chi_growth_denominator": self._approach.denominators}
+        place, plan = {id(param): i for i, param in enumerate(reading.params)}, step.plan
+        for name, values in columns.items():
+            for param, unit in zip(plan.params, plan.unit_of.tolist() if values else (), strict=bool(values)):
+                column, at = f"{name}/{plan.names[unit]}", place.get(id(param))
+                found[column] = found.get(column, 0.0) + (0.0 if at is None else values[at])
         return found
 
     def _along_the_step(self, step: Step) -> dict[str, float]:

@@ -11,15 +11,19 @@ from torch import Tensor
 VECTORS = 16  # weights, gradient, product, and a basis of ten, as long as all parameters together
 
 
-def lacking(params: Sequence[Tensor]) -> str:
+def lacking(params: Sequence[Tensor], vectors: int = VECTORS) -> str:
     """Returns why a reading on these parameters had better not be tried; empty where there is room.
 
     What the graph of a second derivative takes, about 3.5 times the activations, is not known beforehand and not
     counted: where it does not fit, the reading fails and says so. On the CPU, where nothing fails in time, a quarter
     of the machine's memory is the limit.
+
+    Args:
+        params: of the optimizer.
+        vectors: how many copies of them are wanted.
     """
     n = sum(param.numel() for param in params)
-    wanted = VECTORS * n * max(4, params[0].element_size())
+    wanted = vectors * n * max(4, params[0].element_size())
     device = params[0].device
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

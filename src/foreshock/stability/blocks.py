@@ -81,13 +81,17 @@ class RotatedBlock:
     bases: tuple[Tensor | None, ...]
     diagonal: Tensor
 
-    def power(self, x: Tensor, exponent: float) -> Tensor:
-        """Returns M^exponent x."""
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Returns Q'x, shaped like the diagonal."""
         y = x.reshape(self.diagonal.shape)
         for place, basis in enumerate(self.bases):
             if basis is not None:
                 y = _along(basis.to(x.dtype).mT, y, place)
-        y = y * _power(self.diagonal.to(x.dtype), exponent)
+        return y
+
+    def power(self, x: Tensor, exponent: float) -> Tensor:
+        """Returns M^exponent x."""
+        y = self.coordinates(x) * _power(self.diagonal.to(x.dtype), exponent)
         for place, basis in enumerate(self.bases):
             if basis is not None:
                 y = _along(basis.to(x.dtype), y, place)
