@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.loader import Batches
-from foreshock.curvature.surroundings import modules_of, surroundings
+from foreshock.curvature.surroundings import surroundings
 from foreshock.errors import UsageError
+from foreshock.landscape.called import modules_called
 from foreshock.landscape.plane import Plane
 from foreshock.landscape.standing import Stand, standing_at
 
@@ -43,7 +44,6 @@ class Evaluator:
         closure: `closure()`, or with `data` `closure(batch)`, gives a scalar loss, with `data` the mean over the batch.
         plane: whose points are meant.
         data: the batches of a whole data set; each is loaded once for all points.
-        model: the module that the closure runs; by default those that its code names.
 
     Attributes:
         batched: whether points are evaluated in one pass; None before the first.
@@ -51,14 +51,12 @@ class Evaluator:
         passes: forward passes so far, a batched one of p points counted as p.
     """
 
-    def __init__(
-        self, closure: Closure, plane: Plane, *, data: Iterable[Any] | None = None, model: nn.Module | None = None
-    ) -> None:
+    def __init__(self, closure: Closure, plane: Plane, *, data: Iterable[Any] | None = None) -> None:
         if not callable(closure):
             raise UsageError(f"closure: a function that computes the loss is needed, got {type(closure).__name__}")
         self._closure, self._plane = closure, plane
         self._data = data if isinstance(data, Batches) or data is None else Batches(data)
-        self._roots: Sequence[nn.Module] = modules_of(closure) if model is None else (model,)
+        self._roots: list[nn.Module] = []
         self._chunk = 0
         self._differentiates = False
         self.batched: bool | None = None
@@ -119,6 +117,7 @@ class Evaluator:
         if not bool(far.any()):
             far = far + _ASIDE  # the origin alone would not show parameters that a batched pass does not see
         probes = torch.stack([far, 0.5 * far + 0.25 * far.flip(0)])
+        self._roots = modules_called(loss, self._plane.params, self._closure)
         largest = _Largest()
         with largest:
             direct = [self._direct(loss, probes[0], start)]

@@ -149,7 +149,7 @@ def spectrum(
     columns = min(len(shares), 4)
     rows = -(-len(shares) // columns)
     with canvas.blank(max(WIDTH * columns / 4, 2.2), 1.35 * rows + 0.35, _STYLE) as figure:
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes in grid[len(shares) :]:
             axes.set_visible(False)
         for place, (axes, (name, values)) in enumerate(zip(grid, shares.items(), strict=False)):

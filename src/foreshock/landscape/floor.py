@@ -13,6 +13,7 @@ from torch import Tensor
 from foreshock.curvature.hessian import Hessian
 from foreshock.curvature.space import dot
 from foreshock.errors import UsageError
+from foreshock.landscape.called import modules_called, together
 from foreshock.landscape.evaluate import Closure, Evaluator
 from foreshock.landscape.llas import LlasIndex, index_of
 from foreshock.landscape.plane import Direction, Plane, plane_of
@@ -89,7 +90,8 @@ def floor_index(
                   (across.lengths[1], across.lengths[0]))  # fmt: skip
     positions, losses, curvatures, widths = (np.full(len(places), np.nan) for _ in range(4))
     notes: list[str] = []
-    with Hessian(closure, list(plane.params), deterministic="fix") as hessian:
+    model = together(modules_called(closure, plane.params))
+    with Hessian(closure, list(plane.params), model=model, deterministic="fix") as hessian:
         valley = _Valley(hessian, plane)
         begin = int(np.abs(places).argmin())
         order = np.argsort(places)
@@ -182,8 +184,8 @@ class _Valley:
             if here.slope == 0.0 and here.curvature > 0:
                 return here
             there = self.at(a, low.b + downhill * stride)
-            if not math.isfinite(there.slope):
-                return None
+            if not math.isfinite(there.slope) or (there.slope == 0.0 and not there.curvature > 0):
+                return None  # beyond what numbers can hold, or a plain
             if (there.slope > 0) != (low.slope > 0) or there.slope == 0.0:
                 return self._between(a, low, there, close, _MOST - count)
             low, stride = there, 2 * stride

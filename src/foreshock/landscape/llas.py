@@ -81,7 +81,7 @@ def index_of(loss: np.ndarray, sharp: np.ndarray, notes: tuple[str, ...] = ()) -
     spread = float(np.sqrt((x * x).sum() * (y * y).sum()))
     correlation = float((x * y).sum()) / spread if spread > 0 else math.nan
     slope = float((x * y).sum() / (x * x).sum()) if (x * x).sum() > 0 else math.nan
-    return LlasIndex(max(-1.0, min(1.0, correlation)), slope, relation(loss, sharp), len(loss), notes)
+    return LlasIndex(float(np.clip(correlation, -1.0, 1.0)), slope, relation(loss, sharp), len(loss), notes)
 
 
 def relation(loss: np.ndarray, sharp: np.ndarray) -> str:

@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from foreshock.curvature.anatomy import anatomy
 from foreshock.curvature.eigs import EigResult
 from foreshock.curvature.graph import explained, silent
-from foreshock.curvature.harmless import harmless, random_state, restore_random_state
+from foreshock.curvature.harmless import harmless
 from foreshock.curvature.space import Space
-from foreshock.curvature.surroundings import modules_of, surroundings
+from foreshock.curvature.surroundings import surroundings
 from foreshock.errors import UsageError
+from foreshock.landscape.called import modules_called
 from foreshock.landscape.plane import Direction, direction_of
 from foreshock.landscape.standing import standing_at
 
 Outputs = Callable[[], Tensor]
 
 
-def output_change(
-    outputs: Outputs, params: Sequence[Tensor], direction: Direction, *, model: nn.Module | None = None
-) -> Tensor:
+def output_change(outputs: Outputs, params: Sequence[Tensor], direction: Direction) -> Tensor:
     """Returns J u, J = d outputs / d params: how the outputs change along a direction, to first order, exactly.
 
     Of the outputs' shape. The derivative of J'w by w, so that both passes are in reverse mode: forward mode is silently
@@ -33,7 +32,6 @@ def output_change(
         outputs: a function that computes them, `lambda: model(x)`.
         params: what they are differentiated by.
         direction: u, as tensors like the parameters, a flat vector, an `Edge` or an `EigResult` (its first).
-        model: the module that it runs, where its code does not name it.
 
     Raises:
         UsageError: outputs that are no tensor or have no graph, or a graph that cannot be differentiated twice.
@@ -43,23 +41,22 @@ def output_change(
     >>> output_change(lambda: x @ w, [w], torch.tensor([1.0, -1.0]))
     tensor([ 1.,  0., -3.])
     """
-    return output_changes(outputs, params, [direction], model=model)[0]
+    return output_changes(outputs, params, [direction])[0]
 
 
 def output_changes(
-    outputs: Outputs, params: Sequence[Tensor], directions: EigResult | Sequence[Direction], *,
-    model: nn.Module | None = None,
+    outputs: Outputs, params: Sequence[Tensor], directions: EigResult | Sequence[Direction]
 ) -> list[Tensor]:
     """Returns J u for several directions, such as all of an `EigResult`; one backward pass each on a graph in common.
 
     Args:
-        outputs, params, model: see `output_change`.
+        outputs, params: see `output_change`.
         directions: u_1, u_2, ...
     """
     space = Space(list(params))
     wanted = directions.directions if isinstance(directions, EigResult) else directions
     flat = [direction_of(space, direction) for direction in wanted]
-    with _passing(outputs, space.params, model, gradients=True):
+    with _passing(_modules(outputs, space), space, gradients=True):
         value = _tensor(outputs())
         if not value.requires_grad:
             raise UsageError("outputs: they have no graph: detached, computed under no_grad, or from frozen parameters")
@@ -79,15 +76,14 @@ def output_changes(
 
 
 def real_change(
-    outputs: Outputs, params: Sequence[Tensor], before: Sequence[Tensor] | Tensor, after: Sequence[Tensor] | Tensor, *,
-    model: nn.Module | None = None,
+    outputs: Outputs, params: Sequence[Tensor], before: Sequence[Tensor] | Tensor, after: Sequence[Tensor] | Tensor
 ) -> Tensor:
     """Returns f(after) - f(before): how the outputs really changed over a step or a window, of the outputs' shape.
 
     Net changes depend on the parity of the number of steps where a mode alternates: look at single steps as well.
 
     Args:
-        outputs, params, model: see `output_change`; the parameters stand at both points for a moment.
+        outputs, params: see `output_change`; the parameters stand at both points for a moment.
         before, after: tensors shaped like the parameters, or flat vectors.
 
     >>> w = torch.tensor([1.0], requires_grad=True)
@@ -95,25 +91,25 @@ def real_change(
     tensor([8.])
     """
     space = Space(list(params))
-    found = []
+    found, modules = [], _modules(outputs, space)
     for values in (before, after):
         at = space.split(space.take(values).clone())
-        with _passing(outputs, space.params, model, gradients=False), standing_at(space.params, at):
+        with _passing(modules, space, gradients=False), standing_at(space.params, at):
             found.append(_tensor(outputs()).detach().clone())
     return found[1] - found[0]
 
 
-@contextmanager
-def _passing(outputs: Outputs, params: Sequence[Tensor], model: nn.Module | None, *, gradients: bool) -> Iterator[None]:
+def _modules(outputs: Outputs, space: Space) -> list[nn.Module]:
     if not callable(outputs):
         raise UsageError(f"outputs: a function that computes them is needed, got {type(outputs).__name__}")
-    roots = modules_of(outputs) if model is None else [model]
-    start = random_state()
+    return modules_called(outputs, space.params)
+
+
+@contextmanager
+def _passing(roots: Sequence[nn.Module], space: Space, *, gradients: bool) -> Iterator[None]:
     modules = [module for root in roots for module in root.modules()]
-    with harmless(params, roots), surroundings(modules, params[0].device):
-        restore_random_state(start)
-        with torch.set_grad_enabled(gradients):
-            yield
+    with harmless(space.params, roots), surroundings(modules, space.device), torch.set_grad_enabled(gradients):
+        yield
 
 
 def _tensor(value: object) -> Tensor:

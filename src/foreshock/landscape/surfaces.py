@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from foreshock.curvature.eigs import EigResult, eigsh
 from foreshock.curvature.hessian import Hessian
 from foreshock.curvature.operator import Operator
 from foreshock.errors import UsageError
+from foreshock.landscape.called import modules_called, together
 from foreshock.landscape.evaluate import Closure, Evaluator
 from foreshock.landscape.plane import Plane
 from foreshock.stability import EdgeWeights
@@ -43,7 +43,7 @@ class Surface:
 
 def surface(
     closure: Closure, plane: Plane, alphas: Sequence[float] | np.ndarray, betas: Sequence[float] | np.ndarray, *,
-    data: Iterable[Any] | None = None, model: nn.Module | None = None,
+    data: Iterable[Any] | None = None,
 ) -> Surface:
     """Returns the loss over a grid on a plane, in one batched pass where the closure allows it.
 
@@ -56,7 +56,6 @@ def surface(
         plane: see `plane_of`, `drift_plane`, `PCA.plane`.
         alphas, betas: distances along the axes, each at its own scale: `plane.project(trajectory).grid()`.
         data: the batches of a whole data set, as for `Hessian`.
-        model: the module that the closure runs, where its code does not name it.
 
     Raises:
         UsageError: a grid without points, or a closure that gives no number or another one each time.
@@ -70,7 +69,7 @@ def surface(
            [5., 8.]])
     """
     a, b = _axis(alphas, "alphas"), _axis(betas, "betas")
-    evaluator = Evaluator(closure, plane, data=data, model=model)
+    evaluator = Evaluator(closure, plane, data=data)
     values = evaluator(_mesh(a, b)).reshape(len(a), len(b))
     notes = evaluator.notes
     if values.size > 1 and not np.ptp(values) > 0 and np.isfinite(values).all():
@@ -99,7 +98,8 @@ def sharpness(
     """
     a, b = _axis(alphas, "alphas"), _axis(betas, "betas")
     values = np.full((len(a), len(b)), np.nan)
-    hessian = Hessian(closure, list(plane.params), deterministic="fix")
+    model = together(modules_called(closure, plane.params))
+    hessian = Hessian(closure, list(plane.params), model=model, deterministic="fix")
     operator: Operator = hessian if weights is None else hessian.conditioned(weights)
     found: EigResult | None = None
     loose = 0
@@ -113,7 +113,7 @@ def sharpness(
                     try:
                         found = eigsh(operator, tol=tol, warm_start=found)
                     except UsageError as error:
-                        if "finite" not in str(error) and "the loss is" not in str(error):
+                        if "no curvature at such a point" not in str(error) and "NaN or infinite" not in str(error):
                             raise
                         found = None
                         continue
