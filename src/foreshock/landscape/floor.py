@@ -22,7 +22,8 @@ from foreshock.landscape.surfaces import Surface
 _MOST = 60  # evaluations across the valley at one place, of a gradient and a product each
 _CLOSE = {True: 1e-9, False: 1e-4}  # how near to the minimum, in widths of the valley: in float64, and else
 _RISE = 0.5  # of the loss on the floor: the height at which the valley's width is measured, unless one is given
-_ACROSS = 33  # points of a batched pass across the valley, for its width
+_LEVEL = 1e-5  # how near to that height, relative, in the root of it
+_DOUBLINGS, _ROUNDS = 20, 40  # of the distance from the floor until a wall is passed, and then to its height
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def floor_index(
     across = plane_of(params, top, direction, names=("u1", "drift"))
     plane = Plane(across.params, across.origin, (across.axes[1], across.axes[0]), ("drift", "u1"),
                   (across.lengths[1], across.lengths[0]))  # fmt: skip
-    positions, losses, curvatures, widths = (np.full(len(places), np.nan) for _ in range(4))
+    positions, losses, curvatures = (np.full(len(places), np.nan) for _ in range(3))
     notes: list[str] = []
     model = together(modules_called(closure, plane.params))
     with Hessian(closure, list(plane.params), model=model, deterministic="fix") as hessian:
@@ -109,9 +110,7 @@ def floor_index(
         notes += hessian.notes
     if rise is None:
         rise = _RISE * abs(losses[begin]) if math.isfinite(losses[begin]) else math.nan
-    evaluator = Evaluator(closure, plane)
-    for i in range(len(places)):
-        widths[i] = _width(evaluator, places[i], positions[i], losses[i], curvatures[i], rise)
+    widths = _widths(Evaluator(closure, plane), np.stack([places, positions, losses, curvatures], axis=1), rise)
     return Floor(
         places, positions, losses, curvatures, widths, rise, _index(losses, curvatures), tuple(dict.fromkeys(notes))
     )
@@ -215,33 +214,56 @@ class _Valley:
         return best
 
 
-def _width(evaluator: Evaluator, a: float, b: float, floor: float, curvature: float, rise: float) -> float:
-    """Returns how far apart the two walls are at a height above the floor; NaN where a wall is not found."""
-    if not (math.isfinite(b) and curvature > 0 and rise > 0):
-        return math.nan
-    guess, level = math.sqrt(2 * rise / curvature), floor + rise
-    walls = [_wall(evaluator, a, b, sign * guess, level) for sign in (-1.0, 1.0)]
-    return walls[1] - walls[0]
+def _widths(evaluator: Evaluator, floor: np.ndarray, rise: float) -> np.ndarray:
+    """Returns how far apart the walls are at a height above the floor, (m,); NaN where a wall is not found.
 
+    The roots of sqrt(L - floor) - sqrt(rise), which is a line where the valley is a parabola, by false position
+    (Illinois); all walls move together, so that a round is one batched pass.
 
-def _wall(evaluator: Evaluator, a: float, b: float, guess: float, level: float) -> float:
-    """Returns where the loss first passes a level on one side of the floor, by passes over ever smaller intervals."""
-    near, far = 0.0, 2.0 * guess
-    for _ in range(20):
-        along = np.linspace(near, far, _ACROSS)
-        losses = evaluator(np.stack([np.full(_ACROSS, a), b + along], axis=1))
-        above = np.flatnonzero(~(losses < level))
-        if not len(above):
-            near, far = far, 2 * far
-            continue
-        i = int(above[0])
-        if i == 0:
-            return b + near
-        if abs(along[i] - along[i - 1]) <= 1e-5 * abs(guess):
-            part = (level - losses[i - 1]) / (losses[i] - losses[i - 1])
-            return float(b + along[i - 1] + part * (along[i] - along[i - 1]))
-        near, far = float(along[i - 1]), float(along[i])
-    return math.nan
+    Args:
+        floor: rows of a, b, loss and curvature at the minimum, shape (m, 4).
+    """
+    usable = np.isfinite(floor).all(1) & (floor[:, 3] > 0)
+    found = np.full(len(floor), np.nan)
+    if not usable.any() or not rise > 0:
+        return found
+    a, b, lowest, curvature = np.repeat(floor[usable], 2, axis=0).T
+    side = np.tile([-1.0, 1.0], int(usable.sum()))
+    goal = math.sqrt(rise)
+
+    def height(which: np.ndarray, distance: np.ndarray) -> np.ndarray:
+        points = np.stack([a[which], b[which] + side[which] * distance], axis=1)
+        return np.asarray(np.sqrt(np.maximum(evaluator(points) - lowest[which], 0.0)) - goal)
+
+    near, far = np.zeros(len(a)), np.sqrt(2 * rise / curvature)
+    low, high = np.full(len(a), -goal), np.full(len(a), np.nan)
+    below = np.arange(len(a))
+    for _ in range(_DOUBLINGS):
+        high[below] = height(below, far[below])
+        below = below[high[below] < 0]
+        if not len(below):
+            break
+        near[below], low[below], far[below] = far[below], high[below], 2 * far[below]
+    at = np.where(high >= 0, far, np.nan)  # a loss that overflows is above, and halved
+    open_ = np.flatnonzero((high > _LEVEL * goal) | np.isnan(high))
+    open_ = np.setdiff1d(open_, below)
+    for _ in range(_ROUNDS):
+        if not len(open_):
+            break
+        finite = np.isfinite(high[open_])
+        step = np.where(finite, low[open_] / (low[open_] - np.where(finite, high[open_], 1.0)), 0.5)
+        at[open_] = near[open_] + step * (far[open_] - near[open_])
+        here = height(open_, at[open_])
+        under = here < 0
+        lower, upper = open_[under], open_[~under]
+        near[lower], low[lower] = at[lower], here[under]
+        far[upper], high[upper] = at[upper], here[~under]
+        high[lower] = np.where(np.isfinite(high[lower]), high[lower] / 2, high[lower])
+        low[upper] /= 2
+        open_ = open_[~(np.abs(here) <= _LEVEL * goal)]
+    at[below] = np.nan
+    found[usable] = at.reshape(-1, 2).sum(1)
+    return found
 
 
 def _index(losses: np.ndarray, curvatures: np.ndarray) -> LlasIndex | None:
