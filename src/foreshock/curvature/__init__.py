@@ -2,17 +2,20 @@
 
 from foreshock.curvature.batch_sharpness import BatchSharpness, batch_sharpness
 from foreshock.curvature.checks import difference_check, symmetry_check
+from foreshock.curvature.counterfactual import Counterfactual, Verified, counterfactual, steps_to_edge, verified
 from foreshock.curvature.density import Density, spectral_density
 from foreshock.curvature.directional import Directional, directional
 from foreshock.curvature.edge import Edge, edge
 from foreshock.curvature.eigs import EigResult, eigsh
 from foreshock.curvature.forward import critical_lr, step_curvature
 from foreshock.curvature.gauss_newton import GaussNewton
+from foreshock.curvature.growth import Growth
 from foreshock.curvature.harmless import harmless
 from foreshock.curvature.hessian import Hessian
 from foreshock.curvature.loader import Batches
 from foreshock.curvature.norms import generalized_sharpness
 from foreshock.curvature.operator import Block, Diagonal, ExplicitOperator, Operator
+from foreshock.curvature.split import Split, mode_denominator, split
 from foreshock.curvature.trace import diagonal, frobenius, trace
 from foreshock.curvature.tracker import EdgeTracker
 
@@ -20,6 +23,7 @@ __all__ = [
     "BatchSharpness",
     "Batches",
     "Block",
+    "Counterfactual",
     "Density",
     "Diagonal",
     "Directional",
@@ -28,9 +32,13 @@ __all__ = [
     "EigResult",
     "ExplicitOperator",
     "GaussNewton",
+    "Growth",
     "Hessian",
     "Operator",
+    "Split",
+    "Verified",
     "batch_sharpness",
+    "counterfactual",
     "critical_lr",
     "diagonal",
     "difference_check",
@@ -40,8 +48,12 @@ __all__ = [
     "frobenius",
     "generalized_sharpness",
     "harmless",
+    "mode_denominator",
     "spectral_density",
+    "split",
     "step_curvature",
+    "steps_to_edge",
     "symmetry_check",
     "trace",
+    "verified",
 ]
