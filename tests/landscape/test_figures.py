@@ -84,6 +84,8 @@ def test_what_cannot_be_drawn_is_refused(valley):
     other = plane_of([w], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     with pytest.raises(UsageError, match="different planes"):
         figures.surface(loss, type(sharp)(other, sharp.alphas, sharp.betas, sharp.values, "chi"))
+    with pytest.raises(UsageError, match="2 x 2 points"):
+        figures.surface(type(loss)(loss.plane, loss.alphas, loss.betas[:1], loss.values[:, :1], "loss"))
     with pytest.raises(UsageError, match="at least one"):
         figures.condensation({})
     with pytest.raises(UsageError, match="at least one"):

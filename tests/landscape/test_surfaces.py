@@ -66,9 +66,12 @@ def test_a_surface_that_does_not_fit_at_once_is_the_same(monkeypatch):
     case = zoo.case("gelu")
     plane = plane_of(case.params, *axes(case.params))
     whole = surface(case.closure, plane, ALPHAS, BETAS)
-    monkeypatch.setitem(evaluate._BYTES, "cpu", 20_000)
+    monkeypatch.setitem(evaluate._BYTES, "cpu", 9_000)
     parts = surface(case.closure, plane, ALPHAS, BETAS)
-    assert parts.notes != whole.notes
+    assert whole.notes == ("one batched pass",)
+    assert parts.notes[0].startswith("batched, ")
+    monkeypatch.setitem(evaluate._BYTES, "cpu", 1)
+    assert surface(case.closure, plane, ALPHAS, BETAS).notes[0].startswith("point by point: one point takes")
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-12)
 
 

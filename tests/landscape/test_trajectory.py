@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foreshock.errors import UsageError
-from foreshock.landscape import Trajectory, components, pca
+from foreshock.landscape import Trajectory, components, pca, plane_of
 from tests.landscape import tl
 
 
@@ -176,6 +176,30 @@ def test_a_saved_trajectory_goes_on_where_it_was():
     assert all(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
     with pytest.raises(UsageError, match="of 2 numbers for parameters of 5"):
         Trajectory([torch.zeros(5)]).load_state_dict(state)
+
+
+@pytest.fixture
+def sharded():
+    """A parameter that is sharded over the ranks of a group of one."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = dist.init_device_mesh("cpu", (1,))
+    yield torch.nn.Parameter(distribute_tensor(torch.arange(6.0).view(3, 2), mesh, [Shard(0)]))
+    dist.destroy_process_group()
+
+
+def test_sharded_parameters_are_gathered_for_a_trajectory_and_refused_for_a_plane(sharded):
+    trajectory = Trajectory([sharded])
+    trajectory.add()
+    with torch.no_grad():
+        sharded.add_(1.0)
+    trajectory.add()
+    assert [row.tolist() for row in trajectory] == [[0.0, 1, 2, 3, 4, 5], [1.0, 2, 3, 4, 5, 6]]
+    assert trajectory.pca(1).explained == pytest.approx([1.0])
+    with pytest.raises(UsageError, match="sharded"):
+        plane_of([sharded], torch.ones(6), torch.arange(6.0))
 
 
 def test_senseless_arguments_are_refused():

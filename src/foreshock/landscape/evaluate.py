@@ -57,7 +57,7 @@ class Evaluator:
         self._closure, self._plane = closure, plane
         self._data = data if isinstance(data, Batches) or data is None else Batches(data)
         self._roots: list[nn.Module] = []
-        self._chunk = 0
+        self._chunk = self._most = 0
         self._differentiates = False
         self.batched: bool | None = None
         self.reason = ""
@@ -68,7 +68,7 @@ class Evaluator:
         if self.batched is None:
             return ()
         if self.batched:
-            return (f"one batched pass, {self._chunk} points at a time",)
+            return ("one batched pass" if self._most <= self._chunk else f"batched, {self._chunk} points at a time",)
         return (f"point by point: {self.reason}",)
 
     def __call__(self, coordinates: np.ndarray) -> np.ndarray:
@@ -82,6 +82,7 @@ class Evaluator:
         """
         points = np.asarray(coordinates, dtype=float).reshape(-1, 2)
         where = torch.from_numpy(points)
+        self._most = max(self._most, len(points))
         if not len(points):
             return np.empty(0)
         start = random_state()
@@ -134,6 +135,9 @@ class Evaluator:
         each += _LIVING * largest.bytes
         kind = self._plane.params[0].device.type
         self._chunk = max(1, _BYTES.get(kind, _BYTES_ELSEWHERE) // max(each, 1))
+        if self._chunk == 1 < len(where):
+            self.batched, self.reason = False, "one point takes the memory that is meant for several"
+            return
         self.batched = True
         batched = self._in_one_pass(loss, probes, start)
         if batched is None:

@@ -72,6 +72,9 @@ def draw_surface(
     """Draws what `surface` does on axes of one's own; returns the bands, for a colour bar."""
     if sharp is not None and sharp.plane is not loss.plane:
         raise UsageError("surface(loss, sharp): the two surfaces are on different planes")
+    for each in (loss, sharp):
+        if each is not None and min(each.values.shape) < 2:
+            raise UsageError(f"surface: contours need a grid of 2 x 2 points at least, got {each.values.shape}")
     if sharp is not None and level is None:
         if sharp.quantity != "chi":
             raise UsageError("surface(level=...): the sharpness at the edge is needed, 2/lr for gradient descent")

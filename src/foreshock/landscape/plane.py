@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreshock import distributed
 from foreshock.curvature.edge import Edge
 from foreshock.curvature.eigs import EigResult
 from foreshock.curvature.space import Space, dot, norm
@@ -55,7 +56,7 @@ class Plane:
         for at, first, second, param in zip(self.origin, *self.axes, self.params, strict=True):
             pair = torch.stack([first.flatten(), second.flatten()])
             base = at.detach().to(first).view(1, -1)
-            stacked = torch.addmm(base, coordinates.to(first), pair)
+            stacked = torch.addmm(base, coordinates.to(first.dtype).to(first.device), pair)
             found.append(stacked.to(param.dtype).view(-1, *param.shape))
         return found
 
@@ -151,7 +152,8 @@ def plane_of(
         names: of the axes, for labels.
 
     Raises:
-        UsageError: a direction of another shape, of length 0, or not finite; or two that are parallel.
+        UsageError: a direction of another shape, of length 0, or not finite; two that are parallel; parameters that
+            are sharded over ranks.
 
     >>> w = torch.zeros(2, dtype=torch.float64)
     >>> plane = plane_of([w], torch.tensor([3.0, 0.0]), torch.tensor([1.0, 2.0]))
@@ -159,6 +161,11 @@ def plane_of(
     ((3.0, 2.0), [[1.0, 0.0], [0.0, 1.0]])
     """
     space = Space(list(params))
+    if any(distributed.sharded(param) for param in space.params):
+        raise UsageError(
+            "plane_of(params): they are sharded over ranks (FSDP2, tensor parallel), where none can stand at a point "
+            "alone; load the weights into an unsharded model"
+        )
     if axis2 is None:
         if not isinstance(axis1, EigResult) or len(axis1.directions) < 2:
             raise UsageError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreshock.curvature.space import Space
+from foreshock.curvature.gathered import WholeSpace
 from foreshock.errors import UsageError
 from foreshock.landscape.components import PCA, pca
 from foreshock.landscape.plane import Direction, Plane
@@ -27,6 +27,7 @@ class Trajectory:
 
     What is kept is exact, so is its PCA, and any window of it can be asked for. The memory is for snapshots, each of
     the size of the parameters in float32 (float64 where they are); nothing is allocated before the first.
+    Parameters that are sharded over ranks are gathered: call `add` on every rank, each keeps whole snapshots.
 
     Args:
         params: the parameters. They may be left out: then those of the first `add` are meant.
@@ -49,7 +50,7 @@ class Trajectory:
     ) -> None:
         self._params = None if params is None else tuple([params] if isinstance(params, Tensor) else params)
         self._memory, self._device = memory, device
-        self._layout: Space | None = None
+        self._layout: WholeSpace | None = None
         self._rows: list[Tensor] = []
         self._steps: list[int] = []
         self._seen = 0
@@ -132,8 +133,7 @@ class Trajectory:
         places = np.flatnonzero(inside)
         if len(places) < 2:
             raise UsageError(f"pca(first={first}, last={last}): {len(places)} snapshots in the window; {self._held()}")
-        assert self._params is not None
-        return pca(self._params, [self._rows[place] for place in places], k, steps=steps[places], top=top)
+        return pca(self._space.params, [self._rows[place] for place in places], k, steps=steps[places], top=top)
 
     def plane(self, *, first: int | None = None, last: int | None = None) -> Plane:
         """Returns the plane of the first two principal components of a window, through its mean."""
@@ -158,11 +158,11 @@ class Trajectory:
         self._steps, self._seen, self._stride = list(state["steps"]), int(state["seen"]), int(state["stride"])
 
     @property
-    def _space(self) -> Space:
+    def _space(self) -> WholeSpace:
         if self._layout is None:
             if self._params is None:
                 raise UsageError("Trajectory(): nothing was added yet")
-            self._layout = Space(self._params)
+            self._layout = WholeSpace(self._params)
         return self._layout
 
     @property
