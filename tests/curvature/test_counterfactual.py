@@ -220,7 +220,7 @@ def crowd(seed: int) -> tuple[nn.Parameter, optim.Adam, ExplicitOperator]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_on_crowded_problems_the_formula_is_a_bound_and_not_a_loose_one(seed: int) -> None:
-    param, optimizer, operator = crowd(seed)
+    _param, optimizer, operator = crowd(seed)
     reading = read(operator, [optimizer])
     for eps in (1e-3, 1e-2, 0.1):
         told = reading.chi * mode_of(reading).with_eps(eps)
