@@ -26,6 +26,7 @@ LEAST_RISE = 0.1  # of ln loss: less is no rise
 NOISES = 5.0  # and so many times what the loss usually changes from record to record
 HALF = 0.5  # an approach begins where chi was last below it: who drove the last doubling is what is asked
 BRIDGE, DIP = 2, 0.97  # so many readings in a row, none below this, do not break a run above 1: solvers are 2 % exact
+BACK, AHEAD = 20_000, 2_000  # steps before and after an event that are looked at, so that long runs cost no more
 AFTER = 5  # steps after chi fell below 1 in which the loss peaks (measured: 1 or 2)
 SWINGS = 4  # readings of which half below 1 are the end of a run: those of an alternating mode swing from step to step
 ENVELOPE = 4  # records to either side whose largest loss counts: an unstable mode flips its sign at every step
@@ -102,6 +103,12 @@ def series(run: Run, name: str) -> Series:
     steps, values = run.measured(name)
     known = np.isfinite(values)
     return Series(steps[known], values[known])
+
+
+def near(run: Run, event: Event) -> Run:
+    """Returns the part of a long run that an event's story is read from."""
+    past = float("inf") if event.end is None else max(event.end, event.peak) + AHEAD
+    return run.window(event.onset - BACK, past)
 
 
 def landmarks(run: Run, event: Event) -> Landmarks:

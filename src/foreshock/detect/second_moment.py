@@ -25,6 +25,13 @@ def groups(run: Run) -> list[Mapping[str, object]]:
     return [each for each in sets if isinstance(each, Mapping)] if isinstance(sets, (list, tuple)) else []
 
 
+def optimizer(run: Run) -> str:
+    """Returns the name of the optimizer's class; empty where the metadata do not say."""
+    found = run.meta.get("optimizers")
+    first = found[0] if isinstance(found, (list, tuple)) and found else None
+    return str(first.get("class") or "") if isinstance(first, Mapping) else ""
+
+
 def betas(run: Run) -> tuple[float | None, float | None]:
     """Returns beta1 and beta2, None where the metadata do not say or groups differ."""
     pairs = {tuple(each["betas"][:2]) for each in groups(run) if isinstance(each.get("betas"), (list, tuple))}  # type: ignore[index]

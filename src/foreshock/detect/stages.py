@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from foreshock.detect.landmarks import Landmarks, Series, landmarks, series
+from foreshock.detect.landmarks import Landmarks, Series, landmarks, near, series
 from foreshock.detect.second_moment import betas, growth
 from foreshock.run.event import Event
 from foreshock.run.run import Run
@@ -94,6 +94,7 @@ def stages(run: Run, event: Event) -> Stages:
         run: the run, complete or so far.
         event: of kind watch, imminent, transient or spike.
     """
+    run = near(run, event)
     marks = landmarks(run, event)
     family: Family = "adam" if marks.adam else "landscape"
     starts = _starts(marks)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from foreshock.detect.landmarks import Series, series
+from foreshock.detect.landmarks import Series, near, series
 from foreshock.detect.second_moment import betas, groups
 from foreshock.diagnose.approach import Approach, approach
 from foreshock.diagnose.second_moment import GRID, chi_at
@@ -112,6 +112,7 @@ def advice(run: Run, event: Event, kappa: float = KAPPA) -> Advice | None:
     """
     if not 0 < kappa < 1:
         raise UsageError(f"advice(kappa=...): must be between 0 and 1, got {kappa!r}")
+    run = near(run, event)
     how = approach(run, event)
     if how is None or how.marks.crossing is None:
         return None
@@ -146,8 +147,7 @@ def _denominator(run: Run, knob: Literal["eps", "floor"], chi: Series, kappa: fl
     """Returns the eps, or the floor, that would have been enough at every reading from the crossing to the refill."""
     current = _eps(run)
     recorded = series(run, f"stable_{knob}").within(int(chi.steps[0]), int(chi.steps[-1]))
-    what = "in every denominator" if knob == "eps" else "under every denominator"
-    text = f"{what} holds chi at {kappa:g} from the crossing to the refill; to first order, and the least that will do"
+    text = f"holds chi at {kappa:g} from the crossing to the refill; to first order, and the least that will do"
     text += ": v would go on decaying beneath it, so for good it takes the bound" if knob == "eps" else ""
     if len(recorded) and math.isclose(kappa, KAPPA):
         value = float(recorded.values.max())
@@ -157,7 +157,7 @@ def _denominator(run: Run, knob: Literal["eps", "floor"], chi: Series, kappa: fl
         if not values or not all(math.isfinite(each) for each in values):
             return None
         value = max(values)
-        text += "; from each tensor's typical denominator"
+        text += "; estimated from each tensor's typical denominator"
     return Counterfactual(knob, value, current if knob == "eps" else None, text, COSTS[knob], kappa)
 
 
@@ -208,13 +208,13 @@ def _beta2(run: Run, how: Approach, kappa: float) -> Counterfactual | None:
         return Counterfactual("beta2", value, own, text, COSTS["beta2"], lower[value])
     best = min(lower, key=lambda other: lower[other])
     text = (
-        f"not found: on the recorded gradients no smaller beta2 holds chi (at {best:g} it is {_short(lower[best])}), "
-        "because v would have followed the shrinking gradient sooner; a small beta2 helps by another way, it lets v "
-        "follow the growing gradient and damps the rise, which these gradients cannot show"
+        f"on the recorded gradients no smaller one holds chi ({best:g}: {_short(lower[best])}), since v would have "
+        "followed the shrinking gradient sooner; a small beta2 helps by letting v follow the growing gradient, which "
+        "these gradients cannot show"
     )
     slower = [other for other, value in most.items() if other > own and value <= kappa]
     if slower:
-        text += f"; {min(slower):g} would have held it until the loss turned, which postpones and makes the next higher"
+        text += f"; {min(slower):g} would have held it until the loss turned, which only postpones"
     return Counterfactual("beta2", None, own, text, COSTS["beta2"], math.nan)
 
 

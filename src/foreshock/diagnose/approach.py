@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from foreshock.detect.landmarks import Landmarks, Series, series
+from foreshock.detect.landmarks import Landmarks, Series, near, series
 from foreshock.detect.second_moment import shares
 from foreshock.detect.stages import Stages, stages
 from foreshock.diagnose.growth import Growth, growth
@@ -75,6 +75,7 @@ def approach(run: Run, event: Event) -> Approach | None:
     """
     if event.kind not in KINDS:
         return None
+    run = near(run, event)
     found = stages(run, event)
     marks, chi = found.marks, series(run, "chi")
     if marks.crossing is None:

@@ -38,7 +38,7 @@ def chi_at(run: Run, chi: Series, beta2: float, others: Sequence[float]) -> dict
         return {}
     steps, squares, names = found
     known = int(chi.steps[0]) - int(steps[0])
-    from_start = int(steps[0]) == int(run.steps[0])
+    from_start = int(steps[0]) <= 1  # runs are numbered from 0, imported ones may be from 1
     tried = [other for other in others if from_start or known >= FORGOTTEN / (1 - max(beta2, other))]
     second = _second_moments(squares, np.array([beta2, *tried]), np.searchsorted(steps, chi.steps))
     shares = np.ones((len(chi), len(names)))

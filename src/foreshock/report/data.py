@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from foreshock.report import encode
+from foreshock.report.approach import Story, told
+from foreshock.report.approach import to_json as approach_json
 from foreshock.report.columns import can_log, describe, tensor_signals, wants_log, wide_columns
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import Departure, ranked
@@ -69,9 +71,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An event that the page shows with all its signals: its detail and the JSON value made of it."""
+    """An event that the page shows with all its signals: its detail, its story, and the JSON value made of them."""
 
     detail: Detail
+    story: Story | None
     json: dict[str, object]
 
 
@@ -89,11 +92,12 @@ def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain 
     for event in by_severity(events)[: budget.details if len(run) else 0]:
         span = span_of(run, event, events)
         found = detail(run, span, gather(run, span), rows=min(24, budget.rows), columns=160)
-        value = _detail(run, found, budget, explain)
+        story = told(run, event)
+        value = _detail(run, found, story, budget, explain)
         room -= len(encode.script_json(value))
         if room < 0 and result:
             break
-        result.append(Shown(found, value))
+        result.append(Shown(found, story, value))
     return result
 
 
@@ -200,10 +204,15 @@ def _event(event: Event, peak: float, rank: int, place: int | None) -> dict[str,
     return row
 
 
-def _detail(run: Run, found: Detail, budget: Budget, explain: Explain | None) -> dict[str, object]:
+def _detail(
+    run: Run, found: Detail, story: Story | None, budget: Budget, explain: Explain | None
+) -> dict[str, object]:
     event = found.span.event
     said = free_signals(event, found.wide, found.tensors) if explain is None else explain(run, event)
+    if story is not None:  # chi has shown itself long before them
+        said = [replace(each, title="First free sign") if each.title == "First sign" else each for each in said]
     return {
+        "approach": None if story is None else approach_json(run, story),
         "first": found.span.first,
         "last": found.span.last,
         "panels": [_panel(found, column, item) for column, item in _panels(found, budget.panels)],

@@ -6,18 +6,24 @@ two columns of a paper. Needs `pip install 'foreshock[figures]'`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foreshock.detect.landmarks import series
+from foreshock.detect.stages import Stages
+from foreshock.diagnose.growth import growth
 from foreshock.errors import UsageError
+from foreshock.report.approach import told
 from foreshock.report.canvas import blank
 from foreshock.report.columns import describe, tensor_signals, wants_log
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import ranked
 from foreshock.report.detail import HARM, Detail, detail, gather, span_of
 from foreshock.report.heat import Heat, whole
+from foreshock.report.phrase import plain
 from foreshock.report.summary import run_name
 from foreshock.run import Run
 from foreshock.run.event import Event
@@ -27,12 +33,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["event", "heatmap", "loss"]
+__all__ = ["approach", "event", "heatmap", "loss"]
 
 WIDTH = 6.3  # inches: the text width of a usual two-column page, and of a one-column one on A4
 COLOURS = {
     "line": "#2358a8", "curve": "#3b414d", "spike": "#c2410c", "divergence": "#8f3a84", "nonfinite": "#15171c",
-    "drift": "#7a6200", "precursor": "#b37400",
+    "drift": "#7a6200", "precursor": "#b37400", "landscape": "#0f766e",
+}  # fmt: skip
+STAGES = {
+    "stable": "#8a8f9a", "approach": "#b37400", "decoupled": "#b37400", "silent": "#d9480f", "onset": "#b3123e",
+    "refill": "#8f3a84", "flattening": "#8f3a84", "decay": "#2358a8", "descent": "#2358a8",
 }  # fmt: skip
 _STYLE: Any = {
     "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
@@ -76,6 +86,8 @@ def loss(run: Run, events: Sequence[Event] = ()) -> Figure:
 def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int = 6) -> Figure:
     """Returns the signals around one event on a common time axis, and the tensors that moved most below them.
 
+    The stages of a spike of the curvature family are shaded; `approach` names them.
+
     Args:
         run: the run.
         item: the event.
@@ -91,6 +103,8 @@ def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int =
     span = span_of(run, item, events)
     found = detail(run, span, gather(run, span))
     columns = _columns(found, signals)
+    story = told(run, item)
+    how = None if story is None else story.approach.stages
     heat = found.heats[0] if found.heats else None
     heights = [1.5, *[1.0] * (len(columns) - 1)] + ([max(1.0, 0.14 * len(heat.names))] if heat else [])
     with blank(WIDTH, 0.75 * sum(heights) + 0.6, _STYLE) as figure:
@@ -102,7 +116,10 @@ def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int =
             _curve(axes, steps[inside], values[inside], COLOURS["line" if column == item.signal else "curve"])
             if column in EDGES:
                 axes.axhline(1.0, color=COLOURS["spike"], linewidth=0.7, linestyle=(0, (4, 3)))
-            axes.axvspan(item.onset, span.end, color=_colour(item.kind), alpha=0.13, linewidth=0)
+            if how is not None and how.bounds:
+                _stages(axes, how, span.first, span.last, named=False)
+            else:
+                axes.axvspan(item.onset, span.end, color=_colour(item.kind), alpha=0.13, linewidth=0)
             moved = by_column.get(column)
             if moved is not None and moved.first is not None and moved.lead and column != item.signal:
                 axes.axvline(moved.first, color=COLOURS["precursor"], linewidth=0.9)
@@ -113,6 +130,63 @@ def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int =
         grid[-1].set(xlabel="step", xlim=(span.first, max(span.last, span.first + 1)))
         figure.suptitle(f"{item.kind} at step {item.peak:,}", x=0.01, ha="left", fontsize=9)
     return figure
+
+
+def approach(run: Run, item: Event) -> Figure:
+    """Returns how an event of the curvature family came about: loss, chi with its edge, and who drove it, by stages.
+
+    Args:
+        run: the run.
+        item: of kind watch, imminent, transient or spike.
+
+    Raises:
+        UsageError: chi was not read around the event, or it is of another kind.
+        MissingExtraError: matplotlib is not installed.
+    """
+    found = told(run, item)
+    if found is None:
+        raise UsageError(f"figures.approach: no reading of chi around this {item.kind} at step {item.peak:,}")
+    how, part = found.approach, run.window(found.first, found.last + 1)
+    split = growth(part, max(how.marks.begin, found.first), found.last)
+    heights = [1.3, 1.3] + ([1.0] if split is not None else [])
+    with blank(WIDTH, 0.85 * sum(heights) + 0.9, _STYLE) as figure:
+        grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, column in zip(grid, ("loss", "chi"), strict=False):
+            if column in part:
+                _curve(axes, *part.measured(column), COLOURS["line" if column == "loss" else "curve"])
+            axes.set_ylabel(column)
+        along = series(part, "chi_gradient")
+        if len(along):
+            grid[1].plot(along.steps, along.values, color=COLOURS["spike"], linewidth=0.6, label="along the gradient")
+            grid[1].legend(frameon=False, fontsize=6, loc="lower left")
+            low = series(part, "chi").values.min()
+            grid[1].set_ylim(bottom=min(low, how.chi_max - 0.5))
+        grid[1].axhline(1.0, color=COLOURS["spike"], linewidth=0.7, linestyle=(0, (4, 3)))
+        if split is not None:
+            made = split.curves["denominator"] + split.curves["momentum"]
+            parts = {"preconditioner": (made, "line"), "landscape": (split.curves["landscape"], "landscape")}
+            parts["learning rate"] = (split.curves["learning rate"], "drift")
+            for name, (values, colour) in parts.items():
+                if np.abs(values).max() > 1e-3:
+                    grid[2].plot(split.steps, values, color=COLOURS[colour], label=name)
+            grid[2].set_ylabel("parts of ln chi")
+            grid[2].legend(frameon=False, fontsize=6, loc="upper left")
+        for axes in grid:
+            _stages(axes, how.stages, found.first, found.last, named=axes is grid[0])
+        grid[-1].set(xlabel="step", xlim=(found.first, found.last))
+        figure.suptitle("\n".join(textwrap.wrap(plain(found.sentence), 112)), x=0.01, ha="left", fontsize=7.5)
+    return figure
+
+
+def _stages(axes: Axes, found: Stages, first: int, last: int, *, named: bool) -> None:
+    for stage in found.bounds:
+        begin, end = max(stage.first, first), min(stage.last + 1, last)
+        if end <= begin:
+            continue
+        axes.axvspan(begin, end, color=STAGES[stage.name], alpha=0.12, linewidth=0)
+        if named and end - begin > 0.04 * (last - first):
+            mark: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "fontsize": 6.5, "ha": "center"}
+            axes.text((begin + end) / 2, 1.02, stage.name, color=STAGES[stage.name], **mark)
 
 
 def heatmap(run: Run, signal: str | None = None, *, tensors: int = 40, columns: int = 480) -> Figure:

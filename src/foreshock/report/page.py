@@ -18,14 +18,15 @@ from foreshock.errors import UsageError
 from foreshock.report import encode
 from foreshock.report.data import Budget, Explain, closely, run_json
 from foreshock.report.detail import HARM
+from foreshock.report.phrase import Phrase
 from foreshock.report.settings import Row, byline, settings
-from foreshock.report.summary import Phrase, Tile, run_name, tiles, verdict
+from foreshock.report.summary import Tile, run_name, tiles, verdict
 from foreshock.run import Run
 from foreshock.run.event import Event
 from foreshock.signals import SIGNALS
 
-STYLES = ("uPlot.min.css", "page.css", "parts.css")
-SCRIPTS = ("base.js", "marks.js", "loss.js", "heat.js", "event.js", "page.js")
+STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css")
+SCRIPTS = ("base.js", "marks.js", "loss.js", "heat.js", "event.js", "approach.js", "page.js")
 NOTE_LIMIT = 20  # notes and problems listed per run; the rest is counted
 
 
@@ -123,7 +124,7 @@ def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | N
         subtitle=subtitle,
         mechanism=mechanism if mechanism != subtitle else "",
         byline=byline(run),
-        verdict=verdict(run, events, shown[0].detail if shown else None),
+        verdict=verdict(run, events, *((shown[0].detail, shown[0].story) if shown else (None, None))),
         tiles=tiles(run, events),
         harm=sum(event.kind in HARM for event in events),
         settings=settings(run),

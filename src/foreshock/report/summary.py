@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foreshock.report.approach import Story, told
+from foreshock.report.approach import lines as approaches
 from foreshock.report.departures import earliest
 from foreshock.report.detail import HARM, Detail, detail, gather, most_affected, span_of
+from foreshock.report.phrase import Phrase, plain
 from foreshock.report.sections import free_signals
 from foreshock.report.wording import count, date, duration, listing, number
 from foreshock.run import Run
@@ -23,20 +26,13 @@ NOUNS = {
     "precursor": ("early warning", "early warnings"),
     "watch": ("curvature watch", "curvature watches"),
     "imminent": ("curvature alarm", "curvature alarms"),
+    "transient": ("transient crossing", "transient crossings"),
     "absorbing": ("absorption", "absorptions"),
     "inflating": ("head inflation", "head inflations"),
 }
 MANY = 1000  # robust sigmas beyond which the exact number says nothing more
 TIMES = "\N{MULTIPLICATION SIGN}"
 _ABRUPT = ("nonfinite", "divergence", "spike")  # come before slow drifts, whatever their severity
-
-
-@dataclass(frozen=True, slots=True)
-class Phrase:
-    """A piece of the verdict; `style` is "", "figure" (a number that matters) or "name" (a signal or tensor)."""
-
-    text: str
-    style: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +88,14 @@ def baseline(event: Event, peak: float) -> float:
     return float(stored) if isinstance(stored, (int, float)) else peak - event.height
 
 
-def verdict(run: Run, events: Sequence[Event], found: Detail | None) -> list[Phrase]:
+def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Story | None = None) -> list[Phrase]:
     """Returns what happened in this run, in two or three sentences.
 
     Args:
         run: the run.
         events: all its events.
         found: the detail of the most severe one, from `worst`; None where there is none.
+        story: how the most severe one came about, from `told`; None where it is not known.
     """
     if len(run) == 0:
         return [Phrase("This run holds no records yet.")]
@@ -112,7 +109,9 @@ def verdict(run: Run, events: Sequence[Event], found: Detail | None) -> list[Phr
     result = [Phrase(head[0].upper() + head[1:], "figure"), Phrase(f" in {steps}")]
     if harm and signs:
         result.append(Phrase(f", with {listing(signs)}"))
-    return [*result, Phrase(". "), *_largest(run, found, len(harm) > 0 and sum(kinds[k] for k in HARM) > 1)]
+    several = len(harm) > 0 and sum(kinds[k] for k in HARM) > 1
+    why = _signs(found) if story is None else story.sentence
+    return [*result, Phrase(". "), *_largest(run, found, several), *why]
 
 
 def _calm(run: Run, steps: str) -> list[Phrase]:
@@ -144,7 +143,12 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
         if event.severity == event.severity and event.severity != float("inf"):
             sigmas = number(event.severity) if event.severity <= MANY else f"more than {MANY:,}"
             result.append(Phrase(f", {sigmas} robust sigmas above its level"))
-    result.append(Phrase(". "))
+    return [*result, Phrase(". ")]
+
+
+def _signs(found: Detail) -> list[Phrase]:
+    """Returns which tensor moved most and which signal first, as far as the free signals tell."""
+    event, result = found.span.event, []
     tensor = most_affected(found)
     if tensor is not None:
         signal, _, unit = tensor.column.partition("/")
@@ -216,7 +220,8 @@ def summary(run: Run, events: Sequence[Event]) -> str:
     """
     found = worst(run, events)
     name = run_name(run)
-    lines = [name, "=" * len(name), "".join(phrase.text for phrase in verdict(run, events, found)).strip(), ""]
+    story = None if found is None else told(run, found.span.event)
+    lines = [name, "=" * len(name), plain(verdict(run, events, found, story)), ""]
     lines += [f"  {tile.label:<13} {tile.value:<14} {tile.note}".rstrip() for tile in tiles(run, events)]
     if run.meta.get("created"):
         lines.append(f"  {'Started':<13} {date(run.meta['created'])}")
@@ -226,6 +231,8 @@ def summary(run: Run, events: Sequence[Event]) -> str:
         lines += [_row(event, value) for event, value in zip(shown, peak_values(run, shown), strict=True)]
         if len(events) > 8:
             lines.append(f"  ... and {len(events) - 8:,} more")
+        approached = approaches(run, shown)
+        lines += ["", "Curvature:", *(f"  {each}" for each in approached)] if approached else []
     if found is not None:
         lines += ["", *(section.plain() for section in free_signals(found.span.event, found.wide, found.tensors))]
     for problem in run.problems:

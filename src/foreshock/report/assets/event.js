@@ -27,6 +27,8 @@ function eventView(holder, heatHolder, detail, event, span, events) {
   const key = `event-${++groups}`, range = [detail.first, Math.max(detail.last, detail.first + 1)];
   const charts = [];
   const state = { busy: false, heat: null };
+  const stages = detail.approach?.stages ?? [];
+  const shade = (u, first) => (stages.length ? drawStages(u, stages, false) : drawBands(u, [event], span, event, first ? 0.8 : 0.5));
   holder.replaceChildren();
 
   detail.panels.forEach((panel, at) => {
@@ -64,7 +66,7 @@ function eventView(holder, heatHolder, detail, event, span, events) {
         sync: { key, setSeries: false, scales: ["x", null] },
       },
       hooks: {
-        drawAxes: [(u) => { drawRange(u, moved); drawBands(u, [event], span, event, first ? 0.8 : 0.5); drawFirst(u, moved, lead); drawEdge(u, panel.edge); }],
+        drawAxes: [(u) => { drawRange(u, moved); shade(u, first); drawFirst(u, moved, lead); drawEdge(u, panel.edge); }],
         draw: [(u) => drawTicks(u, bad)],
         setCursor: [(u) => {
           const i = u.cursor.idx;

@@ -43,7 +43,7 @@ function drawBands(u, events, span, selected, faint = 1) {
   context.rect(box.left, box.top, box.width, box.height);
   context.clip();
   for (const event of events) {
-    if (event.kind === "precursor" && event !== selected) continue;
+    if ((event.kind === "precursor" || event.kind === "transient") && event !== selected) continue;
     if (lastStep(event, span) < u.scales.x.min || event.onset > u.scales.x.max) continue;
     let left = u.valToPos(event.onset, "x", true), right = u.valToPos(lastStep(event, span), "x", true);
     const least = 2 * ratio;

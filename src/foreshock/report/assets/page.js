@@ -1,5 +1,6 @@
 // Puts the page together: runs and their tabs, the table of events, the address after #.
 const PAGE = 15; // rows of the table shown at first
+const WARNINGS = ["precursor", "watch", "imminent"];
 const pages = new Map();
 
 function prepare(data) {
@@ -8,10 +9,10 @@ function prepare(data) {
     for (const key of ["severity", "value", "base"]) event[key] = real(event[key]);
     event.z = Number.isNaN(event.severity) ? -1 : event.severity;
   });
-  const warnings = data.events.filter((event) => event.kind === "precursor");
+  const warnings = data.events.filter((event) => WARNINGS.includes(event.kind));
   for (const event of data.events) {
     if (!HARM.includes(event.kind)) continue;
-    const warned = warnings.filter((w) => w.raised <= event.raised && w.raised >= event.onset - 200 && (w.end === null || w.end >= event.onset - 60));
+    const warned = warnings.filter((w) => w.raised <= event.raised && w.raised >= event.onset - (w.kind === "precursor" ? 200 : 2000) && (w.end === null || w.end >= event.onset - 60));
     const lead = warned.length ? event.onset - Math.min(...warned.map((w) => w.raised)) : 0;
     event.warned = lead > 0 ? lead : null;
   }
@@ -29,7 +30,7 @@ const COLUMNS = [
   ["#", "place", (e) => e.place], ["Event", "kind", (e) => e.kind], ["Onset", "onset", (e) => e.onset],
   ["Peak", "peak", (e) => e.peak], ["Length", "length", (e) => (e.end === null ? Infinity : e.end - e.onset)],
   ["Level → peak", "value", (e) => e.value, "the signal before the event, and at its peak"],
-  ["Warned before", "warned", (e) => e.warned ?? -1e9, "steps from the early warning to the onset"],
+  ["Warned before", "warned", (e) => e.warned ?? -1e9, "steps from the first alarm, of a free signal or of chi, to the onset"],
   ["Robust sigmas", "severity", (e) => e.z, "height of the peak over the robust scale of the noise before the onset"],
 ];
 
@@ -142,7 +143,7 @@ function buildRun(article) {
   const data = prepare(JSON.parse(document.getElementById(`${article.id}-data`).textContent));
   const part = (name) => article.querySelector(`[data-part="${name}"]`);
   const slot = (name, what) => part(name).querySelector(`[data-slot="${what}"]`);
-  const page = { data, selected: null, view: null };
+  const page = { data, selected: null, view: null, story: null };
   let chart = null, rows = null;
 
   page.select = (event, zoom, quiet) => {
@@ -160,8 +161,11 @@ function buildRun(article) {
     slot("event", "title").textContent = eventTitle(event);
     slot("event", "lede").textContent = eventLede(event, data.span);
     page.view?.retire();
+    page.story?.retire();
     const detail = event.detail === undefined ? null : data.details[event.detail];
     page.view = detail ? eventView(slot("event", "panels"), slot("event", "heat"), detail, event, data.span, data.events) : null;
+    slot("event", "approach").hidden = !detail?.approach;
+    page.story = detail?.approach ? approachView(slot("event", "approach"), detail.approach, event) : null;
     slot("event", "key").hidden = !detail || !detail.panels.some((panel) => panel.departure);
     const none = { title: "Signals", tone: "note", points: [], text: `The page holds the signals around the ${data.details.length} most severe events; this one is shown in the loss curve above.` };
     slot("event", "sections").replaceChildren(...(detail ? detail.sections : [none]).map(sectionBlock));
