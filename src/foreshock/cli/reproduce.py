@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from foreshock.papers.claims import Claim
     from foreshock.papers.experiment import Experiment, Outcome, Request
 
 __all__ = ["reproduce"]
@@ -125,13 +126,18 @@ def _claims(outcome: Outcome) -> Table:
 
     from foreshock.cli import console
 
-    seeds = list(outcome.claims[0].measured)
+    seeds = list(dict.fromkeys(seed for claim in outcome.claims for seed in claim.measured))
     headings = [f"seed {seed}" for seed in seeds]
     rows = console.table("claim", "expected", *headings, "here", numbers=("expected", *headings))
     for claim in outcome.claims:
         style = "green" if claim.reproduced else "bold red"
         rows.add_row(
-            escape(claim.text), claim.expected, *(f"{claim.measured[seed]:.4g}" for seed in seeds),
+            escape(claim.text), claim.expected, *(_value(claim, seed) for seed in seeds),
             f"[{style}]{claim.verdict}[/]",
         )
     return rows
+
+
+def _value(claim: Claim, seed: int) -> str:
+    """Returns the measured value, a dash where the claim is about other seeds."""
+    return f"{claim.measured[seed]:.4g}" if seed in claim.measured else "-"

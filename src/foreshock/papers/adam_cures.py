@@ -67,6 +67,7 @@ def cures(seed: int, live: Live = lambda share, text: None, steps: int = STEPS) 
         "eps 0.01: spikes left": table["eps", 1e-2].spikes / base.spikes if base.spikes else float("nan"),
         "eps critical": usual.lr * top * (1 - usual.beta1) / (2 * (1 + usual.beta1)),
         "beta2: most spikes at": max(counts, key=lambda value: counts[value]),
+        "beta2 0.99: more spikes by": counts[0.99] / counts[0.999] if counts[0.999] else float("nan"),
         "beta2 0.9: spikes left": counts[0.9] / counts[0.999] if counts[0.999] else float("nan"),
         "beta2 0.9: rising": table["beta2", 0.9].rising,
         "beta2: height falls by": min(heights[0] / heights[1], heights[1] / heights[2]),

@@ -134,6 +134,9 @@ def quadratic(seed: int, live: Live = lambda share, text: None, steps: int = 0) 
         numbers |= {f"torch {name} up": up + 1.0, f"torch {name} down": last + 2.0}
     crosses, never = critical_eps()
     numbers |= {"eps that crosses": crosses, "eps that never does": never}
+    for eps in (2.63e-3, 2.64e-3):
+        count = len(runs_above(chi(parabola(0.99, 6000, eps=eps))[SAFE:], 1))
+        numbers[f"crossings at eps {eps:g}"] = float(count)
     numbers["rises of gradient descent"] = float((np.diff(gradient_descent(2000)) > 0).sum())
     thetas, roots = uncorrected(0.1, 0.9, 140)
     numbers |= {

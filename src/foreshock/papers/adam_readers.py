@@ -14,8 +14,6 @@ from foreshock.probes import Step
 
 __all__ = ["Reader"]
 
-NEAR = 0.8  # chi from which every step is read
-
 
 class Reader:
     """Follows chi and, less often, the raw top eigenvalue of H; a probe that hands on what was last read.
@@ -23,17 +21,18 @@ class Reader:
     Args:
         optimizer, loss: as for `EdgeTracker`; the loss is of the batch that chi is about.
         names: parameter -> name, for `chi_share/NAME`.
-        every: steps between readings below chi = .8; every step above.
+        every: steps between readings where chi is below `near`; every step is read above.
+        near: chi from which on the edge is near.
         raw: readings from one raw eigenvalue to the next.
         tol: relative error wanted of eigenvalues.
     """
 
     def __init__(
         self, optimizer: Optimizer, loss: Callable[[], Tensor], names: Mapping[str, Tensor], *, every: int = 10,
-        raw: int = 5, tol: float = 1e-3,
+        near: float = 0.8, raw: int = 5, tol: float = 1e-3,
     ) -> None:
         self.tracker = EdgeTracker(optimizer, loss, every=every, tol=tol, forms=True)
-        self.every, self.raw, self.tol = every, raw, tol
+        self.every, self.near, self.raw, self.tol = every, near, raw, tol
         self.products = 0
         self._names = {id(param): name for name, param in names.items()}
         self._loss, self._params = loss, list(names.values())
@@ -47,7 +46,7 @@ class Reader:
 
         The first step is left out: a second moment of one gradient puts chi far above 1.
         """
-        self.tracker.every = 1 if self._last is not None and self._last.chi > NEAR else self.every
+        self.tracker.every = 1 if self._last is not None and self._last.chi > self.near else self.every
         edge = self.tracker.step() if step else None
         if edge is None:
             return None

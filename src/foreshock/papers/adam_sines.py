@@ -66,12 +66,15 @@ def sine_spikes(seed: int, live: Live = lambda share, text: None, steps: int = S
         numbers |= {f"{signal} recall": each.recall, f"{signal} precision": each.precision}
         numbers[f"{signal} lead"] = _median([spike.trigger - up for spike, (up, _) in each.pairs])
         numbers[f"{signal} lead to peak"] = _median([spike.peak - up for spike, (up, _) in each.pairs])
+    numbers["lead ratio"] = numbers["chi lead"] / numbers["chi_gradient lead"]
+    numbers["gradient_top score"] = _score(matches["gradient_top"])
     found_passages = passages(found, matches["chi"], matches["chi_gradient"], run["v_ratio"])
     kept = np.mean([each.in_order for each in found_passages], axis=0) if found_passages else np.full(5, np.nan)
     numbers |= dict(zip(("order a", "order b", "order c", "order d", "order e"), kept.tolist(), strict=True))
     rises = np.diff(trail.losses) > 0
     numbers["sign of the sum"] = float(np.mean(rises == (run["chi_change"][:-1] > 0)))
     numbers["sign of the ratio"] = float(np.mean(rises == (np.nan_to_num(run["chi_step"][:-1], nan=-1) > 1)))
+    numbers["sum over ratio"] = numbers["sign of the sum"] - numbers["sign of the ratio"]
     numbers |= _dense(problem, trail, run)
     numbers["preconditioner share"] = _median([_share(run, up) for _, (up, _) in matches["chi"].pairs])
     numbers["v ratio at crossing"] = _median([run["v_ratio"][up] for _, (up, _) in matches["chi"].pairs])
@@ -125,6 +128,12 @@ def batches(seed: int, live: Live = lambda share, text: None, steps: int = BATCH
 def _batch(rng: np.random.Generator, size: int) -> npt.NDArray[np.int64]:
     """Returns the rows of one step: the first of a fresh permutation."""
     return rng.permutation(GRID)[:size]
+
+
+def _score(found: Match) -> float:
+    """Returns the harmonic mean of recall and precision, 0 where nothing was announced."""
+    hits, misses = len(found.pairs), len(found.missed) + len(found.alone)
+    return 2 * hits / (2 * hits + misses) if hits + misses else 0.0
 
 
 def _median(values: Sequence[float]) -> float:

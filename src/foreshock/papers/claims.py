@@ -42,6 +42,8 @@ class Claim:
     @property
     def expected(self) -> str:
         """Returns the interval as text."""
+        if self.low == self.high:
+            return f"{self.low:g}"
         if math.isinf(self.high):
             return f"> {self.low:g}"
         return f"< {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"

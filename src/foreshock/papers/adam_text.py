@@ -1,0 +1,110 @@
+"""A character Transformer that learns excerpts of novels by heart: full-batch Adam at four speeds of forgetting."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from foreshock.monitor import Monitor
+from foreshock.papers.adam_readers import Reader
+from foreshock.papers.adam_study import Found, Live, row, settled_runs
+from foreshock.papers.calm_spikes import match, spikes
+from foreshock.papers.text import novels
+from foreshock.papers.transformer import Reading, reading
+from foreshock.probes import FREE
+from foreshock.run import Run
+from foreshock.threads import one_thread
+
+__all__ = ["BETAS", "READ", "TEXT_STEPS", "descend", "text_spikes", "watch"]
+
+TEXT_STEPS, LR = 700, 0.01
+BETAS = (0.999, 0.98, 0.95, 0.9)
+READ = (0.98, 0.95)  # where chi is read: a reading costs as much as 20 steps
+EVERY, RAW_EVERY = 2, 25  # steps between readings, and readings between raw eigenvalues
+TOL = 1e-2
+
+
+def text_spikes(seed: int, live: Live = lambda share, text: None, steps: int = TEXT_STEPS) -> Found:
+    """Returns spikes, their heights and chi for each beta2.
+
+    Raises:
+        MissingExtraError: the novels are not installed.
+    """
+    text = novels()
+    numbers: dict[str, float] = {}
+    runs: dict[str, Run] = {}
+    rows, titles, heights, first = [], {}, {}, {}
+    for place, beta2 in enumerate(BETAS):
+        started = time.perf_counter()
+
+        def step(at: int, loss: float, place: int = place, beta2: float = beta2) -> None:
+            live((place + at / steps) / len(BETAS), f"Transformer, beta2 {beta2:g}: loss {loss:.3g}")
+
+        watched = watch if beta2 in READ else descend
+        run = watched(reading(text, seed), beta2, steps, step)
+        name = f"transformer-beta2-{beta2:g}"
+        found = spikes(run["loss"])
+        runs[name], titles[name] = run, f"\u03b2\u2082 {beta2:g}"
+        rows.append(row(f"Transformer, beta2 {beta2:g}", seed, run, time.perf_counter() - started))
+        heights[beta2] = [float(run["loss"][spike.peak] / run["loss"][spike.baseline]) for spike in found]
+        first[beta2] = float(found[0].baseline) if found else math.nan
+        numbers[f"spikes at {beta2:g}"] = float(len(found))
+        if beta2 in READ:
+            for signal in ("chi", "chi_gradient"):
+                each = match(found, settled_runs(run, signal))
+                numbers |= {
+                    f"{signal} recall at {beta2:g}": each.recall,
+                    f"{signal} alone at {beta2:g}": float(len(each.alone)),
+                    f"{signal} lead at {beta2:g}": _median([spike.trigger - up for spike, (up, _) in each.pairs]),
+                }
+    waits = [first[beta2] * (1 - beta2) for beta2 in BETAS if math.isfinite(first[beta2])]
+    numbers["wait spread"] = max(waits) / min(waits) if len(waits) > 1 else math.nan
+    middle = [_median(heights[beta2]) for beta2 in BETAS[1:]]
+    numbers["height falls by"] = min(a / b for a, b in pairwise(middle))
+    return Found(numbers, runs, rows, {"titles": titles})
+
+
+def watch(problem: Reading, beta2: float, steps: int, live: Callable[[int, float], None]) -> Run:
+    """Returns the run of a training that a monitor watches, chi read on its batch at every second step."""
+    optimizer = _adam(problem, beta2)
+    names = dict(problem.model.named_parameters())
+    reader = Reader(optimizer, problem.loss, names, every=EVERY, near=math.inf, raw=RAW_EVERY, tol=TOL)
+    with one_thread(), Monitor(problem.model, optimizer, probes=[*FREE, reader]) as monitor:
+        monitor.annotate(paper="adam-spikes", name=f"Transformer on novels, beta2 {beta2:g}")
+        for step in range(steps):
+            reader.look(step)
+            optimizer.zero_grad()
+            loss = problem.loss()
+            monitor.observe(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            live(step, loss.item())
+    return monitor.run
+
+
+def descend(problem: Reading, beta2: float, steps: int, live: Callable[[int, float], None]) -> Run:
+    """Returns the run of the same training unwatched: the loss alone."""
+    optimizer = _adam(problem, beta2)
+    losses = np.empty(steps)
+    with one_thread():
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = problem.loss()
+            losses[step] = loss.item()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            live(step, losses[step])
+    return Run.from_arrays({"loss": losses}, paper="adam-spikes", name=f"Transformer on novels, beta2 {beta2:g}")
+
+
+def _adam(problem: Reading, beta2: float) -> torch.optim.Adam:
+    return torch.optim.Adam(problem.model.parameters(), lr=LR, betas=(0.9, beta2))
+
+
+def _median(values: list[float] | list[int]) -> float:
+    return float(np.median(values)) if values else math.nan
