@@ -164,6 +164,32 @@ def test_a_loss_that_differentiates_in_itself_has_a_surface():
     np.testing.assert_allclose(found.values, expected, rtol=1e-12)
 
 
+def test_parameters_that_are_not_contiguous_are_moved():
+    case = zoo.case("group norm, conv")
+    directions = axes(case.params)
+    flat = surface(case.closure, plane_of(case.params, *directions), ALPHAS, BETAS)
+    with torch.no_grad():
+        case.module[0].weight.data = case.module[0].weight.data.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
+    assert not case.module[0].weight.is_contiguous()
+    found = surface(case.closure, plane_of(case.params, *directions), ALPHAS, BETAS)
+    np.testing.assert_allclose(found.values, flat.values, rtol=1e-12)
+
+
+def test_points_of_parameters_in_16_bits_are_rounded_and_it_is_said():
+    case = zoo.case("tanh, mse", dtype=torch.bfloat16)
+    plane = plane_of(case.params, *axes(case.params))
+    assert plane.axes[0][0].dtype == torch.float32
+    assert surface(case.closure, plane, ALPHAS, BETAS).notes[-1].startswith("points are rounded to bfloat16")
+
+
+def test_compiled_modules_have_surfaces_and_say_nothing():
+    case = zoo.case("tanh, mse")
+    plane = plane_of(case.params, *axes(case.params))
+    compiled = torch.compile(case.module, backend="eager")
+    found = surface(lambda: case.loss(compiled, **case.inputs), plane, ALPHAS, BETAS)
+    np.testing.assert_allclose(found.values, surface(case.closure, plane, ALPHAS, BETAS).values, rtol=1e-12)
+
+
 def test_a_data_set_is_one_loss():
     case = zoo.case("tanh, mse")
     plane = plane_of(case.params, *axes(case.params))

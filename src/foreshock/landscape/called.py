@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -38,6 +39,8 @@ def modules_called(run: Callable[[], object], params: Sequence[Tensor], function
 
         hook = register_module_forward_pre_hook(notice)
         stack.callback(hook.remove)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
         with torch.set_grad_enabled(False):
             try:
                 run()

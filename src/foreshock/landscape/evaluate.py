@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from foreshock.curvature.anatomy import LOW
 from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.loader import Batches
 from foreshock.curvature.surroundings import surroundings
@@ -67,9 +68,11 @@ class Evaluator:
     def notes(self) -> tuple[str, ...]:
         if self.batched is None:
             return ()
-        if self.batched:
-            return ("one batched pass" if self._most <= self._chunk else f"batched, {self._chunk} points at a time",)
-        return (f"point by point: {self.reason}",)
+        how = "one batched pass" if self._most <= self._chunk else f"batched, {self._chunk} points at a time"
+        notes = [how if self.batched else f"point by point: {self.reason}"]
+        low = {param.dtype for param in self._plane.params if param.dtype in LOW}
+        notes += [f"points are rounded to {str(kind).removeprefix('torch.')}, as the parameters are" for kind in low]
+        return tuple(notes)
 
     def __call__(self, coordinates: np.ndarray) -> np.ndarray:
         """Returns the losses at points, shape (p,), float64.

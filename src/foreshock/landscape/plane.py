@@ -55,7 +55,7 @@ class Plane:
         found = []
         for at, first, second, param in zip(self.origin, *self.axes, self.params, strict=True):
             pair = torch.stack([first.flatten(), second.flatten()])
-            base = at.detach().to(first).view(1, -1)
+            base = at.detach().to(first).reshape(1, -1)
             stacked = torch.addmm(base, coordinates.to(first.dtype).to(first.device), pair)
             found.append(stacked.to(param.dtype).view(-1, *param.shape))
         return found
