@@ -8,9 +8,10 @@ to stay calm, to ride the edge of stability, or to be disturbed by noise (`forec
 as a user's loop would. The alarms are the events `watch` and `imminent` of the shipped detectors, folded over the
 record. Spikes are labelled from the losses, their causes by training again (`forecast_score.py`, `forecast_record.py`).
 
-"dense" reads chi every 40 steps when calm, whatever that costs; "as it comes" is a monitor with its defaults, on which
-networks whose steps take a millisecond leave almost nothing to spend: its cost is processor time against an unmonitored
-twin that takes turns with it. `--cache` keeps the traces, so that a changed detector is scored in seconds.
+The monitor takes all readings that its schedule wants, whatever they cost. "... as it comes" is a monitor with its
+defaults, whose readings may take 3 % of the time: steps of a millisecond leave almost none. Its cost is processor time
+against an unmonitored twin that takes turns with it. `--cache` keeps the traces, so that a changed detector is scored
+in seconds.
 """
 
 from __future__ import annotations

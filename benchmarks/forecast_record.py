@@ -20,7 +20,6 @@ from forecast_score import FACTOR, Spike, spikes
 from foreshock.monitor import Monitor
 from foreshock.run import Run
 
-EVERY = 40  # steps between readings when calm: a tenth of that in watch, each step in alarm
 BEFORE = 60  # steps before the trigger at which a spike is trained again with a lower learning rate ...
 AFTER = 20  # ... and for how many beyond it
 SAFE = 0.8  # chi that the lower learning rate leaves
@@ -65,8 +64,8 @@ def trace(case: Case, seed: int, cache: Path, mode: str = DENSE) -> Trace:
         case: what to train.
         seed: of the initial values and the batches.
         cache: folder that holds the traces.
-        mode: "dense": readings every `EVERY` steps, whatever they cost; "default": a monitor as it comes, beside an
-            unmonitored twin that takes turns with it.
+        mode: "dense": all readings that the schedule wants, whatever they cost; "default": a monitor as it comes,
+            beside an unmonitored twin that takes turns with it.
     """
     place = folder(cache, case, seed, mode)
     kept = place / "truth.json"
@@ -85,7 +84,7 @@ def trace(case: Case, seed: int, cache: Path, mode: str = DENSE) -> Trace:
 def _record(case: Case, seed: int, place: Path, mode: str) -> dict[str, object]:
     training, losses = Training(case, seed), []
     twin = Training(case, seed) if mode == DEFAULT else None
-    settings = {"every": EVERY, "max_overhead": math.inf} if mode == DENSE else {}
+    settings = {"max_overhead": math.inf} if mode == DENSE else {}
     spent, plain, begun = 0.0, 0.0, time.process_time()
     with Monitor(training.model, training.optimizer, run=place, **settings) as monitor:
         monitor.annotate(title=case.name, seed=seed)
@@ -126,8 +125,8 @@ def judged(case: Case, seed: int, losses: Sequence[float], chis: dict[int, float
             causes[spike.trigger] = "noise"
             continue
         start = max(0, spike.trigger - BEFORE)
-        near = [chi for step, chi in chis.items() if start - EVERY <= step <= spike.peak]
-        most = max(near, default=0.0)
+        near = [chi for step, chi in chis.items() if start <= step <= spike.peak]
+        most = max(near, default=chis[max((step for step in chis if step < start), default=min(chis))] if chis else 0.0)
         if most <= SAFE:
             causes[spike.trigger] = "noise"
         else:
