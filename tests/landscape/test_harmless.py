@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from foreshock.curvature import Hessian, eigsh
 from foreshock.landscape import (
@@ -133,6 +134,23 @@ def test_a_graph_that_was_built_before_is_still_good() -> None:
     loss = training.loss()
     on_a_plane(training)
     loss.backward()
+
+
+def test_a_loader_that_shuffles_leaves_the_random_numbers_as_they_were() -> None:
+    training = Training()
+    loader = DataLoader(TensorDataset(training.x, training.y), batch_size=4, shuffle=True)
+    training.model.eval()
+    same, numbers = training.state()
+    plane = drift_plane(training.params, 0 * direction(training, 0), direction(training, 1), direction(training, 2))
+
+    def loss(batch: list[torch.Tensor]) -> torch.Tensor:
+        return (training.model(batch[0]) - batch[1]).square().mean()
+
+    found = surface(loss, plane, [0.0, 0.5], [0.0, 0.1], data=loader)
+    assert found.values == pytest.approx(surface(training.loss, plane, [0.0, 0.5], [0.0, 0.1]).values)
+    same_after, numbers_after = training.state()
+    assert same == same_after
+    assert all(torch.equal(a, b) for a, b in zip(numbers, numbers_after, strict=True))
 
 
 def test_an_error_in_the_closure_leaves_no_trace() -> None:

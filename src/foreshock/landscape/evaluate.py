@@ -93,6 +93,7 @@ class Evaluator:
         weights = 0.0
         with ExitStack() as stack:
             if self._data is not None:
+                stack.enter_context(harmless(self._plane.params))  # a loader draws its order from the global stream
                 stack.enter_context(self._data.unmoved())
             for batch, weight in ((None, 1.0),) if self._data is None else self._data:
                 loss = self._closure if self._data is None else _on(self._closure, batch)

@@ -57,7 +57,7 @@ class Plane:
             pair = torch.stack([first.flatten(), second.flatten()])
             base = at.detach().to(first).reshape(1, -1)
             stacked = torch.addmm(base, coordinates.to(first.dtype).to(first.device), pair)
-            found.append(stacked.to(param.dtype).view(-1, *param.shape))
+            found.append(stacked.to(param.dtype).view(len(coordinates), *param.shape))
         return found
 
     def point(self, a: float, b: float) -> list[Tensor]:
