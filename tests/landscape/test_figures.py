@@ -109,4 +109,4 @@ def test_bars_are_the_shares_and_the_rest_is_one_bar():
     assert "50%" in written(figure)
     heights = [patch.get_height() for patch in figure.axes[0].patches]
     np.testing.assert_allclose(heights, [0.1, 0.5, 0.2, 0.2])
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "rest"
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()][-1] == "3+"

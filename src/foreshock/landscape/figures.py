@@ -140,7 +140,7 @@ def spectrum(
 
     Args:
         shares: name -> shares of frequencies 0, 1, 2, ..., as of `spectrum_1d`.
-        first: how many frequencies are drawn; what is above them is one bar, "rest".
+        first: how many frequencies are drawn; those from there on are one bar.
         xlabel: what the frequencies are.
 
     Raises:
@@ -159,7 +159,7 @@ def spectrum(
             heights = np.asarray(values, dtype=float)
             rest = [heights[first:].sum()] if len(heights) > first else []
             drawn = [*heights[:first], *rest]
-            labels = [*map(str, range(min(first, len(heights)))), *("rest" for _ in rest)]
+            labels = [*map(str, range(min(first, len(heights)))), *(f"{first}+" for _ in rest)]
             top = int(np.nanargmax(drawn)) if np.isfinite(drawn).any() else -1
             tints = [COLOURS[0] if i == top else "#a9bcd8" for i in range(len(drawn))]
             axes.bar(range(len(drawn)), drawn, width=0.78, color=tints)
