@@ -12,18 +12,15 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from forecast_cases import Case, Training
-from forecast_score import FACTOR, Spike, spikes
+from forecast_causes import judged
+from forecast_score import Spike
 from foreshock.monitor import Monitor
 from foreshock.run import Run
 
-BEFORE = 60  # steps before the trigger at which a spike is trained again with a lower learning rate ...
-AFTER = 20  # ... and for how many beyond it
-SAFE = 0.8  # chi that the lower learning rate leaves
-ECHO = 30  # steps after a disturbance to which its spike belongs
 DENSE, DEFAULT = "dense", "default"
 
 
@@ -101,56 +98,7 @@ def _record(case: Case, seed: int, place: Path, mode: str) -> dict[str, object]:
                 plain += time.process_time() - turn
         begun = time.process_time()
     spent += time.process_time() - begun
-    chis = dict(zip(*(each.tolist() for each in Run.load(place).measured("chi")), strict=True))
+    run = Run.load(place)
+    chis = dict(zip(*(each.tolist() for each in run.measured("chi")), strict=True)) if "chi" in run else {}
     truth = judged(case, seed, losses, chis)
     return {"losses": losses, "spikes": [asdict(each) for each in truth], "seconds": [spent, plain]}
-
-
-def judged(case: Case, seed: int, losses: Sequence[float], chis: dict[int, float]) -> list[Spike]:
-    """Returns the spikes with their causes.
-
-    Where every step sees all the data and nothing disturbs it, nothing but curvature can raise the loss. Else the spike
-    is trained again from 60 steps before its trigger, with the learning rate cut so far that chi is at most .8. It was
-    curvature's if it is gone then and chi had passed 1; if chi had not, noise was amplified near the edge ("mixed",
-    counted neither as missed nor as false). One that stays, that chi never neared, or that follows a disturbance is
-    noise.
-    """
-    found = spikes(losses)
-    if not case.drawn and not case.disturbance and case.lr is None:
-        return found
-    doubtful: dict[int, float] = {}  # step to go back to -> factor on the learning rate
-    causes = {}
-    for spike in found:
-        if any(0 <= spike.trigger - at <= ECHO for at in case.at):
-            causes[spike.trigger] = "noise"
-            continue
-        start = max(0, spike.trigger - BEFORE)
-        near = [chi for step, chi in chis.items() if start <= step <= spike.peak]
-        most = max(near, default=chis[max((step for step in chis if step < start), default=min(chis))] if chis else 0.0)
-        if most <= SAFE:
-            causes[spike.trigger] = "noise"
-        else:
-            doubtful[spike.trigger] = SAFE / most
-    for trigger, cured in _again(case, seed, doubtful).items():
-        causes[trigger] = "noise" if not cured else "curvature" if SAFE / doubtful[trigger] > 1 else "mixed"
-    return [replace(spike, cause=causes[spike.trigger]) for spike in found]
-
-
-def _again(case: Case, seed: int, cuts: dict[int, float]) -> dict[int, bool]:
-    """Trains again, before each of these triggers with a lower learning rate; returns whether no spike came then."""
-    cured: dict[int, bool] = {}
-    if not cuts:
-        return cured
-    training = Training(case, seed)
-    for step in range(max(cuts) + 1):
-        for trigger in [each for each in cuts if max(0, each - BEFORE) == step]:
-            kept, least, risen = training.snapshot(), math.inf, False
-            for ahead in range(step, min(case.steps, trigger + AFTER)):
-                loss = training.whole()
-                risen = risen or not loss < FACTOR * least
-                least = min(least, loss)
-                training.advance(ahead, cut=cuts[trigger])
-            cured[trigger] = not risen
-            training.restore(kept)
-        training.advance(step)
-    return cured
