@@ -35,7 +35,7 @@ LR = 0.1  # the paper's
 LENGTH = 1300  # updates by which seeds 0 to 2 have had a spike that doubles the loss
 TOP = 8  # eigenvectors whose outputs are looked at
 WINDOW = 20  # updates over which ordinary change is taken: even, since the mode at the edge alternates
-FINE, COARSE = 25, 7  # points of the surface, and of its sharpness, along each axis
+FINE, COARSE = 21, 6  # points of the surface, and of its sharpness, along each axis
 LONGER, LOWER, PAIRS, PATIENCE = 100, 0.5, 4, 800  # of the arms: see `image_arms`
 LABELS = 400  # updates with other labels
 
@@ -148,14 +148,11 @@ def anatomy_numbers(trace: ImageTrace, spike: Spike) -> dict[str, float]:
     way = [t for t in range(first + 1) if np.isfinite(sharp[t])]
     after = sharp[spike.peak + 1 : min(until + 10, len(sharp))]
     ascent = trace.chi_gradient[spike.trigger : spike.peak]
-    calm, wild = trace.alignment[first : spike.minimum - 60], trace.alignment[spike.minimum : until]
     numbers = {
         "cnn-height": spike.height, "cnn-sharp-at-minimum": spike.sharp / trace.edge,
         "cnn-flat-at-peak": spike.flat / trace.edge,
         "cnn-flat-after": float(np.nanmin(after)) / trace.edge if np.isfinite(after).any() else math.nan,
         "cnn-along-ascent": float(np.nanmedian(ascent)) if np.isfinite(ascent).any() else math.nan,
-        "cnn-lead": float(spike.minimum - spike.up),
-        "cnn-alignment": float(np.nanmedian(wild) / np.nanmedian(calm)) if np.isfinite(calm).any() else math.nan,
         "cnn-llas": float(np.corrcoef(np.log(trace.losses[way]), sharp[way])[0, 1]) if len(way) > 2 else math.nan,
     }
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -251,7 +248,8 @@ def _merge(problem: ImageProblem, pairs: int) -> None:
 
 
 def _arm(problem: ImageProblem, name: str, updates: int | None, height: float) -> Arm:
-    return Arm(name, updates, float(problem.loss()), problem.test_error(), condensation(*filters(problem)[1]), height)
+    found, loss = condensation(*filters(problem)[1]), float(problem.loss().detach())
+    return Arm(name, updates, loss, problem.test_error(), found, height)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

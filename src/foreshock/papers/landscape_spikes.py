@@ -1,0 +1,135 @@
+"""Li, Xu, Zhang 2023, Loss Spike in Training Neural Networks (arXiv 2305.12133): its claims, and its open checks.
+
+Plain gradient descent without momentum, on the whole batch. A small tanh network on sin x + sin 4x, in float64 with its
+exact Hessian, and a small CNN with max pooling on 1,000 images. Claimed: descent leads to sharper ground, until
+lambda_max is above 2/lr; then the loss climbs along the sharpest direction, to flatter ground, and comes down again;
+the change is one of low frequency; spikes say little about generalisation, and neurons condense.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from foreshock.errors import MissingExtraError, UsageError
+from foreshock.papers.experiment import Experiment, Outcome, Progress, Request
+from foreshock.papers.landscape_arms import arms
+from foreshock.papers.landscape_crossing import crossing
+from foreshock.papers.landscape_figures import figures
+from foreshock.papers.landscape_frequencies import directions
+from foreshock.papers.landscape_image_studies import image_arms, image_labels, image_rates, image_run
+from foreshock.papers.landscape_rates import rates
+from foreshock.papers.landscape_reference import reference
+from foreshock.papers.landscape_statements import SOURCE, STATEMENTS
+from foreshock.papers.landscape_study import Found, Live, Shelf, judge
+
+__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
+
+COLUMNS = ("training", "seed", "updates", "spikes", "highest", "lead", "max chi", "final loss", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A part of the reproduction: what it is, its seconds on one core, and whether only the first seed has it."""
+
+    title: str
+    run: Callable[[int, Live, int, Shelf], Found]
+    seconds: float
+    once: bool = False
+
+
+STUDIES = {
+    "tl-gd": Study("TL-GD: 20 tanh neurons on sin x + sin 4x, lr 0.05, dissected", reference, 8),
+    "tl-gd-rates": Study("The same at lr 0.02 and 0.1", rates, 3),
+    "crossing": Study("Claim 3: the edge crossed where lower is flatter, and where it is sharper", crossing, 3),
+    "directions": Study("Check 2 and claim 5: frequencies of eigendirections, with controls", directions, 9),
+    "condensation": Study("Check 3: three arms from one checkpoint of TL-GD", arms, 1),
+    "cnn": Study("A CNN on 1,000 images, lr 0.1, until a spike is over", image_run, 60),
+    "cnn-rates": Study("The same at lr 0.05 and 0.2, for the first seed only", image_rates, 60, once=True),
+    "cnn-labels": Study("The same with random and with wrong labels: check 2 and claim 5", image_labels, 35),
+    "cnn-condensation": Study("Check 3 on the CNN: three arms from one checkpoint", image_arms, 20),
+}
+QUICK = ("tl-gd",)
+
+
+def reproduce(request: Request, progress: Progress = lambda share, text: None) -> Outcome:
+    """Runs the studies that are asked for, with every seed, and judges the claims that they decide.
+
+    Trainings on images are left out, with a remark, where the images are not installed.
+
+    Raises:
+        UsageError: an unknown training, no seed, or fewer than two steps.
+    """
+    names = _names(request)
+    seeds = list(dict.fromkeys(request.seeds))[: 1 if request.quick else None]
+    if not seeds or (request.steps is not None and request.steps < 2):
+        raise UsageError(
+            f"at least one seed and two steps are needed; given seeds={request.seeds}, steps={request.steps}"
+        )
+    plan = [
+        (seed, name) for place, seed in enumerate(seeds) for name in names
+        if place == 0 or not STUDIES[name].once
+    ]
+    total, done = sum(STUDIES[name].seconds for _, name in plan), 0.0
+    found: dict[int, dict[str, Found]] = {seed: {} for seed in seeds}
+    shelves: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
+    missing: dict[str, str] = {}
+    for seed, name in plan:
+        study = STUDIES[name]
+
+        def live(share: float, text: str, before: float = done, weight: float = study.seconds) -> None:
+            progress((before + share * weight) / total, text)
+
+        try:
+            found[seed][name] = study.run(seed, live, request.steps or 0, shelves[seed])
+        except MissingExtraError as error:
+            missing[name] = str(error)
+        done += study.seconds
+    progress(1.0, "")
+    everything = [each for studies in found.values() for each in studies.values()]
+    return Outcome(
+        claims=judge(STATEMENTS, {seed: list(studies.values()) for seed, studies in found.items()}),
+        columns=COLUMNS, rows=[row for each in everything for row in each.rows],
+        runs={place: run for each in everything for place, run in each.runs.items()},
+        remarks=[*_left_out(request, seeds, names, missing), *(said for each in everything for said in each.remarks)],
+        figures=lambda: figures(found),
+    )
+
+
+def _left_out(request: Request, seeds: list[int], names: list[str], missing: dict[str, str]) -> list[str]:
+    """Returns remarks on what was not done, and why."""
+    remarks = []
+    if missing:
+        remarks.append(f"left out, for want of their data: {', '.join(missing)}. {next(iter(missing.values()))}")
+    if request.quick:
+        remarks.append(f"quick: {', '.join(QUICK)} only, seed {seeds[0]}, of {len(STUDIES)} parts")
+    once = [name for name in names if STUDIES[name].once]
+    if len(seeds) > 1 and once:
+        remarks.append(f"for seed {seeds[0]} only: {', '.join(once)}")
+    if request.steps is not None:
+        remarks.append(f"{request.steps:,} updates in place of each training's own; that leaves claims undecided")
+    if 0 not in seeds and "tl-gd" in names:
+        remarks.append("the published steps and shares, L1, L2 and L4, are those of seed 0, which was not asked for")
+    return remarks
+
+
+def _names(request: Request) -> list[str]:
+    for name in request.only:
+        if name not in STUDIES:
+            near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.3)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"there is no training {name!r}; {meant}known: {', '.join(STUDIES)}")
+    return [name for name in STUDIES if name in (request.only or (QUICK if request.quick else STUDIES))]
+
+
+EXPERIMENT = Experiment(
+    name="landscape-spikes",
+    title="Loss Spike in Training Neural Networks",
+    source=SOURCE,
+    summary="Trains a small tanh network and a small CNN by plain gradient descent, dissects the spikes that they meet "
+    "at their edge of stability, and puts the paper's claims and open checks to the test.",
+    trainings={name: study.title for name, study in STUDIES.items()},
+    reproduce=reproduce,
+)
