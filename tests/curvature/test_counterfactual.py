@@ -112,8 +112,11 @@ def test_an_eps_that_forbids_the_edge_is_noticed() -> None:
         assert (ahead is not None) == crosses
     theta, optimizer = quadratic(lambda p: optim.SGD(p, lr=0.1), 3)
     assert steps_to_edge(edge(lambda: theta**2 / 2, optimizer, forms=False)) is None
-    assert steps_to_edge(edge(lambda: 50 * theta**2 / 2, optimizer, forms=False)) == 0
+    theta, optimizer = quadratic(lambda p: optim.Adam(p, lr=0.1), 3)
+    assert steps_to_edge(edge(lambda: 1e3 * theta**2 / 2, optimizer, forms=False)) is not None
     assert steps_to_edge(edge(lambda: -(theta**2) / 2, optimizer, forms=False)) is None
+    optimizer.param_groups[0]["lr"] = 100.0
+    assert steps_to_edge(edge(lambda: theta**2 / 2, optimizer, forms=False)) == 0
 
 
 MOVABLE = [

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from foreshock.monitor import Monitor
-from foreshock.probes import DEFAULT, Curvature
+from foreshock.probes import DEFAULT, Curvature, approach, cadence
 from tests.live.nets import OPTIMIZERS, Net, batches, net, same, state_of
 
 Loop = Callable[[nn.Module, torch.optim.Optimizer, Any], None]
@@ -177,17 +177,35 @@ def test_a_training_whose_curvature_is_watched_is_the_same_bit_for_bit(name: str
         assert len(run.measured("chi")[0]) >= 2, run.notes
 
 
-@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
-def test_every_optimizer_is_left_alone_in_alarm_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from foreshock.probes import cadence
-
+@pytest.fixture
+def alarmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes an alarm of the first reading, for good, and lambda_max(H) due at every third one."""
     monkeypatch.setattr(cadence, "NEAR", -math.inf)
     monkeypatch.setattr(cadence, "CONFIRMED", 0)
     monkeypatch.setattr(cadence, "RELIEVED", math.inf)
+    monkeypatch.setattr(approach, "TOP_EVERY", 3)
+    monkeypatch.setattr(approach, "KAPPA", 1e-6)  # so that what would keep chi below is always asked for
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+def test_every_optimizer_is_left_alone_in_alarm_too(kind: str, alarmed: None) -> None:
     watched, run = outcome(recomputing, kind, watched=True, probes=[Curvature(every=2)], max_overhead=math.inf)
     assert same(watched, outcome(recomputing, kind, watched=False)[0])
     assert len(run.measured("chi")[0]) >= 6, run.notes
-    assert "chi_gradient" in run.columns
+    assert {"chi_gradient", "hessian_top", "chi_overlap", "chi_denominator"} <= set(run.columns)
+
+
+@pytest.mark.parametrize("kind", ["sgd-momentum-nesterov", "adam-foreach", "rmsprop"])
+@pytest.mark.parametrize("name", ["accumulating", "bf16", "checkpointed", "holding", "hooked", "plain", "scaled"])
+def test_what_is_measured_on_the_approach_changes_nothing(name: str, kind: str, alarmed: None) -> None:
+    watched, run = outcome(LOOPS[name], kind, watched=True, probes=[Curvature(every=1)], max_overhead=math.inf)
+    assert same(watched, outcome(LOOPS[name], kind, watched=False)[0])
+    measured = {"hessian_top", "chi_overlap", "chi_denominator", "chi_mode_loss"}
+    if kind != "sgd-momentum-nesterov":
+        measured |= {"chi_crossing", "stable_eps", "stable_floor"}
+    if name == "holding":
+        measured |= {"chi_growth", "chi_growth_landscape"}
+    assert measured <= set(run.columns), sorted(measured - set(run.columns))
 
 
 class Attentive(nn.Module):

@@ -123,7 +123,7 @@ def counterfactual(
 
 
 def steps_to_edge(edge: Edge) -> int | None:
-    """Returns the steps until chi is 1 if second moments decayed freely and H stood still; None if never.
+    """Returns the steps until chi is 1 if second moments decayed freely and H stood still; None if nothing will do it.
 
     The smallest k with chi sum_i u_i^2 P_i(0)/P_i(k) >= 1, P_i(k) being the denominator after k steps without
     gradients, bias corrections, eps and all. 0 where chi is 1 or more. Exact with one parameter; chi is at least that
@@ -135,11 +135,11 @@ def steps_to_edge(edge: Edge) -> int | None:
     >>> steps_to_edge(edge(lambda: w[0] ** 2, torch.optim.RMSprop([w], lr=0.05)))
     276
     """
-    if edge.chi >= 1:
-        return 0
     mode = mode_of(edge)
     if not edge.chi > 0 or not mode.fades:
         return None
+    if edge.chi >= 1:
+        return 0
     needed = 1.0 / edge.chi
     if mode.faded(FURTHEST) < needed:
         return None
