@@ -131,21 +131,21 @@ def contenders() -> dict[str, Callable[[Trace], list[Alarm]]]:
 def table(title: str, tallies: dict[str, Tally]) -> Table:
     """Returns the table of one split."""
     shown = Table(title=title, title_justify="left")
-    shown.add_column("alarm")
+    shown.add_column("alarm", no_wrap=True)
     for name in (
-        "foretold", "recall", "by the peak", "lead (least, median)", "false/10k", "... at the edge", "... calm, noise",
-        "false, but x1.1", "ringing, late, open", "on noise",
+        "foretold", "recall", "by the peak", "lead: least, median", "false", "of those x1.1",
+        "per 10k (edge; calm, noise)", "ringing, late, open", "on noise",
     ):  # fmt: skip
         shown.add_column(name, justify="right")
     for name, tally in tallies.items():
         leads = f"{min(tally.leads)}, {statistics.median(tally.leads):.0f}" if tally.leads else "-"
         total = max(1, tally.total)
+        rates = [tally.false_rate(*groups) for groups in (GROUPS, ("edge",), ("calm", "noise"))]
         shown.add_row(
             name, f"{len(tally.leads)} of {tally.total}", f"{len(tally.leads) / total:.3f}",
-            f"{tally.at_peak / total:.2f}", leads, f"{tally.false_rate(*GROUPS):.2f}",
-            f"{tally.false_rate('edge'):.2f}", f"{tally.false_rate('calm', 'noise'):.2f}",
-            f"{sum(each['rose'] >= TURNED for each in tally.false)} of {len(tally.false)}",
-            f"{tally.ringing}, {tally.late}, {tally.undecided}",
+            f"{tally.at_peak / total:.2f}", leads, str(len(tally.false)),
+            str(sum(each["rose"] >= TURNED for each in tally.false)),
+            "{:.2f} ({:.2f}; {:.2f})".format(*rates), f"{tally.ringing}, {tally.late}, {tally.undecided}",
             f"{tally.on_noise} of {tally.noise}",
         )  # fmt: skip
     return shown
@@ -174,14 +174,18 @@ def listing(traces: Sequence[Trace], tally: Tally) -> Iterator[str]:
         yield f"false   {each['trace']} [{each['group']}] {each['raised']}-{end}, rose x{each['rose']:.2f}; chi {chis}"
 
 
-def cost(traces: Sequence[Trace]) -> str:
-    """Returns what default monitors cost, in words."""
-    ratios = sorted(each.seconds[0] / each.seconds[1] for each in traces if each.seconds[1])
-    readings = [len(each.run.measured("chi")[0]) if "chi" in each.run else 0 for each in traces]
-    sums = sum(each.seconds[0] for each in traces) / sum(each.seconds[1] for each in traces)
+def cost(paired: Sequence[Trace], dense: Sequence[Trace]) -> str:
+    """Returns what watching costs, in words: monitors as they come, and with all the readings they want."""
+    plain = sum(each.seconds[1] for each in paired)
+    steps = sum(len(each.losses) for each in paired)
+    ratios = sorted(each.seconds[0] / each.seconds[1] for each in paired)
+    readings = [len(each.run.measured("chi")[0]) if "chi" in each.run else 0 for each in (*paired, *dense)]
+    few, many = statistics.median(readings[: len(paired)]), statistics.median(readings[len(paired) :])
+    extra = 1e3 * (sum(each.seconds[0] for each in paired) - plain) / steps
     return (
-        f"a monitor as it comes costs {statistics.median(ratios):.3f} times the training (sums {sums:.3f}, worst "
-        f"{ratios[-1]:.3f}), for {statistics.median(readings):.0f} readings of chi a run in the median"
+        f"A plain step takes {1e3 * plain / steps:.2f} ms. A monitor as it comes adds {extra:.2f} ms "
+        f"(x{statistics.median(ratios):.2f} in the median, {few:.0f} readings of chi a run); with all the readings it "
+        f"wants ({many:.0f} a run) training takes x{sum(each.seconds[0] for each in dense) / plain:.1f}."
     )
 
 
@@ -223,7 +227,7 @@ def main(arguments: Sequence[str]) -> int:
                 for each in paired:
                     tight.add(each, held_against(forecast(each), each.spikes, each.losses))
                 tallies = {"... as it comes": tight, **tallies}
-                words = cost(paired)
+                words = cost(paired, traces)
             first = next(iter(tallies.values()))
             steps, n = sum(first.steps.values()), len({each.case.name for each in traces})
             title = f"{split}: {n} cases, {len(traces)} runs, {steps} steps, {first.total} spikes by curvature"
@@ -231,7 +235,7 @@ def main(arguments: Sequence[str]) -> int:
             console.print(words)
             if options.list:
                 for line in listing(traces, tallies["watch or imminent"]):
-                    console.print(line, highlight=False, soft_wrap=True)
+                    console.print(line, highlight=False, markup=False, soft_wrap=True)
             result[split] = {"cost": words, **{name: asdict(tally) for name, tally in tallies.items()}}
     console.print(f"{time.perf_counter() - begun:.0f} s")
     if options.json:
