@@ -107,7 +107,7 @@ def counterfactual(
         raise UsageError(f"counterfactual(kappa=...): a positive number is needed, got {kappa!r}")
     mode = mode_of(edge)
     lr = _rate(edge, optimizer, kappa)
-    crit = None if top is None else _eps_crit(edge.weights, top)
+    crit = None if top is None else _eps_crit(edge.weights, float(top))
     target = kappa / edge.chi if edge.chi > 0 else math.inf
     notes: list[str] = []
     if not mode.movable:
