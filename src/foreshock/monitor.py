@@ -215,6 +215,7 @@ class Monitor:
                 self._mishaps.say("disk", f"the run is not being recorded: {recorder.broken}. Training goes on, and so "
                                   "do the detectors; recording starts again when the disk can be written.")
                 recorder.broken = None
+            self._functions.saw(records)
             for detector in list(self.detectors):
                 try:
                     for record in records:
@@ -315,7 +316,7 @@ class Monitor:
         if not step.losses:
             self._mishaps.say("no loss", f"no loss was observed for step {self._step}: call monitor.observe(loss) "
                               "before backward. Everything else is measured.")
-        if self._recorder.take(measured):
+        if self._recorder.take(measured) or self._functions.urgent:
             self.flush()
 
     def _free_signals(self, measured: Measured, step: Step, begun: float) -> None:

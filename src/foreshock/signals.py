@@ -44,7 +44,7 @@ _ALONG = "Bai et al. 2025, arXiv 2506.04805"
 _SPLIT = "first-order perturbation of chi; Bai et al. 2025, arXiv 2506.04805"
 _EDGE = "Cohen et al. 2022, arXiv 2207.14484"
 
-EDGES = frozenset({"chi", "chi_gradient", "chi_gradient_sym", "chi_step"})
+EDGES = frozenset({"chi", "chi_gradient", "chi_gradient_sym", "chi_step", "chi_secant"})
 """Signals whose edge of stability is at 1, where figures draw a line."""
 
 _TABLE = (
@@ -64,6 +64,10 @@ _TABLE = (
     Signal(
         "v_ratio", "1", "growth of the second moment in norm, |v_t| / |v_{t-1}|; it decays freely at beta2", "mean",
         _ADAM_SPIKES, per_tensor=True,
+    ),
+    Signal(
+        "v_free", "1", "share of the parameters in tensors whose second moment decays freely: ln `v_ratio` is below "
+        "0.9 ln beta2, so that squared gradients are less than a tenth of it", "mean", _ADAM_SPIKES,
     ),
     Signal(
         "grad_sq_over_v_mean", "1",
@@ -185,6 +189,19 @@ _TABLE = (
     Signal(
         "hessian_top", "1", "lambda_max(H), not preconditioned; in alarm only, when it begins and every 50 readings",
         "max", _ADAM_SPIKES,
+    ),
+    Signal(
+        "chi_secant", "1", "curvature along the last step from two gradients, s'dg / s'W^(-1)s, edge 1; 0 where the two "
+        "are hardly alike; at every 16th step, for SGD, Adam, AdamW and RMSprop", "max", _ALONG,
+    ),
+    Signal(
+        "expected_rise", "1", "largest loss ahead over the loss now, as the reading foretells it: 1 where unstable "
+        "motion dies out unseen; absent where nothing bounds it, or the loss is not positive", "max",
+        "this library's `stability.outlook`",
+    ),
+    Signal(
+        "expected_rise_in", "1", "steps until the loss is 1.5 times what it is now, as the reading foretells it; absent "
+        "where it is not expected to be", "min", "this library's `stability.outlook`",
     ),
     Signal(
         "curvature_cadence", "1", "state of the schedule, at steps that it wanted a reading: 0 calm, 1 watch, 2 alarm",

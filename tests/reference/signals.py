@@ -73,6 +73,7 @@ class Reference:
     def _moments(self, signals: dict[str, float], grads: Sequence[Tensor]) -> None:
         new = second_moments(self.optimizer, self.params)
         ratios, growths, steps = [], [], []
+        falling, all_of_them = 0, 0
         for name, param, theta, g, old, v in zip(
             self.names, self.params, self.theta, grads, self.v, new, strict=True
         ):
@@ -89,6 +90,9 @@ class Reference:
             if old is not None and float(old.norm()) > 0:
                 signals[f"v_ratio/{name}"] = float(v.norm() / old.norm())
                 growths.append((float(v.square().sum()), float(old.square().sum())))
+                if keep < 1:
+                    all_of_them += v.numel()
+                    falling += v.numel() if signals[f"v_ratio/{name}"] < keep**0.9 else 0
             if old is not None and self.steps > 1:
                 bias = 1 - keep ** (self.steps - 1) if corrected else 1.0
                 ratio = seen.square() / torch.clamp(old / bias, min=eps**2 / bias)
@@ -103,6 +107,8 @@ class Reference:
         if ratios:
             signals["grad_sq_over_v_mean"] = float(torch.cat(ratios).mean())
             signals["grad_sq_over_v_max"] = float(torch.cat(ratios).max())
+        if all_of_them:
+            signals["v_free"] = falling / all_of_them
         if growths:
             signals["v_ratio"] = math.sqrt(sum(a for a, _ in growths) / sum(b for _, b in growths))
         if steps:

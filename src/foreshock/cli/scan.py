@@ -43,7 +43,7 @@ def scan(
     JSONL). The detectors are the ones that watch a live run, fed with the stored records.
 
     \b
-    Exit code: 0 nothing found, 1 something found, 2 an error.
+    Exit code: 0 nothing found (or only transients, which are no alarm), 1 something found, 2 an error.
     JSON has no NaN or infinity: such numbers are the strings "nan", "inf" and "-inf".
 
     \b
@@ -55,13 +55,15 @@ def scan(
 
     from foreshock.cli import console
     from foreshock.detect import scan as find
+    from foreshock.report.approach import lines as approaches
+    from foreshock.run.event import BENIGN
 
     found = False
     for path in paths:
         run = open_run(path, form=form, columns=columns)
         found_here = find(console.counted(run, f"scanning {path}"))
         events = [event for event in found_here if not kinds or event.kind in kinds]
-        found = found or bool(events)
+        found = found or any(event.kind not in BENIGN or event.kind in kinds for event in events)
         if as_json:
             row = {"run": path, "steps": len(run), "events": [event.to_dict() for event in events]}
             click.echo(json.dumps(console.plain_json(row), allow_nan=False))
@@ -70,5 +72,7 @@ def scan(
         click.echo(f"{click.style(path, bold=True)}: {len(run):,} steps, {what}")
         if events:
             console.print_table(console.event_table(run, events))
+            for line in approaches(run, events):
+                click.echo(f"  {line}")
             click.echo()
     ctx.exit(FOUND if found else 0)

@@ -251,7 +251,7 @@ def _along(
     chosen: Sequence[int], grads: Sequence[Tensor | None], top: Sequence[Tensor],
 ) -> tuple[float, float, float, float, float, int]:
     """Returns the forms P, S and U, the change to second order, the alignment, and the products used."""
-    gradient = [_minimised(weights, i, grads[i]) for i in chosen]
+    gradient = [minimised(weights, i, grads[i]) for i in chosen]
     try:
         moves = planned_step(optimizer, grads)
     except UsageError:  # an optimizer that a copy cannot take the step of
@@ -263,7 +263,7 @@ def _along(
     )
 
 
-def _minimised(weights: EdgeWeights, place: int, grad: Tensor | None) -> Tensor:
+def minimised(weights: EdgeWeights, place: int, grad: Tensor | None) -> Tensor:
     """Returns the gradient of what is minimised: g, or -g where the optimizer climbs, plus l2 theta."""
     l2, param, sign = weights.l2[place], weights.params[place].detach(), -1.0 if weights.maximize else 1.0
     if grad is None:
@@ -280,7 +280,7 @@ def _mode_loss(
     if grads is None or not chi > 0:
         return math.nan
     sums = [
-        (piece.double() * _minimised(weights, i, grads[i]).double()).sum()
+        (piece.double() * minimised(weights, i, grads[i]).double()).sum()
         for piece, i in zip(top, chosen, strict=True)
     ]
     return float(torch.stack(sums).sum()) ** 2 / (2 * chi)

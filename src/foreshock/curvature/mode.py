@@ -21,6 +21,7 @@ _MOST = 400
 class Piece:
     """The entries of one tensor: shares of the top eigenvector's square, shape (n,), and their P now."""
 
+    param: Tensor
     masses: Tensor
     denominators: Tensor
     parts: Parts
@@ -159,5 +160,5 @@ def mode_of(edge: Edge) -> Mode:
         squares = torch.where(w > 0, along.square() / w, 0.0)
         total = squares.sum()
         masses = squares * (share / total.clamp(min=torch.finfo(squares.dtype).tiny))
-        pieces.append(Piece(masses, torch.where(w > 0, factor / w, 1.0), made_of))
+        pieces.append(Piece(param, masses, torch.where(w > 0, factor / w, 1.0), made_of))
     return Mode(tuple(pieces), fixed)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from foreshock.detect.base import Detector
 from foreshock.detect.divergence import Divergence
 from foreshock.detect.drift import Drift
-from foreshock.detect.edge import Edge
+from foreshock.detect.forecast import Forecast
 from foreshock.detect.nonfinite import NonFinite
 from foreshock.detect.precursor import Precursor
 from foreshock.detect.scan import default_detectors, scan
 from foreshock.detect.spike import Spike
 
-__all__ = ["Detector", "Divergence", "Drift", "Edge", "NonFinite", "Precursor", "Spike", "default_detectors", "scan"]
+__all__ = [
+    "Detector", "Divergence", "Drift", "Forecast", "NonFinite", "Precursor", "Spike", "default_detectors", "scan",
+]  # fmt: skip

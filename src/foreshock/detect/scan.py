@@ -8,7 +8,7 @@ from typing import Protocol
 from foreshock.detect.base import Detector
 from foreshock.detect.divergence import Divergence
 from foreshock.detect.drift import Drift
-from foreshock.detect.edge import Edge
+from foreshock.detect.forecast import Forecast
 from foreshock.detect.nonfinite import NonFinite
 from foreshock.detect.precursor import Precursor
 from foreshock.detect.spike import Spike
@@ -26,7 +26,7 @@ class HasRecords(Protocol):
 
 def default_detectors() -> list[Detector]:
     """Returns a fresh set of the shipped detectors at their one default setting."""
-    return [NonFinite(), Spike(), Divergence(), Drift(), Precursor(), Edge()]
+    return [NonFinite(), Spike(), Divergence(), Drift(), Precursor(), Forecast()]
 
 
 def scan(run: HasRecords | Iterable[StepRecord], detectors: Sequence[Detector] | None = None) -> list[Event]:

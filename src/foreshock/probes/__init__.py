@@ -5,13 +5,15 @@ from foreshock.probes.cosine import GradientCosine
 from foreshock.probes.curvature import Curvature
 from foreshock.probes.moments import Moments
 from foreshock.probes.norms import GradientNorm, Update
+from foreshock.probes.secant import Secant
 from foreshock.probes.sweep import Part
 
 FREE = (GradientNorm, Update, Moments, GradientCosine)
 """What is measured at every step: no extra pass, no wait for the device."""
 
-DEFAULT = (*FREE, Curvature)
-"""What a monitor measures unless told otherwise: `FREE`, and chi every 100 steps within 3 % of the wall time."""
+DEFAULT = (*FREE, Secant, Curvature)
+"""What a monitor measures unless told otherwise: `FREE`, and chi every 100 steps within 3 % of the wall time, with the
+secants that call for it in between."""
 
 __all__ = [
     "DEFAULT",
@@ -25,6 +27,7 @@ __all__ = [
     "Moments",
     "Part",
     "Probe",
+    "Secant",
     "Signals",
     "Step",
     "UnavailableError",

@@ -1,4 +1,4 @@
-"""How chi approaches the edge: who drives it, when it will be there, and what would stop it.
+"""How chi approaches the edge: who drives it, when it will be there, what the loss will do, and what would stop it.
 
 All of it is read off numbers that a reading has at hand, this one's and the last one's, but for lambda_max(H), which
 takes products of its own and is measured seldom, in alarm.
@@ -7,19 +7,25 @@ takes products of its own and is measured seldom, in alarm.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from foreshock.curvature import Edge, Operator, eigsh
 from foreshock.curvature.counterfactual import KAPPA, counterfactual, steps_to_edge
+from foreshock.curvature.outlook import foretell
 from foreshock.curvature.split import Mark, mode_denominator, split
 from foreshock.probes.room import VECTORS, lacking
 
 COPIES = 8  # of the parameters, that comparing and solving take beside the reading: two kept, others for the moment
 TOP_EVERY = 50  # readings in alarm from one lambda_max(H) to the next: it hardly moves meanwhile (Bai et al. 2025)
+NEAR = 0.9  # chi from which on it is worth foretelling what the loss will do
+RECENT = 10  # readings whose growth says how chi drifts
+STEEPEST = 0.02  # drift of ln chi per step, at most: readings of a few steps are noisier than that
 TOP_TOL, TOP_MATVECS = 0.05, 40  # it is compared with a bound of which a few per cent do not matter
 
 
@@ -38,6 +44,7 @@ class Approach:
         self._held = False
         self._since_top: int | None = None  # readings in this alarm since lambda_max(H) was measured
         self._top = math.nan
+        self._grown: deque[tuple[int, float]] = deque(maxlen=RECENT)  # steps, and growth beside the denominators'
 
     def look(self, operator: Operator, reading: Edge, *, alarm: bool) -> None:
         """Measures lambda_max(H) where it is due: when an alarm begins, and seldom while it lasts."""
@@ -52,12 +59,16 @@ class Approach:
             found = eigsh(signed, tol=TOP_TOL, max_matvecs=TOP_MATVECS)
             self.matvecs, self._top = found.matvecs, float(found.values[0])
 
-    def signals(self, reading: Edge, optimizer: Optimizer, *, held: bool) -> dict[str, float]:
+    def signals(
+        self, reading: Edge, optimizer: Optimizer, grads: Sequence[Tensor | None] | None, *, since: int, held: bool
+    ) -> dict[str, float]:
         """Returns what is known beside chi; where memory is short, what needs none.
 
         Args:
             reading: of this step.
             optimizer: about to take the step.
+            grads: that the step consumes, for all its parameters.
+            since: steps since the last reading.
             held: whether it is on a batch that is held; readings of other batches are not compared with it.
         """
         self.denominators = ()
@@ -66,11 +77,34 @@ class Approach:
         sharded = any(hasattr(param, "to_local") for param in reading.params)
         if not sharded and not lacking(reading.params, VECTORS + COPIES):
             try:
-                found |= self._growth(before, reading) | _outlook(reading, optimizer)
+                growth = self._growth(before, reading)
+                self._drifts(growth, since)
+                found |= growth | _stable(reading, optimizer)
+                if grads is not None and reading.chi > NEAR:
+                    found |= self._foretold(reading, optimizer, grads)
                 self._last, self._held = Mark.of(reading), held
             except torch.OutOfMemoryError:
                 pass
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _drifts(self, growth: Mapping[str, float], since: int) -> None:
+        """Takes note of what moves chi beside the denominators; their part follows from the second moments."""
+        if "chi_growth" in growth:
+            self._grown.append((since, growth["chi_growth"] - growth["chi_growth_denominator"]))
+        else:
+            self._grown.clear()
+
+    def _foretold(
+        self, reading: Edge, optimizer: Optimizer, grads: Sequence[Tensor | None]
+    ) -> dict[str, float]:
+        """Returns how far the loss will rise, and when."""
+        steps = sum(steps for steps, _ in self._grown)
+        drift = sum(grown for _, grown in self._grown) / steps if steps else 0.0
+        drift = min(max(drift, -STEEPEST), STEEPEST)
+        ahead = foretell(reading, grads, optimizer, loss=reading.loss, drift=drift)
+        if ahead is None:
+            return {}
+        return {"expected_rise": ahead.rise} | ({} if ahead.steps is None else {"expected_rise_in": float(ahead.steps)})
 
     def _growth(self, before: Mark | None, reading: Edge) -> dict[str, float]:
         """Returns the growth of ln chi since the last reading, in parts."""
@@ -93,9 +127,10 @@ class Approach:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self._since_top, self._last = state.get("since_top"), None
+        self._grown.clear()
 
 
-def _outlook(reading: Edge, optimizer: Optimizer) -> dict[str, float]:
+def _stable(reading: Edge, optimizer: Optimizer) -> dict[str, float]:
     """Returns when the edge will be reached, and what would keep chi below it."""
     found = {"chi_denominator": mode_denominator(reading)}
     ahead = steps_to_edge(reading)

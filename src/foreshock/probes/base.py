@@ -85,7 +85,11 @@ class Moment:
 
 
 class Live(Protocol):
-    """A probe that looks at a step before it is taken as well. Each method says whether it took a pass of its own."""
+    """A probe that looks at a step before it is taken as well. Each method says whether it took a pass of its own.
+
+    It may also have `saw(record)`, told of every finished record, some steps late, and `urgent`, which brings records
+    to the detectors at once while it is true.
+    """
 
     def observe(self, moment: Moment) -> bool:
         """Looks at a loss, whose graph it must leave as it is."""

@@ -20,9 +20,10 @@ AHEAD = 3  # readings, at least, until chi would be at the edge
 class Cadence:
     """Says at which steps to measure, from what was measured.
 
-    Calm: every `every` steps, after steps 10, 20, 40 and so on: not at the first ones, because bias correction and young
-    second moments put chi far above 1 for a step or two of every Adam run. Watch, entered at chi > 0.8 or when `stir` is called: ten times as often.
-    Alarm, after three readings above 1 in a row: every step. Back down after ten readings in a row below what led up.
+    Calm: every `every` steps, after steps 10, 20, 40 and so on: not at the first ones, because bias correction and
+    young second moments put chi far above 1 for a step or two of every Adam run. Watch, entered at chi > 0.8 or when
+    `stir` is called: ten times as often. Alarm, after three readings above 1 in a row: every step. Back down after ten
+    readings in a row below what led up.
 
     In calm and watch the next reading comes sooner where chi is on its way to 1: after a third of the steps that it
     would take, by its trend or by the free decay of the second moment; and at the next step where chi was above 1, so
@@ -30,12 +31,15 @@ class Cadence:
 
     Args:
         every: steps from one reading to the next when calm.
+
+    Attributes:
+        last: step of the last reading, or of the last that was due and could not be had.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.state: State = "calm"
-        self._last = 0
+        self.last = 0
         self._above = 0
         self._below = 0
         self._stirred_until = -1
@@ -45,14 +49,19 @@ class Cadence:
     @property
     def distance(self) -> int:
         """Steps from one reading to the next in the present state."""
-        if self.state == "alarm" or self._above:
+        if self.alarmed:
             return 1
-        usual = min(self.every, max(EARLY, self._last)) if self.state == "calm" else max(1, self.every // OFTEN)
+        usual = min(self.every, max(EARLY, self.last)) if self.state == "calm" else max(1, self.every // OFTEN)
         return max(1, int(min(usual, self._ahead / AHEAD)))
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last readings were above 1, be it the first of three."""
+        return self.state == "alarm" or self._above > 0
 
     def due(self, step: int) -> bool:
         """Returns whether to measure at this step."""
-        return step > 0 and step - self._last >= self.distance
+        return step > 0 and step - self.last >= self.distance
 
     def stir(self, step: int) -> None:
         """Takes note that a free signal left its range: watch for as long as a calm stretch, at least."""
@@ -68,7 +77,7 @@ class Cadence:
             chi: what was read.
             crossing: steps until chi would be 1 if the second moment decayed freely.
         """
-        last, self._last = self._last, step
+        last, self.last = self.last, step
         if chi is None:
             self._chi, self._ahead = math.nan, math.inf
             return
@@ -90,13 +99,13 @@ class Cadence:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as plain JSON values."""
         return {
-            "state": self.state, "last": self._last, "above": self._above, "below": self._below,
+            "state": self.state, "last": self.last, "above": self._above, "below": self._below,
             "stirred_until": self._stirred_until, "chi": self._chi, "ahead": self._ahead,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self.state = state["state"]
-        self._last, self._above = int(state["last"]), int(state["above"])
+        self.last, self._above = int(state["last"]), int(state["above"])
         self._below, self._stirred_until = int(state["below"]), int(state["stirred_until"])
         self._chi, self._ahead = float(state["chi"]), float(state["ahead"])

@@ -32,6 +32,8 @@ from foreshock.probes.cadence import LEVELS, Cadence
 from foreshock.probes.held import copied, takes_a_batch
 from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, trained
 from foreshock.probes.room import lacking
+from foreshock.probes.sentinels import Sentinels
+from foreshock.run import StepRecord
 from foreshock.stability import edge_weights
 from foreshock.stability.twins import parameters
 
@@ -86,6 +88,7 @@ class Curvature:
         self._failures = 0
         self._withheld = 0
         self._approach = Approach()
+        self._sentinels = Sentinels()
         self._ratio = math.nan  # norm of the gradient consumed over that of the live one, when last seen together
         self._clipped = math.nan  # norm of the gradient consumed, when it was last less than that
         self._forget()
@@ -95,6 +98,7 @@ class Curvature:
         self._reading: Edge | None = None
         self._kind = LIVE
         self._beside: dict[str, float] = {}
+        self._planned: list[Tensor | None] | None = None  # the gradients that the reading takes for the step's
         self._seconds = self._length = 0.0
         self._copies: list[Tensor] = []
 
@@ -127,13 +131,25 @@ class Curvature:
         if self._cadence is not None and not (self.ranks and distributed.running()):
             self._cadence.stir(step)
 
+    @property
+    def urgent(self) -> bool:
+        """Whether what was measured should reach the detectors at once: readings are above the edge."""
+        return self._cadence is not None and self._cadence.alarmed
+
+    def saw(self, record: StepRecord) -> None:
+        """Looks at the free signals of a step; with several ranks only what all have seen counts."""
+        stirs = self._sentinels.update(record.values)
+        if stirs and self._cadence is not None and not (self.ranks and distributed.running()):
+            self._cadence.stir(record.step)
+
     def __call__(self, step: Step) -> Signals:
         """Returns what was measured at this step, and the state of the schedule where a reading was due."""
         cadence, reading, found = self._cadence, self._reading, {}
         if reading is not None and cadence is not None:
             self._compare(step)
             found = self._signals(step, reading)
-            cadence.took(step.number, None if reading.formal else reading.chi)
+            crossing = self._beside.get("chi_crossing", math.inf)
+            cadence.took(step.number, None if reading.formal else reading.chi, crossing)
         if self._copies and "chi_step" not in found:
             found.update(self._along_the_step(step))
         if self._wanted and cadence is not None:
@@ -149,7 +165,7 @@ class Curvature:
         """Returns the state of the schedule, and the held batch."""
         cadence = self._state if self._cadence is None else self._cadence.state_dict()
         return {"cadence": cadence, "held": list(self._held), "max_norm": self.max_norm, "withheld": self._withheld,
-                "approach": self._approach.state_dict()}  # fmt: skip
+                "approach": self._approach.state_dict(), "sentinels": self._sentinels.state_dict()}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
@@ -157,6 +173,7 @@ class Curvature:
         self._held = tuple(state["held"])
         self.max_norm, self._withheld = state["max_norm"], int(state["withheld"])
         self._approach.load_state_dict(state.get("approach", {}))
+        self._sentinels.load_state_dict(state.get("sentinels", {}))
 
     def _begin(self, moment: Moment) -> None:
         """Decides whether this step gets a reading."""
@@ -203,8 +220,11 @@ class Curvature:
         try:
             with torch.autocast(parameters(moment.optimizer)[0].device.type, enabled=False):
                 self._reading = measure(moment)
-                if self._reading is not None:
-                    self._beside = self._approach.signals(self._reading, moment.optimizer, held=self._kind == HELD)
+                if self._reading is not None and self._cadence is not None:
+                    self._beside = self._approach.signals(
+                        self._reading, moment.optimizer, self._planned, since=moment.number - self._cadence.last,
+                        held=self._kind == HELD,
+                    )
             self._failures = 0
         except NotTwiceError as error:
             raise UnavailableError(str(error)) from error
@@ -258,6 +278,7 @@ class Curvature:
 
     def _read(self, hessian: Hessian, moment: Moment, grads: list[Tensor | None] | None, share: float) -> Edge:
         """Returns chi of the loss times `share`, for the step with these gradients (None: as the state is stored)."""
+        self._planned = grads
         if not self._sound:
             apart = symmetry_check(hessian)
             if not apart <= asymmetry_limit(hessian):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from foreshock.probes.base import Moment, Step
+from foreshock.run import StepRecord
 
 Dropped = Callable[[Any, Exception], None]
 Keep = Callable[[str, Tensor | float], None]
@@ -55,6 +56,17 @@ class Functions:
         """Tells the live probes of an event that a detector has raised."""
         for probe in tuple(self.live):
             self._call(probe, partial(probe.heard, kind, step))
+
+    def saw(self, records: Sequence[StepRecord]) -> None:
+        """Shows finished records to the live probes that want to see them."""
+        for probe in tuple(self.live):
+            for record in records if hasattr(probe, "saw") else ():
+                self._call(probe, partial(probe.saw, record), counted=False)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a live probe wants its numbers with the detectors at once."""
+        return any(getattr(probe, "urgent", False) for probe in self.live)
 
     def __call__(self, step: Step, keep: Keep) -> None:
         """Calls every probe that is due and hands on what it measured."""

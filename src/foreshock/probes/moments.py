@@ -26,12 +26,16 @@ from foreshock.probes.second_moment import SecondMoment
 from foreshock.probes.sweep import Tally, Totals
 from foreshock.run.absent import ABSENT
 
+# v decays freely where it falls by this share of ln beta2 or more: squared gradients are then below a tenth of it
+FREELY = 0.9
+
 # sums of v^2 that the type holds to full precision
 _SAFE = {np.dtype(np.float32): (1e-30, 1e30), np.dtype(np.float64): (1e-290, 1e290)}
 
 
 class Moments:
-    """Measures `v_ratio`, `grad_sq_over_v_mean`, `grad_sq_over_v_max` and `effective_step`, run-wide and per tensor.
+    """Measures `v_ratio`, `grad_sq_over_v_mean`, `grad_sq_over_v_max` and `effective_step`, run-wide and per tensor,
+    and `v_free`, the share of the parameters whose v decays freely.
 
     Run-wide values: the ratio of the norms of all v together, the mean over all coordinates, the maximum over all,
     the largest effective step. Absent for tensors without a second moment, at steps that a gradient scaler skipped,
@@ -120,14 +124,14 @@ class Moments:
         for name, values in (("grad_sq_over_v_max", most), ("effective_step", step)):
             whole, units = values.max(1), by_unit(values, np.maximum)
             signals |= {name: _known(whole, whole != -np.inf), f"{name}/": _known(units, units != -np.inf)}
-        return signals | self._growth(totals)
+        return signals | self._growth(totals, keep)
 
     def note(self, totals: Totals) -> None:
         """Takes what `remember` left."""
         self._memory.keep(totals)
 
-    def _growth(self, totals: Totals) -> dict[str, np.ndarray]:
-        """Returns `v_ratio` against the step before, wherever that was seen."""
+    def _growth(self, totals: Totals, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns `v_ratio` against the step before, wherever that was seen, and `v_free` made of it."""
         plan, squared, plain = totals.plan, totals.sums["v_squares"], totals.sums["v"]
         known, before = self._memory.follow(totals)
         known &= ~totals.skipped
@@ -142,7 +146,13 @@ class Moments:
         columns = squared, before["v_squares"], plain, before["v"]
         whole = [each.sum(1) for each in columns]
         units = [plan.by_unit(each) for each in columns]
-        return {"v_ratio": ratio(*whole), "v_ratio/": ratio(*units)}
+        each = ratio(*columns)
+        told = np.isfinite(each) & (keep < 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            free = told & (np.log(each) < FREELY * np.log(keep))
+        weight = (plan.numel * told).sum(1)
+        share = _known((plan.numel * free).sum(1) / np.where(weight > 0, weight, 1.0), weight > 0)
+        return {"v_ratio": ratio(*whole), "v_ratio/": ratio(*units), "v_free": share}
 
     def state_dict(self) -> dict[str, Any]:
         return {"memory": self._memory.state_dict()}

@@ -13,10 +13,14 @@ KINDS: Mapping[str, str] = {
     "drift": "the loss climbs slowly, step by step inside its noise",
     "precursor": "a free signal left its range before the loss did",
     "watch": "the stability ratio chi stays above 1",
-    "imminent": "the curvature along the step passed the edge of stability",
+    "imminent": "the curvature along the gradient stays above its edge of stability",
+    "transient": "chi passed 1 and nothing came of it: too short, of no lasting direction, or self-limiting",
     "absorbing": "low-precision softmax rounds the right class's gradient to zero",
     "inflating": "head and features inflate in opposite directions",
 }
+
+BENIGN = frozenset({"transient"})
+"""Kinds that are no alarm: labels of what looked like one."""
 
 
 @dataclass(frozen=True, slots=True)
