@@ -150,7 +150,8 @@ def cures(found: Studies) -> Figure | None:
                         )
             axes.set_xticks(range(len(values)), [_short(value) for value in values])
             axes.tick_params(axis="x", labelsize=6.5, length=0)
-        grid[0].set_ylabel("spikes, twofold or more")
+        most = max(cure.spikes for table in tables for cure in table.values())
+        grid[0].set(ylabel="spikes, twofold or more", ylim=(0, 1.1 * most + 4))
         first, *others = [seed for seed, runs in found.items() if "sines-cures" in runs]
         pale = f"; pale: seed{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}" if others else ""
         figure.supxlabel(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from foreshock.curvature import Edge, EdgeTracker, EigResult, Hessian, eigsh
+from foreshock.curvature import Edge, EdgeTracker, EigResult, Hessian, Split, eigsh, mode_denominator, split
+from foreshock.curvature.split import Mark
 from foreshock.probes import Step
 
 __all__ = ["Reader"]
@@ -38,7 +39,8 @@ class Reader:
         self._loss, self._params = loss, list(names.values())
         self._top: EigResult | None = None
         self._last: Edge | None = None
-        self._readings = self._step = 0
+        self._mark: Mark | None = None
+        self._readings = 0
         self._found: dict[str, float] = {}
 
     def look(self, step: int) -> Edge | None:
@@ -59,12 +61,14 @@ class Reader:
         }  # fmt: skip
         for param, share in zip(edge.params, edge.shares, strict=True):
             found[f"chi_share/{self._names[id(param)]}"] = share
-        if self._last is not None and step - self._step <= self.every:
-            found["chi_overlap"] = abs(_cosine(edge.vector, self._last.vector))
+        mark = Mark.of(edge)
+        found["chi_denominator"] = mode_denominator(mark)
+        if self._mark is not None:
+            found |= _growth(split(self._mark, mark))
         if self._readings % self.raw == 0:
             found |= self._uncut()
         self._found = {name: value for name, value in found.items() if math.isfinite(value)}
-        self._last, self._step = edge, step
+        self._last, self._mark = edge, mark
         self._readings += 1
         self.products += edge.matvecs
         return edge
@@ -87,10 +91,16 @@ class Reader:
         return dict(found)
 
 
+def _growth(found: Split) -> dict[str, float]:
+    """Returns the signals of the growth of ln chi since the reading before."""
+    return {
+        "chi_overlap": found.overlap, "chi_growth": found.growth, "chi_growth_lr": found.lr,
+        "chi_growth_momentum": found.momentum, "chi_growth_denominator": found.denominator,
+        "chi_growth_preconditioner": found.preconditioner, "chi_growth_landscape": found.landscape,
+    }  # fmt: skip
+
+
 def _dot(left: list[Tensor], right: list[Tensor]) -> float:
     pairs = zip(left, right, strict=True)
     return float(torch.stack([(a.double() * b.double()).sum() for a, b in pairs]).sum())
 
-
-def _cosine(left: list[Tensor], right: list[Tensor]) -> float:
-    return _dot(left, right) / math.sqrt(_dot(left, left) * _dot(right, right))

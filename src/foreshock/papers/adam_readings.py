@@ -62,7 +62,7 @@ def _block(found: dict[str, Floats], problem: Problem, trail: Trail, rows: Rows)
     slope, along = (g * delta).sum(1), (roots * g * u).sum(1)
     bend = np.einsum("bi,bij,bj->b", delta, hessians, delta)
     found["chi"][rows] = chi
-    found["threshold"][rows] = 1 / (w * trail.denominators[rows]).mean(1)
+    found["threshold"][rows] = 2 * (1 + trail.hyper.beta1) / (trail.hyper.lr * (1 - trail.hyper.beta1))
     found["sharpness"][rows] = chi * found["threshold"][rows]
     found["max_stable_lr"][rows[chi > 0]] = trail.hyper.lr / chi[chi > 0]
     found["hessian_top"][rows] = np.linalg.eigvalsh(hessians)[:, -1]

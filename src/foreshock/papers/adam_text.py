@@ -64,8 +64,8 @@ def text_spikes(seed: int, live: Live = lambda share, text: None, steps: int = T
                 }
     waits = [first[beta2] * (1 - beta2) for beta2 in BETAS if math.isfinite(first[beta2])]
     numbers["wait spread"] = max(waits) / min(waits) if len(waits) > 1 else math.nan
-    middle = [_median(heights[beta2]) for beta2 in BETAS[1:]]
-    numbers["height falls by"] = min(a / b for a, b in pairwise(middle))
+    middle = [_median(heights[beta2]) for beta2 in BETAS if heights[beta2]]
+    numbers["height falls by"] = min((a / b for a, b in pairwise(middle)), default=math.nan)
     return Found(numbers, runs, rows, {"titles": titles})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foreshock.curvature import edge, split
 from foreshock.monitor import Monitor
 from foreshock.papers.adam_readers import Reader
 from foreshock.papers.adam_study import Found, Live, Passage, row, settled_runs
@@ -22,6 +23,7 @@ __all__ = ["STEPS", "Wide", "descend", "watch", "wide", "wide_spike"]
 
 SAMPLES, DIMENSIONS = 200, 50
 STEPS, LR = 330, 0.02
+APPROACH = 100  # steps before the crossing over which chi's growth is split
 AROUND = 10  # steps before the crossing and after chi's fall within which a spike has its lowest and its highest loss
 RESCUES = (0.1, 0.01, 0.001)  # eps from the alarm on
 OTHERS: Mapping[str, Mapping[str, Any]] = {
@@ -146,6 +148,9 @@ def wide_spike(seed: int, live: Live = lambda share, text: None, steps: int = ST
         "alignment": float(run["chi_alignment"][along]), "max chi": float(run["chi"][up : down + 1].max()),
         "order": float(all(passage.in_order)),
     }
+    window = slice(max(up - APPROACH, 0), up + 1)
+    parts = [float(np.nansum(run[f"chi_growth_{name}"][window])) for name in ("preconditioner", "landscape")]
+    numbers |= {"preconditioner share": parts[0] / sum(parts), "gradient descent share": _under_descent(seed)}
     alarm = along + 1  # the step after P has passed 1
     live(0.75, "wide network: rescues")
     for eps in RESCUES:
@@ -174,6 +179,20 @@ def _passage(run: Run, crossing: tuple[int, int], along: int) -> Passage:
     baseline = up - AROUND + int(np.argmin(losses[up - AROUND : peak + 1]))
     trough = baseline + int(np.argmin(size[baseline : peak + 1]))
     return Passage(up, along, baseline, trough, last + 1, peak)
+
+
+def _under_descent(seed: int) -> float:
+    """Returns the preconditioner's share of chi's growth over a few steps of plain gradient descent."""
+    problem = wide(seed, 50)
+    optimizer = torch.optim.SGD(problem.model.parameters(), lr=1e-3)
+    with one_thread():
+        before = edge(problem.loss, optimizer, tol=1e-4)
+        for _ in range(3):
+            optimizer.zero_grad()
+            problem.loss().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        found = split(before, edge(problem.loss, optimizer, tol=1e-4))
+    return found.preconditioner / found.growth
 
 
 def _first(mask: np.ndarray) -> int:
