@@ -10,7 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from foreshock.curvature import Edge, ExplicitOperator, counterfactual, edge, steps_to_edge, verified
+from foreshock.curvature import (
+    Edge,
+    ExplicitOperator,
+    Hessian,
+    counterfactual,
+    edge,
+    mode_denominator,
+    split,
+    steps_to_edge,
+    verified,
+)
+from foreshock.curvature.condensed import condensed
 from foreshock.curvature.counterfactual import changed
 from foreshock.curvature.edge import read_edge
 from foreshock.curvature.mode import mode_of
@@ -269,6 +280,56 @@ def test_on_crowded_problems_the_edge_is_reached_no_later_than_told(seed: int) -
             break
     assert first is not None
     assert first > 0.8 * ahead
+
+
+def wide(dtype: torch.dtype) -> tuple[Edge, list[optim.Optimizer]]:
+    """Returns a reading of 40,000 parameters in two groups, whose Hessian has one eigenvalue, and its optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in ((150, 200), (100, 100))]
+    h = [torch.randn(param.shape, generator=generator, dtype=DOUBLE) for param in params]
+    optimizer = optim.Adam([{"params": params[:1]}, {"params": params[1:], "lr": 0.1, "eps": 1e-3}], lr=0.02)
+    for _ in range(3):
+        stepped(optimizer, params, [(2 * torch.randn(p.shape, generator=generator)).exp().to(dtype) for p in params])
+
+    def loss() -> Tensor:
+        return sum((each * param).sum() for each, param in zip(h, params, strict=True)) ** 2 / 2  # type: ignore[operator]
+
+    for scale in (1.0, None):
+        reading = read_edge(
+            Hessian(loss, params), edge_weights(optimizer), optimizer, tol=1e-8, forms=False,
+        )
+        h = [each * math.sqrt(0.5 / reading.chi) for each in h] if scale else h
+    return reading, [optimizer]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_taking_entries_together_changes_next_to_nothing(dtype: torch.dtype) -> None:
+    reading, optimizers = wide(dtype)
+    whole, few = mode_of(reading), condensed(reading)
+    assert sum(len(piece.masses) for piece in few.pieces) < 0.25 * sum(len(piece.masses) for piece in whole.pieces)
+    for target in (0.9, 0.3, 0.02):
+        assert few.eps(target) == pytest.approx(whole.eps(target), rel=1e-4)
+        assert few.floor(target) == pytest.approx(whole.floor(target), rel=1e-3)
+    for steps in (1, 100, 5000):
+        assert few.faded(steps) == pytest.approx(whole.faded(steps), rel=1e-5)
+    ahead = steps_to_edge(reading)
+    assert ahead is not None
+    assert reading.chi * whole.faded(ahead - 1) < 1 + 1e-5
+    assert reading.chi * whole.faded(ahead) > 1 - 1e-5
+    found = counterfactual(reading, optimizers, kappa=0.3 * reading.chi)
+    assert found.eps == pytest.approx(whole.eps(0.3), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_asking_leaves_the_reading_as_it_is(dtype: torch.dtype) -> None:
+    reading, optimizers = wide(dtype)
+    kept = [each.clone() for each in (*reading.weights.tensors, *reading.vector) if isinstance(each, Tensor)]
+    counterfactual(reading, optimizers, kappa=0.1)
+    steps_to_edge(reading)
+    split(reading, reading)
+    mode_denominator(reading)
+    after = [each for each in (*reading.weights.tensors, *reading.vector) if isinstance(each, Tensor)]
+    assert all(torch.equal(one, two) for one, two in zip(kept, after, strict=True))
 
 
 def test_senseless_questions_are_refused() -> None:

@@ -21,8 +21,9 @@ from typing import Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from foreshock.curvature.condensed import condensed
 from foreshock.curvature.edge import Edge, read_edge
-from foreshock.curvature.mode import Mode, mode_of
+from foreshock.curvature.mode import Mode
 from foreshock.curvature.operator import Operator
 from foreshock.errors import UsageError
 from foreshock.stability import EdgeWeights
@@ -105,7 +106,7 @@ def counterfactual(
     """
     if not 0 < kappa < math.inf:
         raise UsageError(f"counterfactual(kappa=...): a positive number is needed, got {kappa!r}")
-    mode = mode_of(edge)
+    mode = condensed(edge)
     lr = _rate(edge, optimizer, kappa)
     crit = None if top is None else _eps_crit(edge.weights, float(top))
     target = kappa / edge.chi if edge.chi > 0 else math.inf
@@ -135,7 +136,7 @@ def steps_to_edge(edge: Edge) -> int | None:
     >>> steps_to_edge(edge(lambda: w[0] ** 2, torch.optim.RMSprop([w], lr=0.05)))
     276
     """
-    mode = mode_of(edge)
+    mode = condensed(edge)
     if not edge.chi > 0 or not mode.fades:
         return None
     if edge.chi >= 1:
@@ -254,7 +255,7 @@ def _wanted(
     """Returns the value that should bring chi from where it is now to kappa."""
     if change == "lr":
         return _rate(origin, optimizer, kappa)
-    mode = mode_of(now)
+    mode = condensed(now)
     target = kappa / now.chi if now.chi > 0 else math.inf
     if not mode.movable or mode.fixed >= target:
         raise UsageError(f"verified(change={change!r}): the tensors at the edge have no such denominator to change")
@@ -266,7 +267,7 @@ def _predicted(edge: Edge, optimizer: Optimizer | Sequence[Optimizer], change: s
     if change == "lr":
         ratio, decay = value / _first_lr(optimizer), _decoupled(edge)
         return ratio * (2 - decay) / (2 - ratio * decay)
-    mode: Mode = mode_of(edge)
+    mode: Mode = condensed(edge)
     measure: Callable[[float], float] = mode.with_eps if change == "eps" else mode.with_floor
     return measure(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -107,6 +107,13 @@ class Space:
             generator = torch.Generator(self.device).manual_seed(0)
         signs = torch.randint(0, 2, (self.n,), device=generator.device, generator=generator)
         return (signs.to(self.device, self.dtype) * 2).sub_(1)
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yields tensors of one shape piece by piece, flat and in float64, small enough to stay in the cache."""
+    size = _CHUNK << 2 if tensors[0].is_cpu else _CHUNK << 11
+    for pieces in zip(*(torch.split(tensor.reshape(-1), size) for tensor in tensors), strict=True):
+        yield tuple(piece.double() for piece in pieces)
 
 
 def dots(rows: Tensor, vector: Tensor) -> Tensor:

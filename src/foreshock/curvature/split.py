@@ -27,6 +27,7 @@ from torch import Tensor
 
 from foreshock.curvature.edge import Edge
 from foreshock.curvature.operator import Operator
+from foreshock.curvature.space import chunks
 from foreshock.errors import UsageError
 from foreshock.stability.blocks import Block
 
@@ -140,12 +141,14 @@ def split(before: Edge | Mark, after: Edge | Mark, operator: Operator | None = N
     place = {id(param): i for i, param in enumerate(one.params)}
     pairs = [(place.get(id(param)), i) for i, param in enumerate(two.params)]
     both = [(i, j) for i, j in pairs if i is not None]
-    first, second = _masses(one), _masses(two)
-    overlap = abs(float(_total([(one.vector[i].double() * two.vector[j].double()).sum() for i, j in both])))
+    old, new = {i for i, _ in both}, {j for _, j in both}
     rows = torch.stack(
-        [_changes(one, two, i, j) for i, j in both] or [torch.zeros(4, dtype=torch.float64)]
+        [_changes(one, two, i, j) for i, j in both] or [torch.zeros(7, dtype=torch.float64)]
     ).tolist()
-    kept = [math.fsum(row[0] for row in rows) / first, math.fsum(row[1] for row in rows) / second]
+    first = math.fsum(row[4] for row in rows) + _masses(one, [i for i in range(len(one.params)) if i not in old])
+    second = math.fsum(row[5] for row in rows) + _masses(two, [j for j in range(len(two.params)) if j not in new])
+    overlap = abs(math.fsum(row[6] for row in rows))
+    kept = [math.fsum(row[0] for row in rows) / (first or 1.0), math.fsum(row[1] for row in rows) / (second or 1.0)]
     joined = max(0.0, 1.0 - min(kept))
     if not (one.chi > 0 and two.chi > 0 and overlap >= SAME and joined <= JOINED):
         nothing = (math.nan,) * len(two.params)
@@ -179,17 +182,21 @@ def mode_denominator(reading: Edge | Mark) -> float:
     5.0
     """
     mark = reading if isinstance(reading, Mark) else Mark.of(reading)
-    whole = _masses(mark)
-    parts = []
+    rows = []
     for y, weight, factor in zip(mark.vector, mark.tensors, mark.factors, strict=True):
         if isinstance(weight, Tensor):
-            w = weight.double()
-            parts.append((_squares(y, w) * torch.where(w > 0, math.log(factor or 1.0) - torch.log(w), 0.0)).sum())
+            for w, z in chunks(weight, y):
+                kept = w.clamp(min=_TINY)
+                masses = z * z / kept
+                whole = masses.sum()
+                rows.append(torch.stack([whole, whole * math.log(factor or 1.0) - masses @ torch.log(kept)]))
         elif factor:
-            parts.append(_logarithm(weight, y.double(), factor))
-    return math.exp(float(_total(parts)) / whole)
+            rows.append(torch.stack([_quadratic(weight, y), _logarithm(weight, y.double(), factor)]))
+    whole, logarithm = _total(rows).tolist()
+    return math.exp(logarithm / whole)
 
 
+_TINY = 1e-300  # in the place of a W of 0, whose y is 0
 _SMALL = 1e-4  # exponent h of (M^h - M^-h)/2h, which is ln M up to (h ln M)^2/6
 
 
@@ -205,45 +212,49 @@ def _step(before: float, after: float) -> float:
     return math.log(after) - math.log(before) if 0 < before < math.inf and 0 < after < math.inf else 0.0
 
 
-def _squares(y: Tensor, w: Tensor) -> Tensor:
-    """Returns u^2 = y^2/W, 0 where W is 0; up to the common factor that makes their sum 1."""
-    return torch.where(w > 0, y.double().square() / w, 0.0)
-
-
 def _quadratic(weight: Tensor | Block, y: Tensor) -> Tensor:
     """Returns y' W^-1 y."""
     if isinstance(weight, Tensor):
-        return _squares(y, weight.double()).sum()
+        return torch.stack([(z * z / w.clamp(min=_TINY)).sum() for w, z in chunks(weight, y)]).sum()
     wide = y.double()
     return (wide * weight.power(wide, -1.0)).sum()
 
 
-def _masses(mark: Mark) -> float:
-    """Returns y' W^-1 y of the whole, which is 1/chi of the curvature along y."""
-    return float(_total([_quadratic(weight, y) for weight, y in zip(mark.tensors, mark.vector, strict=True)])) or 1.0
+def _masses(mark: Mark, places: Sequence[int]) -> float:
+    """Returns y' W^-1 y of some of the parameters."""
+    return float(_total([_quadratic(mark.tensors[i], mark.vector[i]) for i in places])) if places else 0.0
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(parts)).sum() if parts else torch.zeros((), dtype=torch.float64)
+    return torch.stack(list(parts)).sum(0)
 
 
 def _changes(one: Mark, two: Mark, i: int, j: int) -> Tensor:
-    """Returns, of one parameter, u^2 on entries that both steps move at each end, and its sum with d ln W; (4,)."""
+    """Returns seven sums over one parameter.
+
+    Of u^2 on entries that both steps move, at each end; of the same times d ln W; of all u^2; and y . z.
+    """
     old, new, y, z = one.tensors[i], two.tensors[j], one.vector[i], two.vector[j]
     if isinstance(old, Tensor) and isinstance(new, Tensor):
-        w0, w1 = old.double(), new.double()
-        alive = (w0 > 0) & (w1 > 0)
-        change = torch.where(alive, torch.log(w1) - torch.log(w0), 0.0)
-        m0, m1 = _squares(y, w0) * alive, _squares(z, w1) * alive
-        return torch.stack([m0.sum(), m1.sum(), (m0 * change).sum(), (m1 * change).sum()])
+        sums = []
+        for w0, w1, y0, y1 in chunks(old, new, y, z):
+            alive = ((w0 > 0) & (w1 > 0)).double()
+            w0, w1 = w0.clamp(min=_TINY), w1.clamp(min=_TINY)
+            change = torch.log(w1 / w0) * alive
+            m0, m1 = y0 * y0 / w0, y1 * y1 / w1
+            sums.append(
+                torch.stack([m0 @ alive, m1 @ alive, m0 @ change, m1 @ change, m0.sum(), m1.sum(), y0 @ y1])
+            )
+        return torch.stack(sums).sum(0)
     nothing = torch.zeros((), dtype=torch.float64, device=y.device)
     rows = []
     for way, own, other, sign in ((y, old, new, -1.0), (z, new, old, 1.0)):
         mine, its = _quadratic(own, way), _quadratic(other, way)
         moves = (mine > 0) & (its > 0)
         change = torch.where(moves, sign * torch.log(its / mine), nothing)
-        rows.append((torch.where(moves, mine, nothing), mine * change))
-    return torch.stack([rows[0][0], rows[1][0], rows[0][1], rows[1][1]])
+        rows.append((torch.where(moves, mine, nothing), mine * change, mine))
+    (m0, c0, all0), (m1, c1, all1) = rows
+    return torch.stack([m0, m1, c0, c1, all0, all1, (y.double() * z.double()).sum()])
 
 
 def _measured(one: Mark, two: Mark, operator: Operator, mass: float) -> float:

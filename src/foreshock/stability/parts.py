@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 __all__ = ["Fading", "Parts", "corrected", "fading", "uncorrected"]
 
@@ -60,6 +60,7 @@ def corrected(beta: float, step: float, *, power: float = 1.0) -> float:
     return float((1.0 - beta**step) ** power)
 
 
+@lru_cache(maxsize=64)  # the same object for all parameters of a group, which may then be taken together
 def fading(beta1: float, beta2: float, step: float) -> Fading:
     """Returns how Adam's (1 - beta1^t)(sqrt(v/(1 - beta2^t)) + eps) goes on; beta1 = 0 for an uncorrected momentum.
 
