@@ -197,35 +197,40 @@ def rescues(found: Studies) -> Figure | None:
 
 
 def transformer(found: Studies) -> Figure | None:
-    """Returns loss and chi of the Transformer for each beta2."""
+    """Returns the loss of the Transformer for each beta2, and chi where it was read."""
     study = _first(found, "transformer")
     if study is None:
         return None
     names = list(study.runs)
-    with blank(WIDTH, 2.9) as figure:
+    with blank(WIDTH, 3.0) as figure:
         grid = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
         for place, (column, name) in enumerate(zip(grid.T, names, strict=True)):
-            _training(column, study.runs[name])
-            heading(column[0], study.drawn["titles"][name])
+            run = study.runs[name]
+            _training(column, run)
+            heading(column[0], study.drawn["titles"][name], f"{len(spikes(run['loss']))} spikes out of calm")
             if place == 0:
-                column[0].set_ylabel("loss")
-                column[1].set_ylabel(r"$\chi$, and $\chi_P$")
+                column[0].set_ylabel("loss above its floor")
+                column[1].set_ylabel(r"$\chi$")
     return figure
 
 
 def _training(column: Any, run: Run) -> None:
     losses = run["loss"]
-    for first, last in settled_runs(run, "chi"):
-        for axes in column:
-            axes.axvspan(first - 1, last + 1, color="#f6e3b4", linewidth=0, zorder=0)
-    column[0].plot(run.steps, losses, color=LOSS, linewidth=0.7)
+    column[0].plot(run.steps, np.maximum(losses, 1e-7), color=LOSS, linewidth=0.7)
     peaks = [spike.peak for spike in spikes(losses)]
     column[0].plot(peaks, losses[peaks], linestyle="", marker="v", markersize=3, color=SPIKE)
     column[0].set_yscale("log")
+    column[0].minorticks_off()
     edge_line(column[1])
+    column[1].set(xlabel="step", ylim=(0, 2), xlim=(0, len(run)))
+    if "chi" not in run:
+        column[1].text(0.5, 0.25, "not read", transform=column[1].transAxes, fontsize=7, color=GREY, ha="center")
+        return
+    for first, last in settled_runs(run, "chi", 2):
+        for axes in column:
+            axes.axvspan(first - 1, last + 1, color="#f6e3b4", linewidth=0, zorder=0)
     steps, chi = run.measured("chi")
     column[1].plot(steps[steps >= 50], chi[steps >= 50], color=CHI, linewidth=0.9)
-    column[1].set(xlabel="step", ylim=(0, 1.6), xlim=(0, len(run)))
 
 
 def _short(value: float) -> str:

@@ -79,6 +79,7 @@ def watch(
     optimizer = _adam(problem, {})
     reader = Reader(optimizer, problem.loss, dict(problem.model.named_parameters()))
     with one_thread(), Monitor(problem.model, optimizer, probes=[*FREE, reader]) as monitor:
+        monitor.annotate(paper="adam-spikes", name=f"Wide network, seed {seed}", seed=str(seed))
         for step in range(steps):
             reader.look(step)
             optimizer.zero_grad()
