@@ -6,8 +6,8 @@
 [('spike', 200)]
 
 `Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page;
-`stability_threshold` and `edge` say how far an optimizer is from its edge of stability. Names are imported at first
-use, so that reading runs never waits for torch.
+`stability_threshold` and `edge` say how far an optimizer is from its edge of stability; `landscape` draws the loss
+around a training. Names are imported at first use, so that reading runs never waits for torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from foreshock.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreshock import probes, report
+    from foreshock import landscape, probes, report
     from foreshock.curvature import (
         EdgeTracker,
         GaussNewton,
@@ -58,6 +58,7 @@ _LAZY = {
     "eigsh": "foreshock.curvature",
     "every": "foreshock.probes",
     "generalized_sharpness": "foreshock.curvature",
+    "landscape": "",
     "probes": "",
     "report": "",
     "scan": "foreshock.detect",
@@ -86,6 +87,7 @@ __all__ = [
     "eigsh",
     "every",
     "generalized_sharpness",
+    "landscape",
     "probes",
     "report",
     "scan",
