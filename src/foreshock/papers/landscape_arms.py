@@ -78,10 +78,10 @@ def compare(prefix: str, found: list[Arm]) -> dict[str, float]:
         natural, quiet = by_name["natural"], by_name["quiet"]
         numbers[f"{prefix}-spike-condenses"] = natural.found.mean - quiet.found.mean
         numbers[f"{prefix}-spike-simplifies"] = natural.found.effective / quiet.found.effective
-        numbers[f"{prefix}-spike-helps"] = natural.test / quiet.test
+        numbers[f"{prefix}-spike-helps"] = _ratio(natural.test, quiet.test)
     if "merged" in by_name and "quiet" in by_name:
         numbers[f"{prefix}-merging-lasts"] = by_name["merged"].found.mean - by_name["quiet"].found.mean
-        numbers[f"{prefix}-merging-helps"] = by_name["merged"].test / by_name["quiet"].test
+        numbers[f"{prefix}-merging-helps"] = _ratio(by_name["merged"].test, by_name["quiet"].test)
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
@@ -127,6 +127,10 @@ def closest_pairs(weights: Floats, pairs: int, *, signed: bool = False) -> list[
 def _arm(problem: TanhProblem, name: str, theta: Floats, updates: int | None, height: float) -> Arm:
     found = condensation(torch.from_numpy(problem.neurons_of(theta)))
     return Arm(name, updates, problem.loss(theta), problem.test_error(theta), found, height)
+
+
+def _ratio(error: float, other: float) -> float:
+    return error / other if other > 0 else math.nan
 
 
 def unreached(title: str, seed: int, found: list[Arm]) -> list[str]:

@@ -97,7 +97,7 @@ def image_labels(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | 
             numbers[f"cnn-{labels}-labels-u1"] = float(share_low(found[labels].inputs, first, width))
         good, bad = found["true"], found["noisy"]
         pairs = eigsh(Hessian(good.loss, good.params), k=TOP, tol=1e-2)
-        flat = [torch.nn.utils.parameters_to_vector(each.model.parameters()).detach() for each in (good, bad)]
+        flat = [_flat(each.params).detach() for each in (good, bad)]
         apart = eigen_projections(good.outputs, good.params, pairs, (flat[0], flat[1]), test=good.test_outputs)
     errors = good.test_error(), bad.test_error()
     assert apart.test is not None
@@ -174,12 +174,15 @@ def frequencies(problem: ImageProblem, trace: ImageTrace, spike: Spike) -> dict[
         ends = (trace.path.snapshot(first), trace.path.snapshot(last))
         return low(real_change(problem.outputs, problem.params, *ends))
 
-    starts = np.linspace(min(200, spike.minimum // 2), spike.minimum - 2 * WINDOW, 7).astype(int)
+    last = max(spike.minimum - 2 * WINDOW, 0)
+    starts = np.linspace(min(200, last // 2), last, 7).astype(int)
     found = {f"low-u{j + 1}": low(change) for j, change in enumerate(changes)}
     found |= {
         "low-chance": low(by_chance), "low-ascent": between(spike.minimum, spike.peak),
-        "low-calm": float(np.median([between(t, t + WINDOW) for t in starts if t + WINDOW < spike.minimum])),
     }
+    ordinary = [between(t, t + WINDOW) for t in starts if t + WINDOW < spike.minimum]
+    if ordinary:
+        found["low-calm"] = float(np.median(ordinary))
     if spike.back is not None:
         found["low-descent"] = between(spike.peak, spike.back)
     return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foreshock.curvature import EdgeTracker
+from foreshock.curvature.space import Space
 from foreshock.landscape import Trajectory
 from foreshock.papers.images import images
 from foreshock.papers.landscape_anatomy import Spike, anatomy
@@ -72,9 +73,11 @@ class ImageProblem:
         """Returns the share of test images that are put into a wrong class."""
         return float((self.test_outputs().argmax(1) != self.test_labels).float().mean())
 
+    @torch.no_grad()
     def stand_at(self, flat: Tensor) -> None:
         """Copies a flat vector (p,) into the parameters."""
-        torch.nn.utils.vector_to_parameters(flat, self.model.parameters())
+        for param, piece in zip(self.params, Space(self.params).split(flat), strict=True):
+            param.copy_(piece)
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ OFFSETS = (-0.833, -0.5, 0.0, 0.167, 0.334, 1.0)  # of the drift's length: where
 WIDTH_AT = 0.1  # of loss above the floor
 PARITY = 2  # steps by which lambda_max may come down after the peak and count as with it: it flickers with the parity
 LONG = 266  # updates after the minimum that the longest window of principal components takes in
-FINE, COARSE = 41, 17  # points of the surface of the loss, and of the sharpness, along each axis
+FINE, COARSE = 41, 9  # points of the surface of the loss, and of the sharpness, along each axis
 
 
 def reference_run(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | None = None) -> Trace:
@@ -222,10 +222,10 @@ def _split(trace: Trace, spike: Spike) -> dict[str, float]:
     begin = max(spike.up - 400, 0)
     flat, closure, _ = trace.problem.tensors(trace.thetas[begin])
     optimizer = torch.optim.SGD([flat], lr=trace.lr)
-    before = edge(closure, optimizer, tol=1e-6)
+    before = edge(closure, optimizer, tol=1e-3)
     with torch.no_grad():
         flat.copy_(torch.from_numpy(trace.thetas[spike.minimum]))
-    found = split(before, edge(closure, optimizer, tol=1e-6))
+    found = split(before, edge(closure, optimizer, tol=1e-3))
     return {"L7-landscape": found.landscape / found.growth, "L7-preconditioner": found.preconditioner / found.growth}
 
 

@@ -22,6 +22,9 @@ SELDOM = 10
 CHUNK = 500  # steps between looks at what has happened so far
 
 
+_WILD = np.errstate(over="ignore", invalid="ignore")  # a training that diverges ends, and says so by its length
+
+
 @dataclass(slots=True)
 class Trace:
     """One training; entry t of every array belongs to theta after t updates, before the next.
@@ -75,6 +78,7 @@ class Trace:
         return Run.from_arrays(columns, name=name, paper="landscape-spikes", **meta)
 
 
+@_WILD
 def descend(
     problem: TanhProblem, lr: float, *, least: int, most: int | None = None, live: Live = silent
 ) -> Trace:
@@ -124,6 +128,7 @@ def descend(
     )
 
 
+@_WILD
 def quietly(problem: TanhProblem, theta: Floats, lr: float, steps: int, *, until: float = 0.0) -> tuple[Floats, Floats]:
     """Returns the losses (n,) and the parameters (n, p) of a training without readings, ended by a loss below `until`.
 
