@@ -88,8 +88,8 @@ def tanh_line(seed: int = 0, points: int = 20, width: int = 20) -> Problem:
 
 
 def train(
-    problem: Problem, settings: Settings, steps: int, *, readings: Readings = lambda step: True, split: bool = True,
-    batch: Callable[[int, Floats], Floats] | None = None,
+    problem: Problem, settings: Settings, steps: int, *, readings: Readings = lambda step: True,
+    batch: Callable[[int, Floats], Floats] | None = None, later: tuple[int, Settings] | None = None,
 ) -> Run:
     """Returns the recorded training.
 
@@ -98,7 +98,7 @@ def train(
         settings: of Adam or gradient descent.
         steps: how many.
         readings: step -> whether curvature is read there.
-        split: whether readings hold the parts of d ln chi.
+        later: step from which on other settings hold.
         batch: (step, theta) -> the gradient that the optimizer gets, of a mini-batch; None for that of the whole loss.
     """
     theta, parts = problem.start.copy(), problem.parts
@@ -107,6 +107,7 @@ def train(
     before: tuple[float, Floats, Floats] | None = None
     for step in range(steps):
         loss, g = problem.value(theta)
+        settings = later[1] if later is not None and step >= later[0] else settings
         if batch is not None:
             g = batch(step, theta)
         row = {"loss": loss, "grad_norm": float(np.linalg.norm(g)), "lr": settings.lr}
@@ -130,7 +131,7 @@ def train(
                     float(np.sqrt(np.mean(v[part]) / (1 - b2**t))) + settings.eps
                 )
         if readings(step):
-            found, before = reading(problem, theta, g, weights, before if split else None)
+            found, before = reading(problem, theta, g, weights, before)
             row |= found
             row["threshold"], row["sharpness"] = 1.0, row["chi"]
         rows.append(row)

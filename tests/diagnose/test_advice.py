@@ -13,7 +13,7 @@ from foreshock.diagnose.second_moment import chi_at
 from foreshock.errors import UsageError
 from foreshock.run import Event, Run
 
-from ..detect.spikes import Settings, quad, train
+from ..detect.spikes import Settings, quad, tanh_line, train
 from ..detect.test_stages import descent_run, quad_run, tl_run, watched
 
 CRITICAL = 0.1 / 38  # denominator of QUAD at the edge: lr k (1 - beta1) / (2 (1 + beta1))
@@ -95,6 +95,22 @@ def test_recorded_settings_come_before_estimates() -> None:
     assert "typical" not in found["eps"].text
     assert "typical" in found["floor"].text
     assert advice(run, watch, 0.8)["eps"].value != found["eps"].value
+
+
+@pytest.mark.parametrize("knob", ["eps", "lr"])
+def test_what_is_advised_holds_the_spike_when_it_is_done_at_the_crossing(knob: str) -> None:
+    """Done again with one setting changed where chi passed 1: the loss stays below where it was."""
+    found = advice(tl_run(), watched(tl_run())[1])
+    marks, own = found.approach.marks, Settings(0.02)
+    changed = own._replace(**{knob: found[knob].value})
+    held = train(
+        tanh_line(), own, marks.end, readings=lambda step: step % 5 == 0 and step >= marks.crossing,
+        later=(marks.crossing, changed),
+    )  # fmt: skip
+    loss = held["loss"]
+    assert loss[marks.crossing :].max() < 1.05 * loss[marks.crossing]
+    assert tl_run()["loss"][marks.peak] > 1.5 * loss[marks.crossing]
+    assert np.nanmax(held["chi"]) < 1.05
 
 
 def test_gradient_descent_is_told_its_learning_rate_only() -> None:

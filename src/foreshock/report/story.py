@@ -39,7 +39,7 @@ def story(run: Run, event: Event, how: Approach, held: Advice | None) -> list[Ph
         said += [Phrase("The unstable direction lay in "), Phrase(how.tensor, "name"), Phrase(share)]
     best = None if held is None else held.best
     if best is not None and best.value is not None:
-        verb = "would have held it" if how.marks.turn is not None else "would hold it"
+        verb = "from then on would have held it" if how.marks.turn is not None else "would hold it"
         said += [Phrase(best.knob, "name"), Phrase(f" {SIGNS[best.knob]} "), Phrase(number(best.value, 2), "figure")]
         said.append(Phrase(f" {verb}."))
     return said
@@ -50,9 +50,11 @@ def line(how: Approach) -> str:
     marks = how.marks
     if how.verdict == "unexplained":
         return f"unexplained by curvature: chi at most {number(how.chi_max)}"
-    parts: list[str] = [how.verdict if how.verdict != "not split" else "curvature, not split"]
-    if how.shares:
-        parts = [f"{parts[0]} ({', '.join(f'{name} {_percent(share)}' for name, share in _largest(how))})"]
+    told = [f"{name} {_percent(share)}" for name, share in _largest(how)]
+    if how.verdict in how.shares:
+        parts = [told[0] + (f" ({', '.join(told[1:])})" if told[1:] else "")]
+    else:
+        parts = [f"{how.verdict} ({', '.join(told)})" if told else "curvature, not split"]
     if how.tensor is not None and math.isfinite(how.tensor_share):
         parts.append(f"edge in {how.tensor}")
     ahead = _ahead(how)
