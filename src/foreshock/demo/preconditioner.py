@@ -16,7 +16,7 @@ BETA2 = 0.999
 
 
 def build(seed: int, *, eps: float = 1e-8) -> Training:
-    """Returns 2000 full-batch Adam steps of a 10-500-1 tanh network on the progression of diabetes in 200 patients.
+    """Returns 1800 full-batch Adam steps of a 10-500-1 tanh network on the progression of diabetes in 200 patients.
 
     The fit becomes so good that gradients fall faster than v can follow: v decays freely at beta2, the preconditioner
     grows, and the loss jumps once the preconditioned curvature chi has passed the edge of stability. Measured on seed
@@ -38,7 +38,7 @@ def build(seed: int, *, eps: float = 1e-8) -> Training:
     def loss(step: int) -> Tensor:
         return functional.mse_loss(model(inputs), targets)
 
-    return Training(model, optimizer, loss, steps=2000)
+    return Training(model, optimizer, loss, steps=1800)
 
 
 SCENARIO = Scenario(
@@ -49,7 +49,8 @@ SCENARIO = Scenario(
         "Full-batch regression on 200 patients with Adam. Gradients shrink faster than the second moment v can follow; "
         "v decays freely at beta2, steps lengthen, and the loss jumps although the landscape has not changed."
     ),
-    look="v_ratio of every tensor sits at beta2 = 0.999 before each spike, and successive gradients turn opposite.",
+    look="chi passes 1 tens of steps before the loss turns; who drove it there, its stages and what would hold it.",
     source="arXiv 2506.04805",
     build=build,
+    max_overhead=1.0,  # chi is the story here, and the network so small that a step costs less than looking at it
 )

@@ -46,7 +46,8 @@ def watch(scenario: Scenario, seed: int, place: Path, live: Live | None = None) 
     training = scenario.build(seed)
     started = time.perf_counter()
     done = 0
-    with one_thread(), Monitor(training.model, training.optimizer, run=place) as monitor:
+    most = scenario.max_overhead
+    with one_thread(), Monitor(training.model, training.optimizer, run=place, max_overhead=most) as monitor:
         monitor.annotate(
             title=scenario.title, mechanism=scenario.cause, subtitle=scenario.mechanism, demo=scenario.name,
             source=scenario.source, seed=str(seed),

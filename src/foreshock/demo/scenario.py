@@ -48,6 +48,7 @@ class Scenario:
         look: what to look at in its report.
         source: where the mechanism was described.
         build: seed -> Training, a pure function.
+        max_overhead: share of the wall time that readings of chi may take; 1 for as much as they need.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Scenario:
     look: str
     source: str
     build: Callable[[int], Training]
+    max_overhead: float = 0.03
 
 
 def train(training: Training, observe: Callable[[Tensor], None] | None = None) -> list[Tensor]:
