@@ -24,7 +24,7 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "loader": [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(40)],
     }
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "edge.md", "exec"), names)
     assert names["steps"].tolist() == [10, 20, 30]
