@@ -125,9 +125,9 @@ def test_the_transformer_looks_back_only_and_leaves_the_random_stream_alone():
 
 def test_the_transformer_is_watched_where_it_is_read(novel, monkeypatch):
     monkeypatch.setattr(adam_text, "BETAS", (0.999, 0.95))
-    monkeypatch.setattr(adam_text, "READ", (0.95,))
+    monkeypatch.setattr(adam_text, "NEAR", {0.95: 0.0})
     found = text_spikes(0, steps=6)
-    assert found.runs["transformer-beta2-0.95"].measured("chi")[0].tolist() == [1, 4]
+    assert found.runs["transformer-beta2-0.95"].measured("chi")[0].tolist() == [1, 2, 3, 4, 5]
     assert "chi" not in found.runs["transformer-beta2-0.999"]
     np.testing.assert_allclose(
         found.runs["transformer-beta2-0.95"]["loss"][0], found.runs["transformer-beta2-0.999"]["loss"][0]

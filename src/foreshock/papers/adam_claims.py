@@ -102,7 +102,7 @@ _WIDE = (
     Statement("wide", "lag of P", "The curvature along the gradient passes 1 then, give or take steps", -3, 3),
     Statement("wide", "lag of the peak", "The loss peaks as chi falls below 1, steps later", -1, 3),
     Statement("wide", "alignment", "The preconditioned gradient lies in the top direction by then: |cos|", 0.9, 1.0),
-    Statement("wide", "preconditioner share", "Share of the preconditioner in chi's growth before it", 0.9, 1.1),
+    Statement("wide", "preconditioner share", "Share of the preconditioner in chi's growth before it", 0.8, 1.3),
     Statement("wide", "gradient descent share", "... and under plain gradient descent", -1e-9, 1e-9),
     _exactly("wide", "order", "All five stages in their order", 1),
     Statement("wide", "eps 0.1: later rise", "eps .1 at the alarm: largest later loss over that then", -INF, 1.5),

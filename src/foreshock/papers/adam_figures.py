@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from foreshock.papers.adam_exact import Hyper
 from foreshock.papers.adam_sines import RESCUES
 from foreshock.papers.adam_study import Found, settled_runs
 from foreshock.papers.calm_spikes import spikes
-from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, edge_line, heading
+from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, edge_line, heading, spread
 from foreshock.papers.stage_figure import CHI, LOSS, RAW, caption, passing, staged
 from foreshock.run import Run
 
@@ -172,11 +173,12 @@ def rescues(found: Studies) -> Figure | None:
         shown = {"as it is": LOSS} | {f"eps {eps} at the alarm": colour for eps, colour in (
             ("0.1", "#4d7a1c"), ("0.01", "#2358a8"), ("0.001", "#c2410c")
         )}  # fmt: skip
-        for name, colour in shown.items():
+        ends = spread([math.log10(losses[name][-1]) for name in shown], 1.0)
+        for (name, colour), end in zip(shown.items(), ends, strict=True):
             steps = np.arange(max(alarm - 30, 0), len(losses[name]))
             left.plot(steps, losses[name][steps], color=colour, linewidth=0.9)
-            label, end = name.split(" at")[0], (len(losses[name]) + 1, losses[name][-1])
-            left.text(*end, label, fontsize=7, color=colour, va="center")
+            place = len(losses[name]) + 1, 10**end
+            left.text(*place, name.split(" at")[0], fontsize=7, color=colour, va="center")
         left.axvline(alarm, color=GREY, linewidth=0.7)
         left.text(alarm, left.get_ylim()[1], " alarm", fontsize=7, color=GREY, va="top")
         left.set(yscale="log", xlabel="step", ylabel="loss", xlim=(max(alarm - 30, 0), len(losses["as it is"])))
@@ -226,7 +228,7 @@ def _training(column: Any, run: Run) -> None:
     if "chi" not in run:
         column[1].text(0.5, 0.25, "not read", transform=column[1].transAxes, fontsize=7, color=GREY, ha="center")
         return
-    for first, last in settled_runs(run, "chi", 2):
+    for first, last in settled_runs(run, "chi"):
         for axes in column:
             axes.axvspan(first - 1, last + 1, color="#f6e3b4", linewidth=0, zorder=0)
     steps, chi = run.measured("chi")

@@ -19,12 +19,12 @@ from foreshock.probes import FREE
 from foreshock.run import Run
 from foreshock.threads import one_thread
 
-__all__ = ["BETAS", "READ", "TEXT_STEPS", "descend", "text_spikes", "watch"]
+__all__ = ["BETAS", "NEAR", "TEXT_STEPS", "descend", "text_spikes", "watch"]
 
 TEXT_STEPS, LR = 800, 0.01
 BETAS = (0.999, 0.99, 0.95)
-READ = (0.999, 0.95)  # where chi is read: a reading costs as much as 20 steps
-EVERY, RAW_EVERY = 3, 20  # steps between readings, and readings between raw eigenvalues
+NEAR = {0.999: 0.95, 0.95: math.inf}  # where chi is read (a reading costs 20 steps), and from which chi on at each step
+EVERY, RAW_EVERY = 6, 20  # steps between readings where it is not near, and readings between raw eigenvalues
 TOL = 1e-2
 LEARNED = 100  # steps by which the excerpts are known
 
@@ -45,14 +45,12 @@ def text_spikes(seed: int, live: Live = lambda share, text: None, steps: int = T
         def step(at: int, loss: float, place: int = place, beta2: float = beta2) -> None:
             live((place + at / steps) / len(BETAS), f"Transformer, beta2 {beta2:g}: loss {loss:.3g}")
 
-        watched = watch if beta2 in READ else descend
+        watched = watch if beta2 in NEAR else descend
         run = watched(reading(text, seed), beta2, steps, step)
         name = f"transformer-beta2-{beta2:g}"
         runs[name], titles[name] = run, f"\u03b2\u2082 {beta2:g}"
         rows.append(row(f"Transformer, beta2 {beta2:g}", seed, run, time.perf_counter() - started))
         numbers |= {f"{what} at {beta2:g}": value for what, value in _measures(run).items()}
-    if {"longest at 0.999", "longest at 0.95"} <= set(numbers):
-        numbers["longer above"] = numbers["longest at 0.999"] / numbers["longest at 0.95"]
     return Found(numbers, runs, rows, {"titles": titles})
 
 
@@ -61,28 +59,31 @@ def _measures(run: Run) -> dict[str, float]:
     losses = run["loss"]
     found = spikes(losses)
     rises = np.diff(losses[LEARNED:]) > 0
-    numbers = {"spikes": float(len(found)), "rising": float(rises.mean()) if len(rises) else math.nan}
+    late = losses[2 * LEARNED :]
+    numbers = {
+        "spikes": float(len(found)), "rising": float(rises.mean()) if len(rises) else math.nan,
+        "largest": float(late.max() / np.median(late)) if len(late) else math.nan,
+    }  # fmt: skip
     if "chi" not in run:
         return numbers
     for signal in ("chi", "chi_gradient"):
-        each = match(found, settled_runs(run, signal, 2))
+        each = match(found, settled_runs(run, signal))
         numbers |= {
             f"{signal} recall": each.recall, f"{signal} precision": each.precision,
             f"{signal} lead": _median([spike.trigger - up for spike, (up, _) in each.pairs]),
         }
     steps, chi = run.measured("chi")
-    lengths = [last - up + EVERY for up, last in settled_runs(run, "chi", 1)]
-    numbers |= {"median chi": _median(chi[steps >= LEARNED].tolist()), "longest": float(max(lengths, default=0))}
+    numbers["median chi"] = _median(chi[steps >= LEARNED].tolist())
     steps, raw = run.measured("hessian_top")
     numbers["raw"] = float(raw[steps >= LEARNED].max(initial=0.0)) * LR / 2
     return numbers
 
 
 def watch(problem: Reading, beta2: float, steps: int, live: Callable[[int, float], None]) -> Run:
-    """Returns the run of a training that a monitor watches, chi read on its batch at every second step."""
+    """Returns the run of a training that a monitor watches, chi read on its batch now and then, at each step near 1."""
     optimizer = _adam(problem, beta2)
     names = dict(problem.model.named_parameters())
-    reader = Reader(optimizer, problem.loss, names, every=EVERY, near=math.inf, raw=RAW_EVERY, tol=TOL)
+    reader = Reader(optimizer, problem.loss, names, every=EVERY, near=NEAR[beta2], raw=RAW_EVERY, tol=TOL)
     with one_thread(), Monitor(problem.model, optimizer, probes=[*FREE, reader]) as monitor:
         monitor.annotate(paper="adam-spikes", name=f"Transformer on novels, beta2 {beta2:g}")
         for step in range(steps):
