@@ -97,4 +97,8 @@ def test_a_run_says_what_was_read_and_leaves_out_what_was_not():
     assert run.measured("threshold")[1].tolist() == [200.0] * 3
     assert run.measured("chi_gradient")[0].tolist() == list(range(26))
     assert run["lr"].tolist() == [0.01] * 26
+    steps, growth = run.measured("chi_growth_landscape")
+    assert steps.tolist() == [10, 20]
+    np.testing.assert_allclose(growth, np.diff(np.log(chi)))
+    assert run.measured("chi_growth_preconditioner")[1].tolist() == [0.0, 0.0]
     assert run.meta["paper"] == "landscape-spikes"

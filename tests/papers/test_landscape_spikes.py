@@ -198,13 +198,15 @@ def test_a_spike_of_the_cnn_is_dissected_and_its_arms_compared(small_images, mon
     from foreshock.papers import landscape_image_studies as studies
 
     monkeypatch.setattr(studies, "LR", 0.4)  # the loss rises eightfold between updates 4 and 8
+    monkeypatch.setattr(studies, "FINE", 7)
+    monkeypatch.setattr(studies, "COARSE", 2)
     shelf: dict[str, object] = {}
     found = image_run(0, steps=60, shelf=shelf)
     spike = found.drawn["spike"]
     assert spike.height > 1.5
     assert found.numbers["cnn-sharp-at-minimum"] > 1
     assert 0 < found.numbers["cnn-low-chance"] < found.numbers["cnn-low-u1"] <= 1
-    assert found.drawn["surface"].values.shape == (21, 21)
+    assert found.drawn["surface"].values.shape == (7, 7)
     monkeypatch.setattr(studies, "LONGER", 20)
     compared = image_arms(0, steps=60, shelf=shelf)
     names = [arm.name for arm in compared.drawn["arms"]]

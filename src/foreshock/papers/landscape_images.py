@@ -17,8 +17,8 @@ from foreshock.curvature.space import Space
 from foreshock.landscape import Trajectory
 from foreshock.papers.images import images
 from foreshock.papers.landscape_anatomy import Spike, anatomy
-from foreshock.papers.landscape_study import Live, silent
-from foreshock.run import Run, absent
+from foreshock.papers.landscape_study import Live, columns, silent
+from foreshock.run import Run
 from foreshock.threads import one_thread
 
 __all__ = ["ImageProblem", "ImageTrace", "follow", "image_problem", "plainly"]
@@ -87,7 +87,7 @@ class ImageTrace:
     Attributes:
         lr: of full-batch gradient descent.
         losses: (n,).
-        sharpness, chi_gradient, alignment: (n,), NaN where there was no reading.
+        sharpness, chi_gradient, alignment, overlap: (n,), NaN where there was no reading; see `landscape_training`.
         path: the parameters, all of them.
         products: with the Hessian.
         seconds: it took.
@@ -99,6 +99,7 @@ class ImageTrace:
     sharpness: Floats
     chi_gradient: Floats
     alignment: Floats
+    overlap: Floats
     path: Trajectory = field(repr=False)
     products: int
     seconds: float
@@ -121,16 +122,12 @@ class ImageTrace:
 
     def to_run(self, name: str, **meta: object) -> Run:
         """Returns the training as a run, under the library's names of signals."""
-        columns = {"loss": self.losses, "lr": np.full(len(self.losses), self.lr)}
-        at = np.flatnonzero(np.isfinite(self.sharpness))
-        for signal, values in {
-            "chi": self.sharpness / self.edge, "sharpness": self.sharpness, "chi_gradient": self.chi_gradient,
-            "chi_gradient_sym": self.chi_gradient, "chi_alignment": self.alignment,
-            "max_stable_lr": 2.0 / self.sharpness, "threshold": np.full(len(self.losses), self.edge),
-        }.items():
-            columns[signal] = absent(len(values))
-            columns[signal][at] = values[at]
-        return Run.from_arrays(columns, name=name, paper="landscape-spikes", **meta)
+        readings = {
+            "sharpness": self.sharpness, "chi_gradient": self.chi_gradient, "chi_alignment": self.alignment,
+            "chi_overlap": self.overlap,
+        }
+        table = columns(self.losses, self.lr, readings)
+        return Run.from_arrays(table, name=name, paper="landscape-spikes", **meta)
 
 
 def image_problem(seed: int, *, path: str | None = None, labels: str = "true") -> ImageProblem:
@@ -183,7 +180,8 @@ def follow(
     optimizer = torch.optim.SGD(problem.params, lr=lr)
     tracker = EdgeTracker(optimizer, problem.loss, tol=TOL, forms=True)
     losses: list[float] = []
-    read: dict[int, tuple[float, float, float]] = {}
+    read: dict[int, tuple[float, float, float, float]] = {}
+    before, space = None, Space(problem.params)
     path, lowest, products, doubled = Trajectory(problem.params), np.inf, 0, False
     with one_thread():
         for t in range(steps + 1):
@@ -196,7 +194,9 @@ def follow(
             if excited or t % (EARLY if t < BEGINNING else CALM) == 0:
                 found = tracker.read()
                 products += found.matvecs
-                read[t] = (found.sharpness, found.chi_gradient, found.alignment)
+                direction = space.flatten(found.vector)
+                overlap = np.nan if before is None else abs(float(before @ direction))
+                read[t], before = (found.sharpness, found.chi_gradient, found.alignment, overlap), direction
                 live(t / steps, f"step {t:,}: loss {losses[-1]:.3g}, chi {found.chi:.2f}")
             doubled |= losses[-1] > 2.0 * lowest
             if losses[-1] <= lowest:
@@ -206,11 +206,11 @@ def follow(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    table = np.full((3, len(losses)), np.nan)
+    table = np.full((4, len(losses)), np.nan)
     for t, values in read.items():
         table[:, t] = values
     return ImageTrace(
-        lr, np.array(losses), table[0], table[1], table[2], path, products, time.perf_counter() - started
+        lr, np.array(losses), table[0], table[1], table[2], table[3], path, products, time.perf_counter() - started
     )
 
 

@@ -7,16 +7,54 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foreshock.papers.claims import Claim
-from foreshock.run import Run
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Found", "Live", "Shelf", "Statement", "judge", "silent"]
+from foreshock.papers.claims import Claim
+from foreshock.run import Run, absent
+
+__all__ = ["Found", "Live", "Shelf", "Statement", "columns", "judge", "silent"]
+
+Floats = npt.NDArray[np.float64]
+SAME = 0.5  # |cos| of two readings' directions, below which they are of two eigenvectors and say nothing of growth
 
 Live = Callable[[float, str], None]
 """Called as (share that is done, what is going on)."""
 
 Shelf = MutableMapping[str, Any]
 """Where studies of one seed leave trainings for each other."""
+
+
+def columns(losses: Floats, lr: float, readings: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Returns a run of plain gradient descent under the library's names of signals.
+
+    W is constant there, so that all growth of ln chi is the landscape's.
+
+    Args:
+        losses: of every step.
+        lr: the learning rate.
+        readings: "sharpness", "chi_gradient", "chi_alignment" and "chi_overlap", NaN where they were not taken.
+    """
+    edge, sharpness = 2.0 / lr, readings["sharpness"]
+    chi = sharpness / edge
+    growth = np.full(len(losses), np.nan)
+    at = np.flatnonzero(np.isfinite(chi))
+    before, after = at[:-1], at[1:]
+    lasting = (chi[before] > 0) & (chi[after] > 0) & (readings["chi_overlap"][after] >= SAME)
+    growth[after[lasting]] = np.log(chi[after] / chi[before])[lasting]
+    nothing = np.where(np.isfinite(growth), 0.0, np.nan)
+    found = {
+        **readings, "chi": chi, "threshold": np.where(np.isfinite(chi), edge, np.nan), "max_stable_lr": 2.0 / sharpness,
+        "chi_gradient_sym": readings["chi_gradient"], "chi_growth": growth, "chi_growth_landscape": growth,
+        "chi_growth_preconditioner": nothing, "chi_growth_lr": nothing, "chi_growth_momentum": nothing,
+        "chi_growth_denominator": nothing,
+    }
+    table = {"loss": losses, "lr": np.full(len(losses), lr)}
+    for name, values in found.items():
+        table[name] = absent(len(losses))
+        there = np.isfinite(values)
+        table[name][there] = values[there]
+    return table
 
 
 def silent(share: float, text: str) -> None:

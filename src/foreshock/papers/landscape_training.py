@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from foreshock.papers.landscape_anatomy import Spike, anatomy
 from foreshock.papers.landscape_net import TanhProblem
-from foreshock.papers.landscape_study import Live, silent
-from foreshock.run import Run, absent
+from foreshock.papers.landscape_study import Live, columns, silent
+from foreshock.run import Run
 
 __all__ = ["REFERENCE_LR", "Trace", "descend", "quietly"]
 
@@ -32,8 +32,8 @@ class Trace:
     Attributes:
         problem, lr: what was trained.
         losses, chi_gradient: (n,).
-        sharpness, alignment, overlap: lambda_max(H), |cos(g, u1)|, |cos| of u1 with that of the step before: (n,), NaN
-            where they were not taken.
+        sharpness, alignment, overlap: lambda_max(H), |cos(g, u1)|, |cos| of u1 with that of the reading before: (n,),
+            NaN where they were not taken.
         thetas: (n, p).
         seconds: it took.
     """
@@ -61,21 +61,12 @@ class Trace:
 
     def to_run(self, name: str, **meta: object) -> Run:
         """Returns the training as a run, under the library's names of signals."""
-        known = np.isfinite(self.sharpness)
-        columns = {
-            "loss": self.losses, "lr": np.full(len(self.losses), self.lr), "chi_gradient": self.chi_gradient,
-            "chi_gradient_sym": self.chi_gradient,
-        }
-        read = {
-            "chi": self.sharpness / self.edge, "sharpness": self.sharpness, "chi_alignment": self.alignment,
-            "threshold": np.full(len(self.losses), self.edge), "max_stable_lr": 2.0 / self.sharpness,
+        readings = {
+            "sharpness": self.sharpness, "chi_gradient": self.chi_gradient, "chi_alignment": self.alignment,
             "chi_overlap": self.overlap,
         }
-        for signal, values in read.items():
-            columns[signal] = absent(len(values))
-            there = known & np.isfinite(values)
-            columns[signal][there] = values[there]
-        return Run.from_arrays(columns, name=name, paper="landscape-spikes", **meta)
+        table = columns(self.losses, self.lr, readings)
+        return Run.from_arrays(table, name=name, paper="landscape-spikes", **meta)
 
 
 @_WILD
@@ -107,9 +98,9 @@ def descend(
             values, vectors = np.linalg.eigh(hessian)
             sharp, u = float(values[-1]), vectors[:, -1]
             value, aligned = sharp, abs(float(gradient @ u)) / size**0.5
-            if before is not None and before[0] == t - 1:
-                overlap = abs(float(u @ before[1]))
-            before = (t, u)
+            if before is not None:
+                overlap = abs(float(u @ before))
+            before = u
         rows.append((loss, value, along, aligned, overlap))
         thetas.append(theta)
         if t % CHUNK == 0:
