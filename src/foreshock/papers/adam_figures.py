@@ -177,8 +177,8 @@ def rescues(found: Studies) -> Figure | None:
         for (name, colour), end in zip(shown.items(), ends, strict=True):
             steps = np.arange(max(alarm - 30, 0), len(losses[name]))
             left.plot(steps, losses[name][steps], color=colour, linewidth=0.9)
-            place = len(losses[name]) + 1, 10**end
-            left.text(*place, name.split(" at")[0], fontsize=7, color=colour, va="center")
+            spot = len(losses[name]) + 1, 10**end
+            left.text(*spot, name.split(" at")[0], fontsize=7, color=colour, va="center")
         left.axvline(alarm, color=GREY, linewidth=0.7)
         left.text(alarm, left.get_ylim()[1], " alarm", fontsize=7, color=GREY, va="top")
         left.set(yscale="log", xlabel="step", ylabel="loss", xlim=(max(alarm - 30, 0), len(losses["as it is"])))
