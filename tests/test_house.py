@@ -42,7 +42,9 @@ TORCH_SIDE: dict[str, set[str]] = {
     "script": {"monitor"},
     "threads": set(),
     "demo": {"monitor", "run", "threads"},
-    "papers": {"monitor", "probes", "curvature", "landscape", "stability", "detect", "run", "report", "threads"},
+    "papers": {
+        "monitor", "probes", "curvature", "landscape", "stability", "diagnose", "detect", "run", "report", "threads",
+    },
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {

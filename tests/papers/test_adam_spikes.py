@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from foreshock.cli import main
+from foreshock.cli.reproduce import _value
 from foreshock.detect.stages import stages
 from foreshock.errors import UsageError
 from foreshock.papers import adam_text, text
@@ -22,6 +23,7 @@ from foreshock.papers.adam_spikes import QUICK, TRAININGS, reproduce
 from foreshock.papers.adam_study import Found, Passage
 from foreshock.papers.adam_text import text_spikes
 from foreshock.papers.adam_wide import descend, watch, wide
+from foreshock.papers.claims import Claim
 from foreshock.papers.experiment import Request
 from foreshock.papers.stage_figure import passing, staged
 from foreshock.papers.transformer import reading
@@ -56,6 +58,7 @@ def test_the_first_spikes_on_two_sines_pass_through_the_stages(short):
     assert numbers["hessian_top recall"] == 0
     assert 0.3 < numbers["preconditioner share"] < 1.1
     assert numbers["v ratio at crossing"] == pytest.approx(0.999, abs=2e-4)
+    assert numbers["blamed on the preconditioner"] > 0
     assert numbers["rescued by eps 0.1"] == 1
     assert numbers["rescued by beta2 0.99"] < 1
     assert all(f"rescued by {name}" in numbers for name, *_ in RESCUES)
@@ -156,6 +159,8 @@ def test_claims_are_about_their_seeds_and_about_whole_trainings():
     assert second.reproduced
     assert list(second.measured) == [0]
     assert judge(statements, found, set()) == []
+    assert Claim("a", "all", 888, 888, {0: 888.0}).expected == "888"
+    assert [_value(second, seed) for seed in (0, 7)] == ["1.2", "-"]
 
 
 def test_every_statement_has_a_training_and_an_interval():
@@ -184,7 +189,7 @@ def test_the_command_trains_judges_draws_and_writes(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, [*COMMAND, *asked, "--seed", "4"])
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "17 of 17 claims reproduced" in said
+    assert "18 of 18 claims reproduced" in said
     assert "which leaves claims undecided: sines-cures" in said
     assert "apt install r-cran-janeaustenr" in said
     out = tmp_path / "runs" / "adam-spikes"

@@ -84,7 +84,8 @@ _PARABOLA = (
     _exactly("parabola", "rises of gradient descent", "Gradient descent at that rate: steps that raise the loss", 0),
     _exactly("parabola", "plain crossing", "Without momentum and corrections: sqrt(v) < lr/2 from step (from 0)", 63),
     _exactly("parabola", "plain minimum", "... where |theta| is lowest", 63),
-    Statement("parabola", "plain height", "... and peaks at step 98, above its start, at", 2.18, 2.20),
+    _exactly("parabola", "plain peak", "... and peaks at step", 98),
+    Statement("parabola", "plain height", "... above its start, at", 2.18, 2.20),
     Statement("parabola", "preconditioner share", "Share of the preconditioner in chi's growth", 1 - 1e-9, 1 + 1e-9),
 )  # fmt: skip
 _WIDE = (
@@ -135,6 +136,7 @@ _SINES = (
     Statement("sines", "dense", "chi against the top eigenvalue of the unsymmetric W H: relative difference", 0, 1e-8),
     Statement("sines", "S above chi", "The symmetric form is never above chi: largest excess", -INF, 1e-10),
     Statement("sines", "preconditioner share", "Preconditioner's share of chi's growth, median spike", 0.5, 1.05),
+    Statement("sines", "blamed on the preconditioner", "Verdict of the library: preconditioner, share", 0.7, 1),
     Statement("sines", "rescued by eps 0.1", "eps .1 when P raises the alarm: share of spikes prevented", 0.95, 1),
     Statement("sines", "rescued by lr 10 % lower", "lr 10 % lower at the same alarm: share prevented", 0.95, 1),
     Statement("sines", "rescued by beta2 0.9", "beta2 .9 at the same alarm comes too late: share prevented", 0, 0.5),
@@ -156,6 +158,7 @@ _BATCHES = (
     Statement("sines-batches", "recall in 200", "200 points, full batch: share of spikes that chi announces", 0.9, 1),
     Statement("sines-batches", "bumps in 100", "Batches of 100 of them: bumps of twofold or more", 0.5, INF),
     _exactly("sines-batches", "alarms in 100", "... not of this kind: alarms of chi", 0),
+    _exactly("sines-batches", "unexplained in 100", "... verdict of the library: unexplained, share", 1),
     Statement("sines-batches", "max chi in 100", "... since noise keeps v large: largest chi", 0, 0.9),
 )
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from foreshock.papers.adam_exact import Floats, Hyper, Problem, Trail, descend, resume
 from foreshock.papers.adam_problems import sines
 from foreshock.papers.adam_readings import moments, read
-from foreshock.papers.adam_study import Found, Live, passages, row, settled_runs
+from foreshock.papers.adam_study import Found, Live, passages, row, settled_runs, verdicts
 from foreshock.papers.calm_spikes import Match, match, spikes
 from foreshock.run import Run
 
@@ -77,6 +77,7 @@ def sine_spikes(seed: int, live: Live = lambda share, text: None, steps: int = S
     numbers["sum over ratio"] = numbers["sign of the sum"] - numbers["sign of the ratio"]
     numbers |= _dense(problem, trail, run)
     numbers["preconditioner share"] = _median([_share(run, up) for _, (up, _) in matches["chi"].pairs])
+    numbers["blamed on the preconditioner"] = _share_of(verdicts(run, found), "preconditioner")
     numbers["v ratio at crossing"] = _median([run["v_ratio"][up] for _, (up, _) in matches["chi"].pairs])
     outcomes = {
         name: rescued(problem, trail, matches[signal], changes) for name, signal, changes in RESCUES
@@ -118,6 +119,7 @@ def batches(seed: int, live: Live = lambda share, text: None, steps: int = BATCH
         numbers |= {
             f"bumps in {size}": float(len(bumps)), f"recall in {size}": found.recall,
             f"alarms in {size}": float(len(found.pairs) + len(found.alone)),
+            f"unexplained in {size}": _share_of(verdicts(run, bumps), "unexplained"),
             f"max chi in {size}": float(np.nanmax(run["chi"][50:])),
         }
         runs[f"sines-batch-{size}"] = run
@@ -128,6 +130,10 @@ def batches(seed: int, live: Live = lambda share, text: None, steps: int = BATCH
 def _batch(rng: np.random.Generator, size: int) -> npt.NDArray[np.int64]:
     """Returns the rows of one step: the first of a fresh permutation."""
     return rng.permutation(GRID)[:size]
+
+
+def _share_of(found: Sequence[str], wanted: str) -> float:
+    return sum(each == wanted for each in found) / len(found) if found else float("nan")
 
 
 def _score(found: Match) -> float:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from foreshock.diagnose import approach
 from foreshock.papers.calm_spikes import Match, Spike, match, runs_above, spikes
-from foreshock.run import Run
+from foreshock.run import Event, Run
 
-__all__ = ["COLUMNS", "Found", "Live", "Passage", "passages", "row", "settled_runs"]
+__all__ = ["COLUMNS", "Found", "Live", "Passage", "passages", "row", "settled_runs", "verdicts"]
 
 Live = Callable[[float, str], None]
 """Called as (share that is done, what is going on)."""
@@ -77,6 +78,17 @@ def passages(found: list[Spike], chi: Match, along: Match, v_ratio: npt.NDArray[
             trough = start + int(np.argmin(size[start : spike.peak + 1]))
             (up, last), (begun, _) = first[spike], second[spike]
             result.append(Passage(up, begun, spike.baseline, trough, last + 1, spike.peak))
+    return result
+
+
+def verdicts(run: Run, found: Sequence[Spike]) -> list[str]:
+    """Returns what is to blame for each spike, by `diagnose.approach`: "preconditioner", "unexplained", ..."""
+    result: list[str] = []
+    for spike in found:
+        height = float(run["loss"][spike.peak] - run["loss"][spike.baseline])
+        event = Event("spike", spike.trigger, spike.trigger, spike.peak, spike.end, height, height, "loss")
+        cause = approach(run, event)
+        result.append("unknown" if cause is None else cause.verdict)
     return result
 
 
