@@ -10,6 +10,7 @@ Source: Bai et al. 2025, arXiv 2506.04805 (five stages); Li, Xu and Zhang 2023, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ HALF = 0.5  # an approach begins where chi was last below it: who drove the last
 BRIDGE, DIP = 2, 0.97  # so many readings in a row, none below this, do not break a run above 1: solvers are 2 % exact
 BACK, AHEAD = 20_000, 2_000  # steps before and after an event that are looked at, so that long runs cost no more
 AFTER = 5  # steps after chi fell below 1 in which the loss peaks (measured: 1 or 2)
+SUSTAINED, RARE = 3, 10  # readings above 1 that are no accident; steps between readings from which they are rare
 SWINGS = 4  # readings of which half below 1 are the end of a run: those of an alternating mode swing from step to step
 ENVELOPE = 4  # records to either side whose largest loss counts: an unstable mode flips its sign at every step
 ALONG_LATE = 20  # steps after the turn until which the curvature along the gradient may pass 1 (measured: nearly all 3)
@@ -87,6 +89,14 @@ class Series:
         place = int(np.searchsorted(self.steps, step, side="right")) - 1
         return float(self.values[place]) if place >= 0 else float("nan")
 
+    def sampled(self, steps: Ints) -> Floats:
+        """Returns the last values measured up to each of these steps; NaN where there is none."""
+        if len(self.steps) == 0:
+            return np.full(len(steps), np.nan)
+        places = np.searchsorted(self.steps, steps, side="right") - 1
+        result: Floats = np.where(places >= 0, self.values[np.maximum(places, 0)], np.nan)
+        return result
+
     def within(self, first: int, last: int) -> Series:
         """Returns the part with first <= step <= last."""
         part = slice(*np.searchsorted(self.steps, [first, last + 1]))
@@ -96,18 +106,31 @@ class Series:
         return len(self.steps)
 
 
+_READ: WeakKeyDictionary[Run, dict[str, Series]] = WeakKeyDictionary()  # a story asks for the same signals many times
+
+
 def series(run: Run, name: str) -> Series:
     """Returns the finite values of a signal; empty where the run does not have it."""
-    if name not in run:
-        return Series(np.empty(0, np.int64), np.empty(0))
-    steps, values = run.measured(name)
-    known = np.isfinite(values)
-    return Series(steps[known], values[known])
+    kept = _READ.setdefault(run, {})
+    if name not in kept:
+        steps, values = run.measured(name) if name in run else (np.empty(0, np.int64), np.empty(0))
+        known = np.isfinite(values)
+        kept[name] = Series(steps[known], values[known])
+    return kept[name]
+
+
+def readings(run: Run) -> Series:
+    """Returns the readings of chi; none where it is a formality, of steps that are bounded whatever the gradient."""
+    formal = series(run, "chi_formal")
+    return series(run, "chi") if not len(formal) or formal.values.max() < 1 else series(run, "")
 
 
 def near(run: Run, event: Event) -> Run:
     """Returns the part of a long run that an event's story is read from."""
     past = float("inf") if event.end is None else max(event.end, event.peak) + AHEAD
+    steps = run.steps
+    if len(steps) == 0 or (steps[0] >= event.onset - BACK and steps[-1] < past):
+        return run
     return run.window(event.onset - BACK, past)
 
 
@@ -118,7 +141,7 @@ def landmarks(run: Run, event: Event) -> Landmarks:
         run: the run, complete or so far.
         event: of kind watch, imminent, transient or spike.
     """
-    chi, loss = series(run, "chi"), series(run, "loss")
+    chi, loss = readings(run), series(run, "loss")
     first, last = (int(run.steps[0]), int(run.steps[-1])) if len(run) else (0, 0)
     gap = _gap(chi, event)
     anchor = _anchor(chi, event, gap)
@@ -170,8 +193,13 @@ def _anchor(chi: Series, event: Event, gap: int) -> int | None:
     slack = max(10, gap)
     inside = np.flatnonzero((chi.steps >= event.onset - slack) & (chi.steps <= max(event.peak, event.onset + 1)))
     runs = np.split(inside, np.flatnonzero(np.diff(chi.values[inside] >= 1)) + 1) if len(inside) else []
-    above = [each for each in runs if chi.values[each[0]] >= 1]
-    return int(max(above, key=len)[-1]) if above else None  # the ring-down may take chi above 1 once more, for a moment
+    above = [int(each[-1]) for each in runs if chi.values[each[0]] >= 1]
+    lengths = {place: place - _back(chi.values, place)[0] + 1 for place in above}
+    # a batch that is broken has a chi of its own: it takes three readings, or a rare one before the loss stirred
+    early = [place for place in above if gap >= RARE and chi.steps[place] < event.onset]
+    above = [place for place in above if lengths[place] >= SUSTAINED or place in early]
+    # the ring-down may take chi above 1 once more, for a moment
+    return max(above, key=lambda place: lengths[place]) if above else None
 
 
 def _back(values: Floats, anchor: int) -> tuple[int, int]:

@@ -34,10 +34,10 @@ def optimizer(run: Run) -> str:
 
 def betas(run: Run) -> tuple[float | None, float | None]:
     """Returns beta1 and beta2, None where the metadata do not say or groups differ."""
-    pairs = {tuple(each["betas"][:2]) for each in groups(run) if isinstance(each.get("betas"), (list, tuple))}  # type: ignore[index]
-    if len(pairs) == 1:
-        beta1, beta2 = next(iter(pairs))
-        return float(beta1), float(beta2)
+    said = [each["betas"] for each in groups(run) if isinstance(each.get("betas"), (list, tuple))]
+    pairs = {tuple(beta for beta in each[:2] if isinstance(beta, (int, float))) for each in said}
+    if len(pairs) == 1 and len(pair := pairs.pop()) == 2:
+        return float(pair[0]), float(pair[1])
     alphas = {each["alpha"] for each in groups(run) if isinstance(each.get("alpha"), float)}
     return (0.0, float(alphas.pop())) if len(alphas) == 1 else (None, None)  # type: ignore[arg-type]
 
@@ -129,12 +129,12 @@ def refill(run: Run, window: tuple[int, int], crossing: int | None) -> int | Non
         inside = (steps > first) & (steps <= last)
         steps, values = steps[inside], values[inside]
         with np.errstate(all="ignore"):
-            logs = np.where(values > 0, np.log(values), 0.0) * share
+            logs = np.where((values > 0) & (values < np.inf), np.log(values), 0.0) * share
         if total is not None and len(total) != len(logs):
             return None
         total = logs if total is None else total + logs
     if total is None or len(total) == 0:
         return None
-    level = np.concatenate(([0.0], np.cumsum(np.nan_to_num(total))))
+    level = np.concatenate(([0.0], np.cumsum(total)))
     lowest = int(np.argmin(level[:-1])) if len(level) > 1 else 0
     return int(steps[lowest]) if level[lowest + 1] > level[lowest] else None

@@ -9,7 +9,7 @@ with Adam (run TL of the notes on Bai et al. 2025, arXiv 2506.04805), and say no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from foreshock.run.event import Event
 from foreshock.run.run import Run
 
 Knob = Literal["eps", "floor", "lr", "beta2", "eps_crit"]
+WHOLE = 0.99  # share of the unstable direction that must lie in tensors with a known denominator
 KAPPA = 0.9  # what the recorded `stable_eps` and `stable_floor` were solved for
 
 COSTS: Mapping[Knob, str] = {
@@ -99,13 +100,14 @@ class Advice:
         raise KeyError(f"no advice about {knob!r}; there is: {', '.join(item.knob for item in self.items)}")
 
 
-def advice(run: Run, event: Event, kappa: float = KAPPA) -> Advice | None:
+def advice(run: Run, event: Event, kappa: float = KAPPA, *, how: Approach | None = None) -> Advice | None:
     """Returns what would have kept chi <= kappa; None where chi was not read, or never passed 1.
 
     Args:
         run: the run, complete or so far.
         event: of kind watch, imminent, transient or spike.
         kappa: the chi to stay below, between 0 and 1.
+        how: the event's approach, where it is known already.
 
     Raises:
         UsageError: kappa is out of range.
@@ -113,7 +115,7 @@ def advice(run: Run, event: Event, kappa: float = KAPPA) -> Advice | None:
     if not 0 < kappa < 1:
         raise UsageError(f"advice(kappa=...): must be between 0 and 1, got {kappa!r}")
     run = near(run, event)
-    how = approach(run, event)
+    how = approach(run, event) if how is None else how
     if how is None or how.marks.crossing is None:
         return None
     marks = how.marks
@@ -152,43 +154,36 @@ def _denominator(run: Run, knob: Literal["eps", "floor"], chi: Series, kappa: fl
     if len(recorded) and math.isclose(kappa, KAPPA):
         value = float(recorded.values.max())
     else:
-        pairs = zip(chi.steps.tolist(), chi.values.tolist(), strict=True)
-        values = [_solved(run, knob, (step, value), kappa, current or 0.0) for step, value in pairs]
-        if not values or not all(math.isfinite(each) for each in values):
+        value = _solved(run, knob, chi, kappa, current or 0.0)
+        if not math.isfinite(value):
             return None
-        value = max(values)
         text += "; estimated from each tensor's typical denominator"
     return Counterfactual(knob, value, current if knob == "eps" else None, text, COSTS[knob], kappa)
 
 
-def _solved(run: Run, knob: str, reading: tuple[int, float], kappa: float, eps: float) -> float:
-    """Returns the eps or floor with sum_T share_T P_T / P'_T = kappa / chi; NaN where the denominators are unknown."""
-    step, chi = reading
-    if chi <= kappa:
-        return 0.0
-    rate = _rate(run).at(step)
-    pairs = []
-    for name in run.tensors("chi_share"):
-        share, reach = series(run, f"chi_share/{name}").at(step), series(run, f"effective_step/{name}").at(step)
-        if share > 0 and reach > 0 and rate > 0:
-            pairs.append((share, rate / reach))
-    if not pairs or sum(share for share, _ in pairs) < 0.99:
+def _solved(run: Run, knob: str, chi: Series, kappa: float, eps: float) -> float:
+    """Returns the largest eps or floor with sum_T share_T P_T / P'_T = kappa / chi at one of the readings.
+
+    NaN where the denominators are not known.
+    """
+    names = [name for name in run.tensors("chi_share") if f"effective_step/{name}" in run]
+    if not names or not len(chi):
         return math.nan
-
-    def left(value: float) -> float:
-        if knob == "eps":
-            return sum(share * p / (p - eps + value) for share, p in pairs)
-        return sum(share * min(1.0, p / value) for share, p in pairs)
-
-    return _bisected(left, kappa / chi, 1e-2 * min(p for _, p in pairs), 1e3 * max(p for _, p in pairs))
-
-
-def _bisected(falling: Callable[[float], float], target: float, low: float, high: float) -> float:
-    """Returns where a falling function meets a target, to 1e-6 in ratio."""
-    while high / low > 1 + 1e-6:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if falling(middle) > target else (low, middle)
-    return high
+    shares = np.stack([series(run, f"chi_share/{name}").sampled(chi.steps) for name in names], axis=1)
+    with np.errstate(all="ignore"):
+        steps = np.stack([series(run, f"effective_step/{name}").sampled(chi.steps) for name in names], axis=1)
+        p = _rate(run).sampled(chi.steps)[:, None] / steps
+    sound = (shares > 0) & (p > 0) & (p < np.inf)
+    shares, p = np.where(sound, shares, 0.0), np.where(sound, p, 1.0)
+    if not np.all(shares.sum(axis=1) >= WHOLE):
+        return math.nan
+    low, high = np.full(len(chi), 1e-3 * p.min()), np.full(len(chi), 1e3 * p.max())
+    for _ in range(60):
+        middle = np.sqrt(low * high)
+        changed = p - eps + middle[:, None] if knob == "eps" else np.maximum(p, middle[:, None])
+        left = (shares * p / changed).sum(axis=1)
+        low, high = np.where(left > kappa / chi.values, middle, low), np.where(left > kappa / chi.values, high, middle)
+    return float(np.max(np.where(chi.values > kappa, high, 0.0)))
 
 
 def _beta2(run: Run, how: Approach, kappa: float) -> Counterfactual | None:

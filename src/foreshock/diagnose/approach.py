@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from foreshock.detect.landmarks import Landmarks, Series, near, series
+from foreshock.detect.landmarks import SUSTAINED, Landmarks, Series, near, readings, series
 from foreshock.detect.second_moment import shares
 from foreshock.detect.stages import Stages, stages
 from foreshock.diagnose.growth import Growth, growth
@@ -77,10 +77,10 @@ def approach(run: Run, event: Event) -> Approach | None:
         return None
     run = near(run, event)
     found = stages(run, event)
-    marks, chi = found.marks, series(run, "chi")
+    marks, chi = found.marks, readings(run)
     if marks.crossing is None:
         around = chi.within(event.onset - NEAR, max(event.peak, event.onset))
-        if not len(around) or around.values.max() >= 1:
+        if not len(around) or np.sum(around.values >= 1) >= SUSTAINED:
             return None
         return _made(run, found, "unexplained", None, around, event)
     over = marks.down if marks.down is not None else marks.last

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foreshock.detect.landmarks import Series, series
-from foreshock.detect.second_moment import groups, has_second_moment
+from foreshock.detect.second_moment import betas, groups, has_second_moment
 from foreshock.run.run import Run
 
 Floats = NDArray[np.float64]
@@ -101,7 +101,7 @@ def _measured(run: Run, chi: Series) -> dict[str, Floats] | None:
     found = {}
     for name, signal in _SIGNALS.items():
         recorded = series(run, signal)
-        found[name] = np.array([_exactly(recorded, int(step)) for step in chi.steps[1:]])
+        found[name] = _exactly(recorded, chi.steps[1:])
     if not np.isfinite(found["landscape"]).any():
         return None
     for name in PARTS[:-1]:  # a part that was never recorded did not change
@@ -116,7 +116,7 @@ def _estimated(run: Run, chi: Series) -> tuple[dict[str, Floats], dict[str, floa
     rate = series(run, "lr")
     if not len(rate):
         rate = series(run, "lr/group0")
-    lr = np.diff([_log(rate.at(int(step))) for step in chi.steps]) if len(rate) else np.zeros(len(total))
+    lr = np.diff(_logs(rate.sampled(chi.steps)))
     lr = np.where(np.isfinite(lr), lr, 0.0)
     denominators, tensors = np.zeros(len(total)), {}
     names = [name for name in run.tensors("effective_step") if f"chi_share/{name}" in run]
@@ -124,15 +124,13 @@ def _estimated(run: Run, chi: Series) -> tuple[dict[str, Floats], dict[str, floa
         return None  # nothing is known of the denominators
     for name in names:
         share, step = series(run, f"chi_share/{name}"), series(run, f"effective_step/{name}")
-        weights = np.array([share.at(int(each)) for each in chi.steps])
-        levels = np.array([_log(step.at(int(each))) for each in chi.steps])
+        weights, levels = share.sampled(chi.steps), _logs(step.sampled(chi.steps))
         moved = (weights[1:] + weights[:-1]) / 2 * (np.diff(levels) - lr)
         moved = np.where(np.isfinite(moved), moved, 0.0)
         denominators = denominators + moved
         tensors[name] = float(moved.sum())
-    beta1 = next((each["betas"][0] for each in groups(run) if isinstance(each.get("betas"), (list, tuple))), 0.0)  # type: ignore[index]
-    corrections = [-_log(1 - beta1 ** (int(step) + 1)) for step in chi.steps]
-    momentum = np.diff(corrections)
+    beta1 = betas(run)[0] or 0.0
+    momentum = -np.diff(_logs(np.asarray(1 - np.power(beta1, chi.steps + 1.0), np.float64)))
     rest = total - lr - momentum - denominators
     return dict(zip(PARTS, (lr, momentum, denominators, rest), strict=True)), tensors
 
@@ -142,10 +140,14 @@ def _total(recorded: Series, chi: Series) -> float:
     return float(inside.values.sum())
 
 
-def _exactly(values: Series, step: int) -> float:
-    place = int(np.searchsorted(values.steps, step))
-    return float(values.values[place]) if place < len(values) and int(values.steps[place]) == step else math.nan
+def _exactly(values: Series, steps: NDArray[np.int64]) -> Floats:
+    """Returns the values measured at these steps, NaN at those without."""
+    there = np.isin(steps, values.steps)
+    result: Floats = np.where(there, values.sampled(steps), np.nan)
+    return result
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else math.nan
+def _logs(values: Floats) -> Floats:
+    with np.errstate(all="ignore"):
+        result: Floats = np.where(values > 0, np.log(values), np.nan)
+    return result

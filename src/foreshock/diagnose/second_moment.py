@@ -44,8 +44,7 @@ def chi_at(run: Run, chi: Series, beta2: float, others: Sequence[float]) -> dict
     shares = np.ones((len(chi), len(names)))
     for place, name in enumerate(names):
         if name:
-            share = series(run, f"chi_share/{name}")
-            shares[:, place] = [share.at(int(step)) for step in chi.steps]
+            shares[:, place] = series(run, f"chi_share/{name}").sampled(chi.steps)
     shares = np.nan_to_num(shares)
     shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-300)
     factors = np.sqrt(second[:, :1] / np.maximum(second[:, 1:], 1e-300))

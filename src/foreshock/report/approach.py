@@ -68,7 +68,7 @@ def told(run: Run, event: Event) -> Story | None:
     how = approach(run, event)
     if how is None:
         return None
-    held, marks = advice(run, event), how.marks
+    held, marks = advice(run, event, how=how), how.marks
     last = marks.last if marks.end is None else marks.end
     if marks.crossing is None:
         first, last = event.onset - SHORT, (event.peak if event.end is None else event.end) + SHORT

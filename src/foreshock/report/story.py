@@ -30,8 +30,8 @@ def story(run: Run, event: Event, how: Approach, held: Advice | None) -> list[Ph
     """
     if how.verdict == "unexplained":
         return [
-            Phrase("Not made by curvature: "), Phrase(f"chi stayed at {number(how.chi_max)}", "figure"),
-            Phrase(" or below around it, and the edge is at 1. Look at the data, the noise and the precision."),
+            Phrase("Not made by curvature: "), Phrase(_low(how), "figure"),
+            Phrase(". Look at the data, the noise and the precision."),
         ]  # fmt: skip
     said = [*_cause(run, how), *_passing(event, how)]
     if how.tensor is not None and math.isfinite(how.tensor_share):
@@ -49,7 +49,7 @@ def line(how: Approach) -> str:
     """Returns verdict and lead in one line of text, for tables and terminals."""
     marks = how.marks
     if how.verdict == "unexplained":
-        return f"unexplained by curvature: chi at most {number(how.chi_max)}"
+        return f"unexplained by curvature: {_low(how)}"
     told = [f"{name} {_percent(share)}" for name, share in _largest(how)]
     if how.verdict in how.shares:
         parts = [told[0] + (f" ({', '.join(told[1:])})" if told[1:] else "")]
@@ -60,6 +60,13 @@ def line(how: Approach) -> str:
     ahead = _ahead(how)
     parts.append(f"chi passed 1 at step {marks.crossing:,}" + (f", {ahead}" if ahead else ", the loss has not risen"))
     return "; ".join(parts)
+
+
+def _low(how: Approach) -> str:
+    most = number(how.chi_max)
+    if how.chi_max < 1:
+        return f"chi stayed at {most} or below, and the edge is at 1"
+    return f"chi was above 1 ({most}) for a moment only, with the loss and not before it"
 
 
 def _cause(run: Run, how: Approach) -> list[Phrase]:

@@ -1,0 +1,85 @@
+"""Whatever a run holds, its events are judged or left alone; nothing breaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from foreshock.detect.stages import ADAM, LANDSCAPE, stages
+from foreshock.diagnose import advice, approach
+from foreshock.report.approach import lines, to_json, told
+from foreshock.run import ABSENT, Event, Run
+
+from ..report.runs import odd_runs
+
+NAMES = (
+    "loss", "chi", "chi_gradient", "v_ratio", "v_ratio/a", "chi_share/a", "chi_share/b", "effective_step/a", "lr",
+    "grad_norm", "grad_norm/a", "sharpness", "hessian_top", "stable_eps", "chi_growth", "chi_growth_landscape",
+)  # fmt: skip
+
+
+def judged(run: Run, event: Event) -> None:
+    found = stages(run, event)
+    order = ADAM if found.family == "adam" else LANDSCAPE
+    names = [stage.name for stage in found.bounds]
+    assert names == [name for name in order if name in names]
+    assert all(stage.first <= stage.last for stage in found.bounds)
+    assert all(a.last + 1 == b.first for a, b in zip(found.bounds, found.bounds[1:], strict=False))
+    how = approach(run, event)
+    assert (told(run, event) is None) == (how is None)
+    if how is not None:
+        to_json(run, told(run, event))
+        assert how.lead_turn is None or isinstance(how.lead_turn, int)
+    advice(run, event)
+    lines(run, [event])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_columns_break_nothing(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    n = int(random.integers(1, 300))
+    kept = [name for name in NAMES if random.random() < 0.75]
+    columns = {}
+    for name in kept:
+        kind = random.integers(6)
+        values = np.exp(random.standard_normal(n) * random.choice([0.01, 0.5, 3]))
+        walk = np.cumprod(1 + 0.02 * random.standard_normal(n))
+        values = np.array([values, -values, np.zeros(n), values - 1, walk, np.ones(n)][kind])
+        values[random.random(n) < random.choice([0, 0, 0.05])] = random.choice([np.nan, np.inf, -np.inf, 0])
+        values[random.random(n) < random.choice([0, 0, 0.9])] = ABSENT
+        columns[name] = values
+    columns["step"] = np.cumsum(random.integers(1, random.choice([2, 2, 50]), n)) + int(random.choice([0, 10**7]))
+    adam = {"class": "Adam", "groups": [{"betas": [0.9, 0.999], "eps": 1e-8}]}
+    meta = {"optimizers": random.choice([adam, {"class": "SGD", "groups": []}, "odd"], 1).tolist()}
+    run = Run.from_arrays(columns, **meta) if random.random() < 0.7 else Run.from_arrays(columns)
+    steps = columns["step"]
+    for kind, signal in (("watch", "chi"), ("imminent", "chi_gradient"), ("transient", "chi"), ("spike", "loss")):
+        for _ in range(3):
+            onset, raised, peak, end = (int(steps[i]) for i in sorted(random.integers(0, n, 4)))
+            judged(run, Event(kind, raised, onset, peak, None if random.random() < 0.3 else end, 1.0, 2.0, signal))
+
+
+@pytest.mark.parametrize(("name", "kind"), list(product(odd_runs(), ["spike", "watch"])))
+def test_odd_runs_break_nothing(name: str, kind: str) -> None:
+    run, events = odd_runs()[name]
+    for event in events[:3]:
+        judged(run, replace(event, kind=kind, signal="loss" if kind == "spike" else "chi"))
+
+
+def test_a_chi_that_is_a_formality_is_not_judged() -> None:
+    n = 300
+    loss = np.ones(n)
+    loss[200:206] = 5
+    run = Run.from_arrays({"loss": loss, "chi": np.full(n, 40.0), "chi_formal": np.ones(n)})
+    assert approach(run, Event("spike", 200, 200, 200, 205, 4.0, 50.0, "loss")) is None
+
+
+def test_a_chi_that_leaps_with_a_broken_batch_explains_nothing() -> None:
+    n = 300
+    loss, chi = np.ones(n), np.full(n, 0.3)
+    loss[200] = chi[200] = 30
+    found = approach(Run.from_arrays({"loss": loss, "chi": chi}), Event("spike", 200, 200, 200, 200, 4.0, 50.0, "loss"))
+    assert found.verdict == "unexplained"
