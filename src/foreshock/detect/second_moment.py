@@ -34,7 +34,7 @@ def optimizer(run: Run) -> str:
 
 def betas(run: Run) -> tuple[float | None, float | None]:
     """Returns beta1 and beta2, None where the metadata do not say or groups differ."""
-    said = [each["betas"] for each in groups(run) if isinstance(each.get("betas"), (list, tuple))]
+    said = [found for each in groups(run) if isinstance(found := each.get("betas"), (list, tuple))]
     pairs = {tuple(beta for beta in each[:2] if isinstance(beta, (int, float))) for each in said}
     if len(pairs) == 1 and len(pair := pairs.pop()) == 2:
         return float(pair[0]), float(pair[1])
