@@ -135,10 +135,9 @@ def _levels(grid: Any, trace: Trained, span: tuple[int, int]) -> None:
     low, high = np.nanpercentile(values, 0.2), np.nanmax(values)
     sharp.set_ylim(low - 0.06 * (high - low), high + 0.1 * (high - low))
     along.set(ylabel=r"$\chi_{\mathrm{grad}}$", ylim=(0, max(1.5, 1.1 * np.nanmax(filled(trace.chi_gradient)[shown]))))
-    for place, axes in enumerate(grid[1]):
-        _edge(axes, trace.edge, f"2/lr = {trace.edge:g}" if place == 0 else "")
-    for place, axes in enumerate(grid[2]):
-        _edge(axes, 1.0, "the loss rises above" if place == 0 else "")
+    for row, level, label in ((grid[1], trace.edge, f"2/lr = {trace.edge:g}"), (grid[2], 1.0, "loss rises")):
+        for axes in row:
+            _edge(axes, level, label if axes is row[-1] else "")
 
 
 def _plain(axes: Axes) -> None:
@@ -150,11 +149,14 @@ def _plain(axes: Axes) -> None:
 
 
 def _edge(axes: Axes, level: float, label: str) -> None:
+    """Draws a level, named at its right end on the side on which the curve is not."""
+    curve = axes.lines[0].get_ydata()
+    above = float(np.nanmean(np.asarray(curve, dtype=float)[-max(len(curve) // 6, 1) :])) > level
     axes.axhline(level, color=EDGE, linewidth=0.7, zorder=2)
     if label:
         axes.annotate(
-            label, (1, level), xycoords=("axes fraction", "data"), xytext=(-3, 2), textcoords="offset points",
-            fontsize=6.5, color=EDGE, va="bottom", ha="right",
+            label, (1, level), xycoords=("axes fraction", "data"), xytext=(-3, -2 if above else 2),
+            textcoords="offset points", fontsize=6.5, color=EDGE, va="top" if above else "bottom", ha="right",
         )
 
 
@@ -216,7 +218,10 @@ def _floor(axes: Axes, floor: Any, edge: float) -> None:
 
 
 def cnn_valley(drawn: Mapping[str, Any]) -> Figure:
-    """Returns the loss of the CNN around its spike, with the training on it, and shares of low frequencies."""
+    """Returns the loss of the CNN around its spike, with the training on it, and shares of low frequencies.
+
+    Other than TL-GD's, its ascent leaves the plane: the sharpest direction turns on the way.
+    """
     one = drawn["spike"]
     with blank(WIDTH, 2.75) as figure:
         left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.35, 1]})
@@ -225,6 +230,12 @@ def cnn_valley(drawn: Mapping[str, Any]) -> Figure:
             marks={"lowest": one.minimum, "peak": one.peak},
         )
         heading(left, "Loss", "CNN, around the spike")
+        path = drawn["path"]
+        away = float(path.off[path.steps == one.peak][0])
+        left.text(
+            0.99, 0.015, f"at the peak the training is {away:.2g} off this plane", transform=left.transAxes, ha="right",
+            va="bottom", fontsize=6.5, color="#3b414d",
+        )
         names = {
             "low-u1": "$J u_1$", "low-u2": "$J u_2$", "low-u8": "$J u_8$", "low-chance": "random $J u$",
             "low-calm": "ordinary", "low-ascent": "ascent", "low-descent": "descent",
