@@ -21,7 +21,7 @@ from foreshock.run import Run
 from foreshock.stability import edge_weights
 
 torch.set_num_threads(1)
-STEPS = 16
+STEPS = 12
 
 
 def small(seed: int = 0) -> nn.Sequential:
@@ -233,6 +233,25 @@ def test_when_calm_no_product_is_spent_on_the_raw_spectrum() -> None:
     run, _ = watched("adam")
     assert max(columns(run, "curvature_cadence").values()) < 2.0
     assert "hessian_top" not in run.columns
+
+
+def test_climbing_the_negative_is_descending() -> None:
+    found = []
+    for sign in (1.0, -1.0):
+        model, (x, y) = small(), batch_of(0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-2, betas=(0.9, 0.98), maximize=sign < 0)
+        with Monitor(model, optimizer, probes=[Curvature(every=1, tol=1e-8)], max_overhead=math.inf) as monitor:
+            for _ in range(6):
+                loss = sign * F.mse_loss(model(x), y)
+                monitor.observe(loss)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            found.append(monitor.run)
+    for name in ("chi", "chi_growth", "chi_growth_denominator", "chi_mode_loss", "chi_crossing"):
+        one, two = (columns(run, name) for run in found)
+        assert one == pytest.approx(two, rel=1e-3, abs=1e-6)
+        assert len(one) >= 4
 
 
 def test_on_changing_batches_growth_is_told_only_where_the_direction_lasts() -> None:

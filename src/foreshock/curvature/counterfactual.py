@@ -31,6 +31,7 @@ from foreshock.stability.blocks import RotatedBlock
 from foreshock.stability.twins import members
 
 KAPPA = 0.9  # chi to aim at: a tenth below the edge, more than a reading's error and a step's growth
+CLOSE = 1e-4  # relative error of chi where it is measured with a change made
 ROUNDS = 12  # of going on from what a change has led to, each of which closes most of the gap
 FURTHEST = 1 << 24  # steps beyond which nobody waits for the edge
 
@@ -106,21 +107,19 @@ def counterfactual(
     """
     if not 0 < kappa < math.inf:
         raise UsageError(f"counterfactual(kappa=...): a positive number is needed, got {kappa!r}")
-    mode = condensed(edge)
-    lr = _rate(edge, optimizer, kappa)
-    crit = None if top is None else _eps_crit(edge.weights, float(top))
-    target = kappa / edge.chi if edge.chi > 0 else math.inf
+    mode, target = condensed(edge), _target(edge, kappa)
+    eps = floor = None
     notes: list[str] = []
     if not mode.movable:
         notes.append("no tensor has a denominator root + eps, so that neither an eps nor a floor can be told")
     elif mode.fixed >= target:
         notes.append(f"tensors without such a denominator hold {mode.fixed:.0%} of the edge: no eps can do it")
+    else:
+        eps, floor = mode.eps(target), mode.floor(target)
+    crit = None if top is None else _eps_crit(edge.weights, float(top))
     if top is not None and crit is None:
         notes.append("some tensor moves without an eps: none can keep chi below 1 whatever happens")
-    eps, floor = (None, None) if notes and (not mode.movable or mode.fixed >= target) else (
-        mode.eps(target), mode.floor(target)
-    )
-    return Counterfactual(edge.chi, kappa, lr, eps, floor, crit, tuple(notes))
+    return Counterfactual(edge.chi, kappa, _rate(edge, optimizer, kappa), eps, floor, crit, tuple(notes))
 
 
 def steps_to_edge(edge: Edge) -> int | None:
@@ -193,21 +192,16 @@ def verified(
     """
     if change not in ("lr", "eps", "floor"):
         raise UsageError(f"verified(change=...): one of lr, eps, floor, got {change!r}")
-    tol = 1e-4
-    now, rounds, matvecs, predicted = edge, 0, 0, math.nan
-    wanted = value
+    wanted = _wanted(edge, edge, optimizer, change, kappa) if value is None else value
+    predicted = edge.chi * _predicted(edge, optimizer, change, wanted)
+    now, rounds, matvecs = edge, 0, 0
     while True:
-        if value is None:
-            aim = kappa if rounds == 0 else kappa * (1 - 4 * tol)
-            wanted = _wanted(now, edge, optimizer, change, aim)
-        assert wanted is not None
-        if rounds == 0:
-            predicted = edge.chi * _predicted(edge, optimizer, change, wanted)
         weights = changed(edge.weights, change, wanted / _first_lr(optimizer) if change == "lr" else wanted)
-        now = read_edge(operator, weights, optimizer, tol=tol, warm=[now.vector], forms=False)
+        now = read_edge(operator, weights, optimizer, tol=CLOSE, warm=[now.vector], forms=False)
         rounds, matvecs = rounds + 1, matvecs + now.matvecs
         if value is not None or now.chi <= kappa or rounds == ROUNDS:
             return Verified(change, wanted, now.chi, predicted, rounds, matvecs, now)
+        wanted = _wanted(now, edge, optimizer, change, kappa * (1 - 4 * CLOSE))
 
 
 def changed(weights: EdgeWeights, change: Literal["lr", "eps", "floor"], value: float) -> EdgeWeights:
@@ -255,11 +249,15 @@ def _wanted(
     """Returns the value that should bring chi from where it is now to kappa."""
     if change == "lr":
         return _rate(origin, optimizer, kappa)
-    mode = condensed(now)
-    target = kappa / now.chi if now.chi > 0 else math.inf
+    mode, target = condensed(now), _target(now, kappa)
     if not mode.movable or mode.fixed >= target:
         raise UsageError(f"verified(change={change!r}): the tensors at the edge have no such denominator to change")
     return mode.eps(target) if change == "eps" else mode.floor(target)
+
+
+def _target(edge: Edge, kappa: float) -> float:
+    """Returns what sum_i u_i^2 P_i/P'_i has to be."""
+    return kappa / edge.chi if edge.chi > 0 else math.inf
 
 
 def _predicted(edge: Edge, optimizer: Optimizer | Sequence[Optimizer], change: str, value: float) -> float:
