@@ -197,11 +197,11 @@ _TABLE = (
     Signal(
         "expected_rise", "1", "largest loss ahead over the loss now, as the reading foretells it: 1 where unstable "
         "motion dies out unseen; absent where nothing bounds it, or the loss is not positive", "max",
-        "this library's `stability.outlook`",
+        "this library's `stability.foresight`",
     ),
     Signal(
         "expected_rise_in", "1", "steps until the loss is 1.5 times what it is now, as the reading foretells it; absent "
-        "where it is not expected to be", "min", "this library's `stability.outlook`",
+        "where it is not expected to be", "min", "this library's `stability.foresight`",
     ),
     Signal(
         "curvature_cadence", "1", "state of the schedule, at steps that it wanted a reading: 0 calm, 1 watch, 2 alarm",

@@ -1,4 +1,4 @@
-"""What the page about the edge shows is what happens."""
+"""What the pages about the edge and about the forecast show is what happens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-PAGE = Path(__file__).parents[2] / "docs" / "edge.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def run(page: str) -> tuple[int, dict[str, Any]]:
+    """Runs the blocks of a page, one after the other; returns how many there are, and their names."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     names: dict[str, Any] = {
@@ -23,9 +23,23 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "loss_fn": nn.CrossEntropyLoss(),
         "loader": [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(40)],
     }
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     for block in blocks:
-        exec(compile(block, "edge.md", "exec"), names)
+        exec(compile(block, page, "exec"), names)
+    return len(blocks), names
+
+
+def test_the_blocks_of_the_page_about_the_edge_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks, names = run("edge.md")
+    assert blocks == 3
     assert names["steps"].tolist() == [10, 20, 30]
     assert (names["chi"] > 0).all()
+
+
+def test_the_blocks_of_the_page_about_the_forecast_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks, names = run("forecast.md")
+    assert blocks == 2
+    assert len(names["monitor"].run) == 40

@@ -1,4 +1,4 @@
-"""What a reading of the edge foretells of the loss: its numbers, gathered for `stability.outlook`."""
+"""What a reading of the edge foretells of the loss: its numbers, gathered for `stability.foresight`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from foreshock.curvature.edge import Edge, minimised
 from foreshock.curvature.mode import Piece, mode_of
 from foreshock.stability.blocks import RotatedBlock
-from foreshock.stability.outlook import Outlook, Refill, outlook
+from foreshock.stability.foresight import Outlook, Refill, outlook
 from foreshock.stability.twins import members
 
 __all__ = ["foretell", "refill_of"]
@@ -32,7 +32,7 @@ def foretell(
         loss: at the same point, on the same batch; it must be positive, since rises are ratios.
         drift: change of ln chi per step that is not the denominators' doing.
 
-    See `stability.outlook` for what is left out.
+    See `stability.foresight` for what is left out.
 
     >>> w = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
     >>> optimizer = torch.optim.SGD([w], lr=2.5)

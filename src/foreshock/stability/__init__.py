@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foreshock.stability import filters
     from foreshock.stability.decay import critical_denominator, crossing_step, eps_crit, waiting_time
+    from foreshock.stability.foresight import Outlook, Refill, outlook
     from foreshock.stability.nyquist import NyquistReading, nyquist_probe
-    from foreshock.stability.outlook import Outlook, Refill, outlook
     from foreshock.stability.registry import Reading, register
     from foreshock.stability.threshold import Threshold, gain, optimizers, stability_threshold
     from foreshock.stability.twins import planned_step, twin
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _LAZY = {
     "EdgeWeights": "weights",
     "NyquistReading": "nyquist",
-    "Outlook": "outlook",
+    "Outlook": "foresight",
     "Reading": "registry",
-    "Refill": "outlook",
+    "Refill": "foresight",
     "Threshold": "threshold",
     "critical_denominator": "decay",
     "crossing_step": "decay",
@@ -40,7 +40,7 @@ _LAZY = {
     "gain": "threshold",
     "nyquist_probe": "nyquist",
     "optimizers": "threshold",
-    "outlook": "outlook",
+    "outlook": "foresight",
     "planned_step": "twins",
     "register": "registry",
     "stability_threshold": "threshold",

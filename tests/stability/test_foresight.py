@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import foreshock.stability.outlook as module
+import foreshock.stability.foresight as module
 from foreshock.errors import UsageError
-from foreshock.stability.outlook import Refill, outlook
+from foreshock.stability.foresight import Refill, outlook
 
 
 def test_the_examples_hold() -> None:
