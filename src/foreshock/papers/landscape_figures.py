@@ -150,8 +150,8 @@ def _plain(axes: Axes) -> None:
 
 def _edge(axes: Axes, level: float, label: str) -> None:
     """Draws a level, named at its right end on the side on which the curve is not."""
-    curve = axes.lines[0].get_ydata()
-    above = float(np.nanmean(np.asarray(curve, dtype=float)[-max(len(curve) // 6, 1) :])) > level
+    curve = np.asarray(axes.lines[0].get_ydata(), dtype=float)
+    above = float(np.nanmean(curve[-max(len(curve) // 6, 1) :])) > level
     axes.axhline(level, color=EDGE, linewidth=0.7, zorder=2)
     if label:
         axes.annotate(
