@@ -162,4 +162,19 @@ _BATCHES = (
     Statement("sines-batches", "max chi in 100", "... since noise keeps v large: largest chi", 0, 0.9),
 )
 
-STATEMENTS = (*_PARABOLA, *_WIDE, *_SINES, *_CURES, *_BATCHES)
+_TRANSFORMER = (
+    Statement("transformer", "spikes at 0.999", "Transformer, beta2 .999, 800 steps: spikes out of calm", 2, 12),
+    Statement("transformer", "chi recall at 0.999", "chi above 1 announces of them the share", 0.75, 1),
+    Statement("transformer", "chi precision at 0.999", "... and of its announcements come true", 0.6, 1),
+    Statement("transformer", "chi_gradient recall at 0.999", "Curvature along the gradient: share announced", 0.75, 1),
+    Statement("transformer", "chi_gradient precision at 0.999", "... and of its announcements come true", 0.75, 1),
+    Statement("transformer", "chi lead at 0.999", "chi leads the loss's rise to 1.5 times by steps, median", 5, 80),
+    Statement("transformer", "raw at 0.999", "Raw lambda_max(H) once learned, in units of 2/lr, at most", 0, 0.1),
+    Statement("transformer", "spikes at 0.95", "beta2 .95: fewer spikes out of calm", 0, 1),
+    Statement("transformer", "rising at 0.95", "... as there is no calm: share of steps that raise it", 0.4, 0.6),
+    Statement("transformer", "median chi at 0.95", "... and chi stays at its edge: median", 0.85, 1.15),
+    Statement("transformer", "largest at 0.999", "beta2 .999: largest loss over the median one", 2, 100),
+    Statement("transformer", "largest at 0.95", "beta2 .95 has rare escapes instead, higher ones", 100, INF),
+)
+
+STATEMENTS = (*_PARABOLA, *_WIDE, *_SINES, *_CURES, *_BATCHES, *_TRANSFORMER)

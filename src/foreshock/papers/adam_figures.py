@@ -12,7 +12,8 @@ from foreshock.papers.adam_cures import CURES, Cure
 from foreshock.papers.adam_exact import Hyper
 from foreshock.papers.adam_sines import RESCUES
 from foreshock.papers.adam_study import Found, settled_runs
-from foreshock.papers.calm_spikes import spikes
+from foreshock.papers.adam_text import LR
+from foreshock.papers.calm_spikes import match, spikes
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, edge_line, heading, spread
 from foreshock.papers.stage_figure import CHI, LOSS, RAW, caption, passing, staged
 from foreshock.run import Run
@@ -33,6 +34,7 @@ def figures(found: Studies) -> dict[str, Figure]:
     makers: dict[str, Callable[[Studies], Figure | None]] = {
         "parabola": parabola, "wide-stages": wide_stages, "sines": sines, "sines-stages": sines_stages,
         "cures": cures, "rescues": rescues, "transformer": transformer,
+        "transformer-stages": transformer_stages,
     }
     made = {name: make(found) for name, make in makers.items()}
     return {name: figure for name, figure in made.items() if figure is not None}
@@ -214,6 +216,24 @@ def transformer(found: Studies) -> Figure | None:
                 column[0].set_ylabel("loss above its floor")
                 column[1].set_ylabel(r"$\chi$")
     return figure
+
+
+def transformer_stages(found: Studies) -> Figure | None:
+    """Returns the highest announced spike of the Transformer at the slowest beta2 through its stages."""
+    study = _first(found, "transformer")
+    if study is None:
+        return None
+    run = next(iter(study.runs.values()))
+    if "chi" not in run:
+        return None
+    losses = run["loss"]
+    pairs = match(spikes(losses), settled_runs(run, "chi")).pairs
+    if not pairs:
+        return None
+    spike, (up, last) = max(pairs, key=lambda pair: losses[pair[0].peak] / losses[pair[0].baseline])
+    window = max(up - 40, 1), min(spike.peak + 40, len(run) - 1)
+    title = "A Transformer of 112,512 parameters on novels, Adam at lr 0.01"
+    return staged(run, passing(run, up, last), window, limit=2 / LR, title=title)
 
 
 def _training(column: Any, run: Run) -> None:
