@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -224,8 +225,10 @@ def main(arguments: Sequence[str]) -> int:
             if not options.no_cost:
                 paired = list(gather(cases, options.seeds, cache, DEFAULT, 1))
                 tight = Tally()
-                for each in paired:
-                    tight.add(each, held_against(forecast(each), each.spikes, each.losses))
+                for each, whole in zip(paired, traces, strict=True):
+                    same = np.array_equal(each.losses, whole.losses, equal_nan=True)
+                    assert same, f"{each.name}: watched otherwise, it became another training"
+                    tight.add(whole, held_against(forecast(each), whole.spikes, whole.losses))
                 tallies = {"... as it comes": tight, **tallies}
                 words = cost(paired, traces)
             first = next(iter(tallies.values()))

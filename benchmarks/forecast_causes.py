@@ -46,11 +46,11 @@ def judged(case: Case, seed: int, losses: Sequence[float], chis: Mapping[int, fl
             causes[spike.trigger] = "curvature"
         else:
             doubtful[spike.trigger] = max(near, default=0.0)
-    causes |= _tried(Training(case, seed), doubtful) if doubtful else {}
+    causes |= _tried(Training(case, seed), doubtful, steady) if doubtful else {}
     return [replace(spike, cause=causes[spike.trigger]) for spike in found]
 
 
-def _tried(training: Training, doubtful: Mapping[int, float]) -> dict[int, str]:
+def _tried(training: Training, doubtful: Mapping[int, float], steady: bool) -> dict[int, str]:
     """Returns trigger -> cause, from trigger -> the largest chi that was seen before it."""
     causes = {}
     for step in range(max(doubtful) + 1):
@@ -59,6 +59,9 @@ def _tried(training: Training, doubtful: Mapping[int, float]) -> dict[int, str]:
                 kept = training.snapshot()
                 most = max(seen, _largest_chi(training, step, trigger))
                 training.restore(kept)
+                if steady and most > 1:
+                    causes[trigger] = "curvature"
+                    continue
                 cured = most > SAFE and not _rises(training, step, trigger + AFTER, SAFE / most)
                 training.restore(kept)
                 causes[trigger] = "noise" if not cured else "curvature" if most > 1 else "mixed"

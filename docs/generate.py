@@ -38,6 +38,36 @@ on one of your own ([an example](../examples/own_detector.py)). Generated from t
 
 """
 
+FORECAST = """
+## How well the forecast foretells
+
+`python benchmarks/forecast.py`: 62 trainings of 53,350 steps in all, small tanh, convolutional and recurrent networks,
+Transformers and autoencoders under Adam, AdamW, NAdam, RMSprop, Adafactor, plain and heavy-ball gradient descent; 95
+spikes by curvature (the loss rises 1.5 times out of calm) and 43 by noise: small batches, wrong labels, bursts of the
+gradient, leaps of the learning rate. "dev" are families of networks that the detector may be tuned on, "held out" are
+others. Foretold is a spike whose alarm was raised before the rise; the lead is the steps between; false is an alarm that
+no spike follows.
+
+| alarm | foretold, dev | held out | both | lead, median | false per 10,000 steps | on noise |
+|---|---|---|---|---|---|---|
+| `watch` | 49 of 51 | 43 of 44 | 97 % | 46 | 1.3 | 0 of 43 |
+| `imminent` | 41 of 51 | 36 of 44 | 81 % | 7 | 1.5 | 0 of 43 |
+| gradient norm, z > 3 | 21 | 19 | 42 % | 8 | 17.8 | 11 of 43 |
+| gradient norm, z > 6 | 16 | 12 | 29 % | 8 | 3.2 | 12 of 43 |
+| OLMo's skip-step rule | 14 | 9 | 24 % | 8 | 1.9 | 11 of 43 |
+| ZClip's rule | 39 | 33 | 76 % | 4 | 23.8 | 13 of 43 |
+| trainscope 1.8.1's CUSUM, rises | 6 | 2 | 8 % | 16 | 0.9 | 9 of 43 |
+
+The others look at losses and gradients, and are right to see noise; most were made to catch a spike, not to foretell
+it. Six of the seven false alarms were followed by a rise of 1.26 to 1.37 times; four were raised by trainings that live
+at their edge (10 per 10,000 steps there). Two of the three misses are one training in turmoil, whose top direction
+changes at every step; the third broke out within ten steps, between two readings.
+
+This takes readings as often as the schedule wants them. They cost 8 to 10 products with the Hessian each: with
+`Monitor(..., max_overhead=0.03)`, the default, these trainings of 0.8 to 1.4 ms a step get two readings a run and 2 of
+the 95 spikes are foretold. With all the readings (124 to 188 a run in the median) training takes 12 times as long.
+"""
+
 NAMES = """\
 # Public names
 
@@ -77,7 +107,7 @@ def pages() -> dict[str, str]:
     return {
         "signals.md": SIGNALS + markdown_table(),
         "names.md": NAMES + names(),
-        "detectors.md": DETECTORS + detectors(),
+        "detectors.md": DETECTORS + detectors() + FORECAST,
     }
 
 
