@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from foreshock.detect.landmarks import series
+from foreshock.detect.series import series
 from foreshock.diagnose import advice
 from foreshock.diagnose.second_moment import chi_at
 from foreshock.errors import UsageError

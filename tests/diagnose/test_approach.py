@@ -143,3 +143,17 @@ def test_a_second_moment_that_stands_still_is_not_to_blame() -> None:
     assert found.parts["denominator"] == found.parts["momentum"] == 0
     assert found.parts["landscape"] == pytest.approx(found.total)
     assert growth(train(quad(), Settings(0.1, 0.9, 0.99), 3), 2, 2) is None
+
+
+@pytest.mark.parametrize(("low", "distance", "judged"), [(0.3, 8, True), (0.9, 15, False), (0.3, 40, False)])
+def test_a_reading_before_the_rise_judges_it_only_if_chi_could_not_have_reached_the_edge(
+    low: float, distance: int, judged: bool
+) -> None:
+    n = 400
+    loss = np.ones(n) * (1 - 1e-3 * np.arange(n) / n)
+    loss[300:304] = 5
+    chi = np.full(n, ABSENT)
+    chi[np.arange(299 - distance, 0, -20)] = low * np.exp(2e-3 * np.arange(0, -len(range(299 - distance, 0, -20)), -1))
+    run = Run.from_arrays({"loss": loss, "chi": chi})
+    found = approach(run, Event("spike", 300, 300, 300, 303, 4.0, 50.0, "loss"))
+    assert (found is not None and found.verdict == "unexplained") == judged

@@ -14,9 +14,9 @@ import pytest
 from foreshock.diagnose import advice, approach
 from foreshock.errors import UsageError
 from foreshock.report import figures, summary, write
-from foreshock.report.approach import lines, to_json, told
+from foreshock.report.approach import lines, to_json, told, unread
 from foreshock.report.phrase import plain
-from foreshock.run import Event, Run
+from foreshock.run import ABSENT, Event, Run
 
 from ..detect.test_stages import descent_run, of_kind, quad_run, thinned, tl_run, watched
 from .browser import needs_chromium, visit
@@ -180,3 +180,15 @@ def test_the_story_is_drawn_and_its_controls_work(tmp_path: Path) -> None:
     assert noise["story"][0].startswith("Not made by curvature")
     assert noise["chips"] == []
     assert math.isclose(noise["bar"], 0)
+
+
+def test_readings_that_are_too_far_from_a_spike_are_said_to_be(tmp_path: Path) -> None:
+    loss, chi = np.ones(400), np.full(400, ABSENT)
+    loss[300:304] = 5
+    chi[[100, 200, 350]] = [0.5, 0.7, 0.6]
+    run = Run.from_arrays({"loss": loss, "chi": chi})
+    event = Event("spike", 300, 300, 300, 303, 4.0, 50.0, "loss")
+    [section] = unread(run, event)
+    assert section.text.startswith("chi was 0.7 at step 200, before the onset, and 0.6 at step 350.")
+    assert section.text in json.dumps(write(run, tmp_path / "page.html", events=[event]).read_text("utf-8"))
+    assert unread(Run.from_arrays({"loss": loss}), event) == []

@@ -9,26 +9,25 @@ Source: Bai et al. 2025, arXiv 2506.04805 (five stages); Li, Xu and Zhang 2023, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foreshock.detect import second_moment
+from foreshock.detect.series import Floats, Series, readings, series
 from foreshock.run.event import Event
 from foreshock.run.run import Run
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 RISE = 1.5  # times the loss at its turn: from there on a rise is a spike (Bai et al.'s label, with calm before it)
 LEAST_RISE = 0.1  # of ln loss: less is no rise
 NOISES = 5.0  # and so many times what the loss usually changes from record to record
 HALF = 0.5  # an approach begins where chi was last below it: who drove the last doubling is what is asked
 BRIDGE, DIP = 2, 0.97  # so many readings in a row, none below this, do not break a run above 1: solvers are 2 % exact
-BACK, AHEAD = 20_000, 2_000  # steps before and after an event that are looked at, so that long runs cost no more
 AFTER = 5  # steps after chi fell below 1 in which the loss peaks (measured: 1 or 2)
+JUST_BEFORE = 3  # steps before the turn of the loss at which chi is above 1 if curvature turns it
+STALE, HISTORY = 20, 300  # steps after which a reading says nothing more; and before, that tell how fast chi changes
+LEAST_RATE = 5e-3  # of ln chi per step, where readings are few
 SUSTAINED, RARE = 3, 10  # readings above 1 that are no accident; steps between readings from which they are rare
 SWINGS = 4  # readings of which half below 1 are the end of a run: those of an alternating mode swing from step to step
 ENVELOPE = 4  # records to either side whose largest loss counts: an unstable mode flips its sign at every step
@@ -77,63 +76,6 @@ class Landmarks:
     missing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One measured signal: (n,) steps, increasing, and its finite values there."""
-
-    steps: Ints
-    values: Floats
-
-    def at(self, step: int) -> float:
-        """Returns the last value measured up to a step; NaN where there is none."""
-        place = int(np.searchsorted(self.steps, step, side="right")) - 1
-        return float(self.values[place]) if place >= 0 else float("nan")
-
-    def sampled(self, steps: Ints) -> Floats:
-        """Returns the last values measured up to each of these steps; NaN where there is none."""
-        if len(self.steps) == 0:
-            return np.full(len(steps), np.nan)
-        places = np.searchsorted(self.steps, steps, side="right") - 1
-        result: Floats = np.where(places >= 0, self.values[np.maximum(places, 0)], np.nan)
-        return result
-
-    def within(self, first: int, last: int) -> Series:
-        """Returns the part with first <= step <= last."""
-        part = slice(*np.searchsorted(self.steps, [first, last + 1]))
-        return Series(self.steps[part], self.values[part])
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-_READ: WeakKeyDictionary[Run, dict[str, Series]] = WeakKeyDictionary()  # a story asks for the same signals many times
-
-
-def series(run: Run, name: str) -> Series:
-    """Returns the finite values of a signal; empty where the run does not have it."""
-    kept = _READ.setdefault(run, {})
-    if name not in kept:
-        steps, values = run.measured(name) if name in run else (np.empty(0, np.int64), np.empty(0))
-        known = np.isfinite(values)
-        kept[name] = Series(steps[known], values[known])
-    return kept[name]
-
-
-def readings(run: Run) -> Series:
-    """Returns the readings of chi; none where it is a formality, of steps that are bounded whatever the gradient."""
-    formal = series(run, "chi_formal")
-    return series(run, "chi") if not len(formal) or formal.values.max() < 1 else series(run, "")
-
-
-def near(run: Run, event: Event) -> Run:
-    """Returns the part of a long run that an event's story is read from."""
-    past = float("inf") if event.end is None else max(event.end, event.peak) + AHEAD
-    steps = run.steps
-    if len(steps) == 0 or (steps[0] >= event.onset - BACK and steps[-1] < past):
-        return run
-    return run.window(event.onset - BACK, past)
-
-
 def landmarks(run: Run, event: Event) -> Landmarks:
     """Returns where the corners of an event are.
 
@@ -174,7 +116,7 @@ def landmarks(run: Run, event: Event) -> Landmarks:
     end = None if peak is None or turn is None else _end(loss, chi, (turn, peak), down)
     return Landmarks(
         begin, last if end is None else end, adam, freely, crossing, below, along, turn, refill, risen, down, peak, end,
-        tensor, _missing(run, adam, crossing, turn, chi),
+        tensor, _missing(run, adam, crossing, (turn, peak), chi),
     )
 
 
@@ -360,9 +302,29 @@ def _end(loss: Series, chi: Series, rise: tuple[int, int], down: int | None) -> 
     return int(part.steps[-1]) if len(part) and (len(again) or part.steps[-1] == limit) else None
 
 
-def _missing(run: Run, adam: bool, crossing: int | None, turn: int | None, chi: Series) -> tuple[str, ...]:
-    near = 0 if turn is None else len(chi.within(turn - 25, turn + 25))
-    wanted = [] if crossing is not None or near else ["chi"]
+def below_at(run: Run, chi: Series, turn: int | None, peak: int | None) -> bool:
+    """Returns whether chi was below 1 as the loss rose: by a reading then, or one so low before that it could not be.
+
+    "Could not": not at twice the rate at which chi changed most between the readings before, or v decays freely.
+    """
+    if turn is None:
+        return False
+    if (chi.within(turn - JUST_BEFORE, turn + max(0, (peak or turn) - turn) // 2).values < 1).any():
+        return True
+    before = chi.within(turn - HISTORY, turn)
+    if not len(before) or turn - int(before.steps[-1]) > STALE or before.values.min() <= 0:
+        return False
+    rates = np.abs(np.diff(np.log(before.values))) / np.diff(before.steps)
+    beta2 = second_moment.betas(run)[1]
+    decay = -0.5 * math.log(beta2) if beta2 is not None and 0 < beta2 < 1 else 0.0
+    rate = max([decay, LEAST_RATE, *rates.tolist()])
+    return bool(before.values[-1] * math.exp(2 * rate * (turn - int(before.steps[-1]))) < 1)
+
+
+def _missing(
+    run: Run, adam: bool, crossing: int | None, rise: tuple[int | None, int | None], chi: Series
+) -> tuple[str, ...]:
+    wanted = [] if crossing is not None or below_at(run, chi, *rise) else ["chi"]
     if crossing is not None and "chi_gradient" not in run:
         wanted.append("chi_gradient")
     if not second_moment.ratios(run) and (adam or not second_moment.groups(run)):

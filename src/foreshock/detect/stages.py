@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from foreshock.detect.landmarks import Landmarks, Series, landmarks, near, series
+from foreshock.detect.landmarks import Landmarks, landmarks
 from foreshock.detect.second_moment import betas, growth
+from foreshock.detect.series import Series, near, series
 from foreshock.run.event import Event
 from foreshock.run.run import Run
 

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from foreshock.detect.landmarks import Series, near, series
 from foreshock.detect.second_moment import betas, groups
+from foreshock.detect.series import Series, near, series
 from foreshock.diagnose.approach import Approach, approach
 from foreshock.diagnose.second_moment import GRID, chi_at
 from foreshock.errors import UsageError

@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from foreshock.detect.landmarks import SUSTAINED, Landmarks, Series, near, readings, series
+from foreshock.detect.landmarks import SUSTAINED, Landmarks, below_at
 from foreshock.detect.second_moment import shares
+from foreshock.detect.series import Series, near, readings, series
 from foreshock.detect.stages import Stages, stages
 from foreshock.diagnose.growth import Growth, growth
 from foreshock.run.event import Event
@@ -19,7 +20,7 @@ from foreshock.run.run import Run
 Verdict = Literal["preconditioner", "landscape", "learning rate", "mixed", "unexplained", "not split"]
 KINDS = ("watch", "imminent", "transient", "spike")
 MOST = 0.6  # share of the growth of ln chi from which one part is to blame; with less it is a mixture
-NEAR = 100  # steps before the rise within which a reading below 1 shows that chi did not make it
+NEAR = 100  # steps before an unexplained rise whose readings are quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Approach:
 
 
 def approach(run: Run, event: Event) -> Approach | None:
-    """Returns the approach before an event; None where chi was not read around it, or the event is of another kind.
+    """Returns the approach before an event; None where chi was not read close to it, or it is of another kind.
 
     Args:
         run: the run, complete or so far.
@@ -80,7 +81,7 @@ def approach(run: Run, event: Event) -> Approach | None:
     marks, chi = found.marks, readings(run)
     if marks.crossing is None:
         around = chi.within(event.onset - NEAR, max(event.peak, event.onset))
-        if not len(around) or np.sum(around.values >= 1) >= SUSTAINED:
+        if np.sum(around.values >= 1) >= SUSTAINED or not below_at(run, chi, marks.turn, marks.peak):
             return None
         return _made(run, found, "unexplained", None, around, event)
     over = marks.down if marks.down is not None else marks.last

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from foreshock.detect.landmarks import Series, series
 from foreshock.detect.second_moment import betas, groups, has_second_moment
+from foreshock.detect.series import Series, series
 from foreshock.run.run import Run
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foreshock.detect.landmarks import Series, series
+from foreshock.detect.series import Series, series
 from foreshock.run.run import Run
 
 Floats = NDArray[np.float64]

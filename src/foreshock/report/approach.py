@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from foreshock.detect.landmarks import near, series
 from foreshock.detect.second_moment import growth as growth_of_v
+from foreshock.detect.series import near, readings, series
 from foreshock.diagnose import Advice, Approach, advice, approach
 from foreshock.diagnose.growth import growth
 from foreshock.report import encode
@@ -16,6 +16,7 @@ from foreshock.report.columns import wants_log
 from foreshock.report.decimate import Floats, Ints, keep
 from foreshock.report.detail import HARM
 from foreshock.report.phrase import Phrase
+from foreshock.report.sections import Section
 from foreshock.report.story import LEAST, SIGNS, line, story
 from foreshock.report.wording import number
 from foreshock.run import Run
@@ -79,6 +80,21 @@ def told(run: Run, event: Event) -> Story | None:
         first = max(begin - 10, marks.crossing - max(SHORT, round(BEFORE * (last - marks.crossing))))
     steps = run.steps
     return Story(how, held, story(run, event, how, held), max(first, int(steps[0])), min(last + 10, int(steps[-1])))
+
+
+def unread(run: Run, event: Event) -> list[Section]:
+    """Returns what keeps a spike from being judged, where chi was recorded but not close enough to it."""
+    if event.kind != "spike" or "chi" not in run:
+        return []
+    chi = readings(near(run, event))
+    before, after = chi.within(0, event.onset), chi.within(event.onset + 1, event.peak + 10**9)
+    if not len(before):
+        return []
+    text = f"chi was {number(float(before.values[-1]))} at step {int(before.steps[-1]):,}, before the onset"
+    if len(after):
+        text += f", and {number(float(after.values[0]))} at step {int(after.steps[0]):,}"
+    text += ". That is too little to say whether curvature made this spike: give readings more of the time "
+    return [Section("Curvature", text + "(`max_overhead`), or look more often (`every`).", tone="caution")]
 
 
 def lines(run: Run, events: Sequence[Event], most: int = 20) -> list[str]:

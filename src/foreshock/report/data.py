@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from foreshock.report import encode
-from foreshock.report.approach import Story, told
+from foreshock.report.approach import Story, told, unread
 from foreshock.report.approach import to_json as approach_json
 from foreshock.report.columns import can_log, describe, tensor_signals, wants_log, wide_columns
 from foreshock.report.decimate import Floats, Ints, keep, thin
@@ -209,7 +209,9 @@ def _detail(
 ) -> dict[str, object]:
     event = found.span.event
     said = free_signals(event, found.wide, found.tensors) if explain is None else explain(run, event)
-    if story is not None:  # chi has shown itself long before them
+    if story is None:
+        said = [*said, *unread(run, event)]
+    else:  # chi has shown itself long before them
         said = [replace(each, title="First free sign") if each.title == "First sign" else each for each in said]
     return {
         "approach": None if story is None else approach_json(run, story),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foreshock.detect.landmarks import series
+from foreshock.detect.series import series
 from foreshock.detect.stages import Stages
 from foreshock.diagnose.growth import growth
 from foreshock.errors import UsageError
