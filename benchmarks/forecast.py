@@ -140,7 +140,7 @@ def table(title: str, tallies: dict[str, Tally]) -> Table:
         shown.add_column(name, justify="right")
     for name, tally in tallies.items():
         leads = f"{min(tally.leads)}, {statistics.median(tally.leads):.0f}" if tally.leads else "-"
-        total = max(1, tally.total)
+        total = tally.total or math.nan
         rates = [tally.false_rate(*groups) for groups in (GROUPS, ("edge",), ("calm", "noise"))]
         shown.add_row(
             name, f"{len(tally.leads)} of {tally.total}", f"{len(tally.leads) / total:.3f}",
