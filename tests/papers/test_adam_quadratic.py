@@ -1,4 +1,4 @@
-"""Adam on a parabola: the published steps, the closed form, and the bound beyond which nothing crosses."""
+"""Adam on a parabola: the steps it crosses at, the closed form, and the bound beyond which nothing crosses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def first_run(values: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("beta2", "up", "down"), [(0.99, 888, 949), (0.999, 6541, 7069), (0.95, 216, 226)])
-def test_chi_crosses_at_the_published_steps_and_where_the_closed_form_says(beta2, up, down):
+def test_chi_crosses_at_known_steps_and_where_the_closed_form_says(beta2, up, down):
     trail = parabola(beta2, LENGTHS[beta2])
     found = first_run(chi(trail))
     assert found[0] == up

@@ -92,7 +92,7 @@ def test_noise_of_small_batches_keeps_chi_away_from_its_edge():
     assert found["alarms in 100"] == 0
 
 
-def test_the_wide_network_is_the_published_one():
+def test_the_wide_network_is_drawn_in_the_order_described():
     problem = wide(0, 30)
     x = np.random.default_rng(0).standard_normal((200, 50))
     np.testing.assert_array_equal(problem.inputs.numpy(), x)

@@ -66,7 +66,7 @@ def _exactly(training: str, number: str, text: str, value: float) -> Statement:
     return Statement(training, number, text, value, value)
 
 
-# Steps are counted from 1, as published. Intervals of the parabola are closed forms or exact; of the others they were
+# Steps are counted from 1. Intervals of the parabola are closed forms or exact; of the others they were
 # measured with the same set-up and widened; relations have the margins that perturbed copies of a training need.
 _PARABOLA = (
     _exactly("parabola", "up at 0.99", "Parabola, beta2 .99: chi passes 1 at step", 888),

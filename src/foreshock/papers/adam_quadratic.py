@@ -96,7 +96,7 @@ def uncorrected(lr: float, beta2: float, steps: int) -> tuple[Floats, Floats]:
 
 
 def quadratic(seed: int, live: Live = lambda share, text: None, steps: int = 0) -> Found:
-    """Returns what the parabola shows, steps counted from 1 as published; no seed and no number of steps enters."""
+    """Returns what the parabola shows, steps counted from 1; no seed and no number of steps enters."""
     started = time.perf_counter()
     numbers: dict[str, float] = {}
     runs, rows, waits = {}, [], []

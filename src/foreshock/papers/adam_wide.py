@@ -122,7 +122,7 @@ def descend(
 def wide_spike(seed: int, live: Live = lambda share, text: None, steps: int = STEPS) -> Found:
     """Returns the passage of the training's first spike through its stages, and what settings and rescues do to it.
 
-    Steps in `numbers` are counted from 1, as published.
+    Steps in `numbers` are counted from 1, as in the paper.
     """
     started = time.perf_counter()
     run = watch(seed, lambda step, loss: live(0.7 * step / steps, f"wide network: loss {loss:.2g}"), steps=steps)

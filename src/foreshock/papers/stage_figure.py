@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["ALONG", "CHI", "LOSS", "RAW", "SECOND", "caption", "passing", "staged"]
 
 LOSS, CHI, ALONG, RAW, SECOND = "#15171c", "#c2410c", "#2358a8", "#4d7a1c", "#8f3a84"
+MODE = "#96700a"
+DECADES = 30  # ratio of the largest to the lowest value from which ticks within a decade are too many
 SHADES = {
     "stable": "#e9eef6", "decoupled": "#d5e4f2", "silent": "#f6e3b4", "onset": "#f3b9a1", "refill": "#d9c3e6",
     "decay": "#e4eed9", "approach": "#d5e4f2", "flattening": "#d9c3e6", "descent": "#e4eed9",
@@ -49,8 +51,11 @@ def staged(run: Run, event: Event, window: tuple[int, int], *, limit: float, tit
             for stage in found.bounds:
                 axes.axvspan(stage.first - 0.5, stage.last + 0.5, color=SHADES[stage.name], linewidth=0, zorder=0)
         _names(grid[0], found, window)
-        grid[1].plot(*_inside(run, "loss", window), color=LOSS)
+        steps, values = _inside(run, "loss", window)
+        grid[1].plot(steps, values, color=LOSS)
         grid[1].set(yscale="log")
+        if values.max() > DECADES * values.min():
+            grid[1].minorticks_off()
         caption(grid[1], ("loss", LOSS))
         edge_line(grid[2])
         grid[2].plot(*_inside(run, "chi_gradient", window), color=ALONG)
@@ -64,7 +69,8 @@ def staged(run: Run, event: Event, window: tuple[int, int], *, limit: float, tit
         steps, values = _inside(run, "hessian_top", window)
         grid[3].plot(steps, values / limit, color=RAW)
         grid[3].set_ylim(0, max(1.4, 1.2 * float(np.max(values / limit, initial=1.0))))
-        caption(grid[3], (r"$\lambda_{\max}(H)$ without preconditioner, in units of 2/lr", RAW))
+        usual = f"{np.median(values / limit):.2g}" if len(values) else "not read"
+        caption(grid[3], (r"$\lambda_{\max}(H)$ without preconditioner, in units of 2/lr: " + usual, RAW))
         _moments(grid[4], run, found, window)
         grid[4].set(xlabel="step", xlim=window)
         if title:
@@ -109,11 +115,20 @@ def _moments(axes: Axes, run: Run, found: Stages, window: tuple[int, int]) -> No
     axes.plot(steps, size / size[0], color=SECOND)
     betas = run.meta["optimizers"][0]["groups"][0]["betas"]
     axes.plot(steps, betas[1] ** (steps - steps[0]), color=GREY, linewidth=0.7, linestyle=(0, (3, 2)))
+    known = "chi_denominator" in run
+    if known:
+        # afterwards another direction is on top
+        over = window[1] if found.marks.down is None else min(found.marks.down, window[1])
+        at, denominators = _inside(run, "chi_denominator", (window[0], over))
+        axes.plot(at, (denominators / denominators[0]) ** 2 * size[np.searchsorted(steps, at[0])] / size[0], color=MODE)
+        size = np.concatenate([size / size[0], (denominators / denominators[0]) ** 2])
     of = f" of {tensor}, the tensor at the edge" if name != "v_ratio" else ""
     axes.set_yscale("log")
-    if size.max() < 9 * size.min():
+    if size.max() < DECADES * size.min():
         axes.set_yscale("linear")
-    caption(axes, (f"|v|{of}", SECOND), (f"decay by {betas[1]:g} a step (dashed)", GREY))
+    axes.minorticks_off()
+    unstable = [("v in the unstable direction", MODE)] if known else []
+    caption(axes, (f"|v|{of}", SECOND), *unstable, (f"free decay, {betas[1]:g} a step (dashed)", GREY))
 
 
 def _inside(run: Run, name: str, window: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
