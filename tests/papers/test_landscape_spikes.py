@@ -93,10 +93,16 @@ def test_what_the_figures_need_belongs_to_the_spike(early):
 def test_a_run_without_a_spike_says_so():
     found = reference(1, steps=60)
     assert any("no spike in 60 updates" in remark for remark in found.remarks)
-    assert "order" not in found.numbers
-    assert dissect(descend(tanh_problem(1), 0.05, least=60)).keys() == {
-        "chi-grad-recall", "chi-grad-precision", "chi-recall", "chi-precision",
-    }
+    assert found.numbers == {}
+    assert found.rows[0][2:4] == ("60", "0")
+
+
+def test_a_training_that_is_cut_short_decides_what_it_can(early):
+    numbers = dissect(descend(tanh_problem(EARLY), 0.05, least=415))  # it ends on the way down
+    assert numbers["L2-height"] == pytest.approx(early.numbers["L2-height"], rel=0.05)
+    assert "low-descent" not in numbers
+    assert "leads-shrink" not in numbers
+    assert all(math.isfinite(value) for value in numbers.values())
 
 
 def test_closest_pairs_are_merged_and_the_rest_is_left_alone():

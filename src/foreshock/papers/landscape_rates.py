@@ -22,7 +22,7 @@ def rates(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | None = 
     Claimed: what counts is 2/lr. The slow one, whose edge is at 100, never reaches it and never spikes; the fast one,
     whose edge is at 20, spikes long before the 4,500 updates of lr .05.
     """
-    numbers, runs, rows = {}, {}, []
+    runs, rows = {}, []
     traces: dict[float, Trace] = {}
     for place, lr in enumerate((SLOW, FAST)):
         trace = descend(
@@ -36,10 +36,12 @@ def rates(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | None = 
         rows.append(row(f"TL-GD, lr {lr:g}", seed, trace))
     slow, fast = traces[SLOW], traces[FAST]
     late = slow.losses[FIRST:]
-    numbers = {
-        "slow-chi": float(np.nanmax(slow.sharpness[FIRST:])) / slow.edge,
-        "slow-rise": float((late / np.minimum.accumulate(late)).max()),
-    }
+    numbers = {}
+    if len(slow.losses) > LENGTH:  # that nothing happens is said of the whole training only
+        numbers = {
+            "slow-chi": float(np.nanmax(slow.sharpness[FIRST:])) / slow.edge,
+            "slow-rise": float((late / np.minimum.accumulate(late)).max()),
+        }
     if fast.spikes:
         numbers |= {"fast-first": float(fast.spikes[0].minimum), "fast-height": max(s.height for s in fast.spikes)}
     return Found(numbers, runs, rows, {"traces": traces})

@@ -35,6 +35,7 @@ LEAST, MOST = 7000, 20_000  # updates: seeds 0 to 7 meet their first spike betwe
 APPROACH = 1600  # updates before the minimum over which loss and sharpness are compared
 BACK = 125  # updates before the end of the approach, at which the floor's base point lies
 OFFSETS = (-0.833, -0.5, 0.0, 0.167, 0.334, 1.0)  # of the drift's length: where the floor is measured
+SHORTEST = 5  # updates of an ascent that a slope can be fitted to
 WIDTH_AT = 0.1  # of loss above the floor
 PARITY = 2  # steps by which lambda_max may come down after the peak and count as with it: it flickers with the parity
 LONG = 266  # updates after the minimum that the longest window of principal components takes in
@@ -68,6 +69,8 @@ def reference(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | Non
     remarks = []
     if trace.spikes:
         drawn |= picture(trace)
+        if "L6-growth" not in numbers:
+            remarks.append(f"TL-GD, seed {seed}: the first ascent is too short to fit its growth, L6")
     else:
         remarks.append(f"TL-GD, seed {seed}: no spike in {len(trace.losses) - 1:,} updates, so nothing to dissect")
     return Found(
@@ -77,19 +80,19 @@ def reference(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | Non
 
 
 def dissect(trace: Trace) -> dict[str, float]:
-    """Returns what the run says on each claim, by the claim's name."""
-    numbers = _counts(trace)
-    if trace.spikes:
-        numbers |= _anatomy(trace.spikes, trace.edge)
-        numbers |= _first(trace, trace.spikes[0])
-    return numbers
+    """Returns what the run says on each claim, by the claim's name: nothing where it has no spike."""
+    if not trace.spikes:
+        return {}
+    numbers = _counts(trace) | _anatomy(trace.spikes, trace.edge) | _first(trace, trace.spikes[0])
+    return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
 
 def row(title: str, seed: int, trace: Trace) -> tuple[str, ...]:
     """Returns a training's row of the table."""
     spikes = trace.spikes
     lead = f"{spikes[0].minimum - spikes[0].up}" if spikes else "-"
-    highest = np.nanmax(trace.sharpness[min(50, len(trace.losses) // 2) :]) / trace.edge
+    readings = trace.sharpness[np.isfinite(trace.sharpness)]
+    highest = readings[len(readings) // 20 :].max() / trace.edge  # the start may be sharper than all the rest
     return (
         title, str(seed), f"{len(trace.losses) - 1:,}", str(len(spikes)),
         f"x{max(spike.height for spike in spikes):.1f}" if spikes else "-", lead, f"{highest:.3f}",
@@ -171,10 +174,12 @@ def growth(trace: Trace, spike: Spike) -> float:
     """
     floor = spike.low * 0.97  # the loss at the minimum holds some motion along u1 already
     sharp = trace.sharpness
-    first = next(t for t in range(spike.minimum, spike.peak) if trace.losses[t] > 1.5 * spike.low)
+    first = next((t for t in range(spike.minimum, spike.peak) if trace.losses[t] > 1.5 * spike.low), spike.peak)
     halfway = (sharp[first] + trace.edge) / 2
     last = next((t for t in range(first, spike.peak) if sharp[t] < halfway), spike.peak)
-    window = np.arange(first, max(last, first + 3))
+    window = np.arange(first, last)
+    if len(window) < SHORTEST:
+        return math.nan
     slope = np.polyfit(window, np.log(trace.losses[window] - floor), 1)[0]
     return float(slope / np.mean(2.0 * np.log(np.abs(1.0 - trace.lr * sharp[window]))))
 
