@@ -58,7 +58,18 @@ def test_an_alarm_that_goes_on_says_what_is_known_so_far() -> None:
     assert "the loss still falls" in said(run, event)
     assert "would hold it" in said(run, event)
     foretold = replace(event, data={"expected": 3.2, "expected_in": 41.0})
-    assert "a rise of 3.2 times, the first half of it in 41 steps is foretold" in said(run, foretold)
+    assert f"foretold to rise 3.2 times, 1.5 times by step {watch.raised + 41:,}" in said(run, foretold)
+
+
+def test_a_summary_ends_with_what_is_coming() -> None:
+    watches = watched(tl_run())
+    part = tl_run().window(0, watches[2].raised + 6)
+    now = replace(watches[2], peak=watches[2].raised, end=watches[2].raised + 5)
+    text = summary(part, [*of_kind(part, "spike"), *watches[:2], now])
+    assert "Now, at the last record, chi is above 1." in text
+    assert f"chi passed 1 at step {watches[2].onset:,} and stands at" in text
+    whole = summary(tl_run(), [*of_kind(tl_run(), "spike"), *watches])
+    assert "Now" not in whole
 
 
 def test_chi_that_came_and_went_and_chi_that_stayed_low() -> None:

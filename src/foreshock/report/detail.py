@@ -109,7 +109,7 @@ def detail(run: Run, span: Span, curves: Mapping[str, Curve], *, rows: int = 24,
         full = tuple(f"{signal}/{name}" for name in names)
         gone = is_absent(stored)
         found = departures(full, steps, table, onset=event.onset, end=span.end, since=span.since, absent=gone)
-        tensors += found
+        tensors += found if signal not in BOOKKEEPING else []
         shown = slice(int(np.searchsorted(steps, span.first)), len(steps))
         heat = around(signal, names, steps[shown], table[shown], before=event.onset, rows=rows, columns=columns)
         if heat is not None:

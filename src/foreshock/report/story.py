@@ -106,8 +106,9 @@ def _passing(event: Event, how: Approach) -> list[Phrase]:
     said.append(Phrase(f" and stands at {number(how.chi_max)}; "))
     expected, soon = event.data.get("expected"), event.data.get("expected_in")
     if isinstance(soon, (int, float)) and isinstance(expected, (int, float)) and math.isfinite(soon):
-        foretold = f"a rise of {number(expected, 2)} times, the first half of it in {count(round(soon), 'step')}"
-        return [*said, Phrase("the loss still falls, "), Phrase(foretold, "figure"), Phrase(" is foretold. ")]
+        foretold = f"{number(expected, 2)} times, 1.5 times by step {event.raised + round(soon):,}"
+        said.append(Phrase("the loss still falls, and is foretold to rise "))
+        return [*said, Phrase(foretold, "figure"), Phrase(". ")]
     if marks.along is not None:
         return [*said, Phrase("the gradient has turned into the unstable direction, the loss is about to rise. ")]
     return [*said, Phrase("the loss still falls. ")]

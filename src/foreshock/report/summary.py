@@ -30,6 +30,7 @@ NOUNS = {
     "absorbing": ("absorption", "absorptions"),
     "inflating": ("head inflation", "head inflations"),
 }
+NOW = 10  # steps before the last record that are now
 MANY = 1000  # robust sigmas beyond which the exact number says nothing more
 TIMES = "\N{MULTIPLICATION SIGN}"
 _ABRUPT = ("nonfinite", "divergence", "spike")  # come before slow drifts, whatever their severity
@@ -111,7 +112,7 @@ def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Stor
         result.append(Phrase(f", with {listing(signs)}"))
     several = len(harm) > 0 and sum(kinds[k] for k in HARM) > 1
     why = _signs(found) if story is None else story.sentence
-    return [*result, Phrase(". "), *_largest(run, found, several), *why]
+    return [*result, Phrase(". "), *_largest(run, found, several), *why, *_now(run, events, found)]
 
 
 def _calm(run: Run, steps: str) -> list[Phrase]:
@@ -126,6 +127,18 @@ def _calm(run: Run, steps: str) -> list[Phrase]:
         return [*result, Phrase(" The loss stayed at "), Phrase(number(float(finite[0])), "figure"), Phrase(".")]
     start, final = (Phrase(number(float(value)), "figure") for value in (finite[0], finite[-1]))
     return [*result, Phrase(" The loss went from "), start, Phrase(" to "), final, Phrase(" inside its own noise.")]
+
+
+def _now(run: Run, events: Sequence[Event], found: Detail) -> list[Phrase]:
+    """Returns what is coming, where chi is above 1 at the last record and the loss has not risen yet."""
+    alarms = [event for event in events if event.kind in ("watch", "imminent") and event is not found.span.event]
+    last = max(alarms, key=lambda event: event.onset, default=None)
+    if last is None or (last.end is not None and last.end < int(run.steps[-1]) - NOW):
+        return []
+    story = told(run, last)
+    if story is None or story.approach.marks.turn is not None or story.approach.marks.down is not None:
+        return []
+    return [Phrase(" Now, at the last record, chi is above 1", "figure"), Phrase(". "), *story.sentence]
 
 
 def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
