@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foreshock.cli import main
 from foreshock.diagnose import advice, approach
 from foreshock.errors import UsageError
 from foreshock.report import figures, summary, write
@@ -203,3 +204,11 @@ def test_readings_that_are_too_far_from_a_spike_are_said_to_be(tmp_path: Path) -
     assert section.text.startswith("chi was 0.7 at step 200, before the onset, and 0.6 at step 350.")
     assert section.text in json.dumps(write(run, tmp_path / "page.html", events=[event]).read_text("utf-8"))
     assert unread(Run.from_arrays({"loss": loss}), event) == []
+
+
+def test_scan_prints_a_line_for_each_crossing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = thinned(tl_run(), 100).save(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        main(["scan", str(path)])
+    printed = capsys.readouterr().out
+    assert printed.count("; chi passed 1 at step") == len(watched(thinned(tl_run(), 100)))

@@ -47,7 +47,7 @@ SCENARIO = Scenario(
     cause="Optimizer: Adam's second moment",
     mechanism=(
         "Full-batch regression on 200 patients with Adam. Gradients shrink faster than the second moment v can follow; "
-        "v decays freely at beta2, steps lengthen, and the loss jumps although the landscape has not changed."
+        "v decays freely at beta2, steps lengthen, and the loss jumps though the landscape hardly changes."
     ),
     look="chi passes 1 tens of steps before the loss turns; who drove it there, its stages and what would hold it.",
     source="arXiv 2506.04805",
