@@ -236,6 +236,13 @@ def test_without_the_images_their_trainings_are_left_out_with_a_remark(tmp_path,
     assert "apt install dataset-fashion-mnist" in said
 
 
+def test_shortened_trainings_decide_nothing_about_whole_ones():
+    outcome = reproduce(Request(seeds=(0,), steps=500, only=("crossing", "tl-gd-rates")))
+    assert outcome.claims == []
+    assert [row[2] for row in outcome.rows] == ["500", "500"]
+    assert any("500 updates in place of each training's own" in remark for remark in outcome.remarks)
+
+
 @pytest.mark.parametrize(
     ("request_", "said"),
     [

@@ -37,7 +37,7 @@ def rates(seed: int, live: Live = silent, steps: int = 0, shelf: Shelf | None = 
     slow, fast = traces[SLOW], traces[FAST]
     late = slow.losses[FIRST:]
     numbers = {}
-    if len(slow.losses) > LENGTH:  # that nothing happens is said of the whole training only
+    if len(late):
         numbers = {
             "slow-chi": float(np.nanmax(slow.sharpness[FIRST:])) / slow.edge,
             "slow-rise": float((late / np.minimum.accumulate(late)).max()),

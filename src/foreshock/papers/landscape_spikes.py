@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foreshock.errors import MissingExtraError, UsageError
@@ -32,23 +32,32 @@ COLUMNS = ("training", "seed", "updates", "spikes", "highest", "lead", "max chi"
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A part of the reproduction: what it is, its seconds on one core, and whether only the first seed has it."""
+    """A part of the reproduction.
+
+    Attributes:
+        title: what it is.
+        run: of (seed, live, steps or 0, shelf).
+        seconds: on one core.
+        whole: updates below which its numbers decide nothing; 0 where they are about a spike, whenever that came.
+        once: whether only the first seed has it.
+    """
 
     title: str
     run: Callable[[int, Live, int, Shelf], Found]
     seconds: float
+    whole: int = 0
     once: bool = False
 
 
 STUDIES = {
     "tl-gd": Study("TL-GD: 20 tanh neurons on sin x + sin 4x, lr 0.05, dissected", reference, 8),
-    "tl-gd-rates": Study("The same at lr 0.02 and 0.1", rates, 3),
-    "crossing": Study("Claim 3: the edge crossed where lower is flatter, and where it is sharper", crossing, 3),
-    "directions": Study("Check 2 and claim 5: frequencies of eigendirections, with controls", directions, 9),
+    "tl-gd-rates": Study("The same at lr 0.02 and 0.1", rates, 3, 3000),
+    "crossing": Study("Claim 3: the edge crossed where lower is flatter, and where it is sharper", crossing, 3, 8000),
+    "directions": Study("Check 2 and claim 5: frequencies of eigendirections, with controls", directions, 9, 10_000),
     "condensation": Study("Check 3: three arms from one checkpoint of TL-GD", arms, 1),
     "cnn": Study("A CNN on 1,000 images, lr 0.1, until a spike is over", image_run, 60),
-    "cnn-rates": Study("The same at lr 0.05 and 0.2, for the first seed only", image_rates, 60, once=True),
-    "cnn-labels": Study("The same with random and with wrong labels: check 2 and claim 5", image_labels, 35),
+    "cnn-rates": Study("The same at lr 0.05 and 0.2, for the first seed only", image_rates, 60, 650, once=True),
+    "cnn-labels": Study("The same with random and with wrong labels: check 2 and claim 5", image_labels, 35, 400),
     "cnn-condensation": Study("Check 3 on the CNN: three arms from one checkpoint", image_arms, 20),
 }
 QUICK = ("tl-gd",)
@@ -83,7 +92,9 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
             progress((before + share * weight) / total, text)
 
         try:
-            found[seed][name] = study.run(seed, live, request.steps or 0, shelves[seed])
+            done_now = study.run(seed, live, request.steps or 0, shelves[seed])
+            short = request.steps is not None and request.steps < study.whole
+            found[seed][name] = replace(done_now, numbers={}) if short else done_now
         except MissingExtraError as error:
             missing[name] = str(error)
         done += study.seconds
