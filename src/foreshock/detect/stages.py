@@ -147,7 +147,7 @@ def _evidence(run: Run, name: str, first: int, last: int, marks: Landmarks) -> d
         found["chi_max"] = float(chi.values.max())
     found |= {"loss_first": loss.at(first), "loss_last": loss.at(last)} if len(loss) else {}
     if name == "decoupled":
-        _, values = _inside(growth(run, marks.tensor), first, last)
+        values = Series(*growth(run, marks.tensor)).within(first, last).values
         beta2 = betas(run)[1]
         found |= {"v_ratio": float(sorted(values)[len(values) // 2])} if len(values) else {}
         found |= {} if beta2 is None else {"beta2": beta2}
@@ -159,7 +159,7 @@ def _evidence(run: Run, name: str, first: int, last: int, marks: Landmarks) -> d
         found |= {} if marks.turn is None else {"loss_minimum": float(marks.turn)}
     if name == "refill" and marks.refill is not None:
         found["v_minimum"] = float(marks.refill - 1)
-        _, values = _inside(growth(run, marks.tensor), first, last)
+        values = Series(*growth(run, marks.tensor)).within(first, last).values
         found |= {"v_ratio_max": float(values.max())} if len(values) else {}
     if name in ("decay", "flattening") and marks.peak is not None:
         found["loss_peak"] = float(marks.peak)
@@ -170,9 +170,3 @@ def _ends(values: Series, name: str) -> dict[str, float]:
     if not len(values):
         return {}
     return {f"{name}_first": float(values.values[0]), f"{name}_last": float(values.values[-1])}
-
-
-def _inside(pair: tuple, first: int, last: int) -> tuple:  # type: ignore[type-arg]
-    steps, values = pair
-    inside = (steps >= first) & (steps <= last)
-    return steps[inside], values[inside]
