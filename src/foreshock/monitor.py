@@ -52,7 +52,7 @@ class Monitor:
         probes: what to measure beside the loss: probes of `foreshock.probes`, `every(n, probe)`, or functions that
             take a `Step` and return signals by name.
         every: distance, in steps, at which probes that cost a pass of their own are run.
-        max_overhead: share of the wall time that those may take.
+        max_overhead: share of the wall time that those may take; near the edge 120 seconds' worth may be borrowed.
         detectors: what raises events; None takes the shipped ones.
 
     Raises:
@@ -340,7 +340,7 @@ class Monitor:
     def _moment(self, loss: Tensor | None) -> Moment:
         return Moment(
             self._step, self.optimizer, self._module, loss, len(self._losses), self._last_weights, self._batch,
-            self._closure, self.every, self._functions.affordable,
+            self._closure, self.every, self._functions.affordable, self._functions.on_credit,
         )
 
     def _forget_skipped(self) -> None:

@@ -191,8 +191,8 @@ _TABLE = (
         "max", _ADAM_SPIKES,
     ),
     Signal(
-        "chi_secant", "1", "curvature along the last step from two gradients, s'dg / s'W^(-1)s, edge 1; 0 where the two "
-        "are hardly alike; at every 16th step, for SGD, Adam, AdamW and RMSprop", "max", _ALONG,
+        "chi_secant", "1", "curvature along the last step from two gradients, s'dg / s'W^(-1)s, edge 1; 0 where the "
+        "two are hardly alike; at every 16th step, for SGD, Adam, AdamW and RMSprop", "max", _ALONG,
     ),
     Signal(
         "expected_rise", "1", "largest loss ahead over the loss now, as the reading foretells it: 1 where unstable "
@@ -200,8 +200,8 @@ _TABLE = (
         "this library's `stability.foresight`",
     ),
     Signal(
-        "expected_rise_in", "1", "steps until the loss is 1.5 times what it is now, as the reading foretells it; absent "
-        "where it is not expected to be", "min", "this library's `stability.foresight`",
+        "expected_rise_in", "1", "steps until the loss is 1.5 times what it is now, as the reading foretells it; "
+        "absent where it is not expected to be", "min", "this library's `stability.foresight`",
     ),
     Signal(
         "curvature_cadence", "1", "state of the schedule, at steps that it wanted a reading: 0 calm, 1 watch, 2 alarm",

@@ -79,6 +79,20 @@ def test_a_direction_that_turns_from_reading_to_reading_is_no_instability() -> N
     assert (event.onset, event.raised) == (10, 50)
 
 
+def test_beyond_all_noise_of_batches_no_direction_has_to_last() -> None:
+    chis = [0.9, 9.0, 20.0, 50.0, *CALM]
+    assert alarms(found(chis, chi_overlap=[0.1] * len(chis)))
+
+
+def test_a_rise_that_nothing_bounds_is_raised_when_it_is_near() -> None:
+    chis = [0.9, *[1.01] * 30, *CALM]
+    far = found(chis, expected_rise_in=[400.0] * len(chis))
+    assert [event.kind for event in far] == ["transient"]
+    coming = [400.0 - 20 * i for i in range(len(chis))]
+    [event] = found(chis, expected_rise_in=coming)
+    assert (event.kind, event.raised) == ("watch", 150)
+
+
 def test_an_excursion_that_limits_itself_raises_nothing_until_its_outlook_is_worse() -> None:
     chis = [0.9, *[1.05] * 20, *CALM]
     mild = found(chis, expected_rise=[1.05] * len(chis))

@@ -57,12 +57,12 @@ def test_readings_come_closer_together_on_the_way_to_the_edge() -> None:
     assert decaying.distance == 1
 
 
-def test_ten_readings_below_lead_back_down() -> None:
+def test_readings_below_lead_back_down() -> None:
     cadence = Cadence(100)
     steps(cadence, 1.1, 0, 130)
-    assert steps(cadence, 0.9, 130, 160) == [*range(130, 140), 149, 159]
+    assert steps(cadence, 0.9, 130, 175) == [*range(130, 155), 164, 174]
     assert cadence.state == "watch"
-    last = steps(cadence, 0.5, 160, 400)
+    last = steps(cadence, 0.5, 175, 420)
     assert cadence.state == "calm"
     assert last[9] - last[0] == 90
     assert last[10] - last[9] == 100
@@ -82,6 +82,18 @@ def test_a_free_signal_that_stirs_makes_it_watch_for_a_calm_stretch_at_least() -
     cadence.stir(155)
     assert steps(cadence, 0.1, 156, 300) == [*range(156, 257, 10)]
     assert cadence.state == "calm"
+
+
+def test_danger_is_near_the_edge_and_where_it_may_have_been_reached() -> None:
+    cadence = Cadence(100)
+    cadence.took(10, 0.2, 3000.0)
+    assert not cadence.in_danger(500)
+    assert cadence.in_danger(1010)
+    cadence.took(1010, 0.85, 600.0)
+    assert cadence.in_danger(1011)
+    unknown = Cadence(100)
+    unknown.took(10, 0.2)
+    assert not unknown.in_danger(10_000)
 
 
 def test_a_reading_that_could_not_be_had_waits_for_its_next_turn() -> None:

@@ -24,6 +24,8 @@ RISE = 1.5  # what the loss must rise by to be a spike (Bai et al. 2025, section
 # A rise that is expected to be less raises nothing. On 19 trainings of tanh networks, 1.15 and 1.45 found the same 151
 # of 153 spikes, 1.6 lost two; the larger it is, the fewer are raised for a rise of less than 1.5, and the later.
 WORTH = 1.4
+SOON = 100  # steps to a rise that nothing bounds (gradient descent): farther off it may well not come
+VIOLENT = 4.0  # chi from which no direction has to last: a batch's own chi is two to three times the whole one's
 GROWN = 0.2  # share of the loss in the unstable motion from which it is no longer a matter of outlooks
 DUST = 0.01  # least noise of a reading: what solvers resolve
 RECENT = 33  # readings whose changes tell the noise
@@ -174,12 +176,15 @@ class _Level:
             self._recent.append(value)
             return ()
         overlap = values.get("chi_overlap")
-        now.steady = 1 if is_finite(overlap) and overlap < SAME else now.steady + 1
+        turned = is_finite(overlap) and overlap < SAME and value < VIOLENT
+        now.steady = 1 if turned else now.steady + 1
         now.readings.append((step, value))
         if now.steady < IN_A_ROW:
             return ()
         rise, loss, motion = (values.get(name) for name in ("expected_rise", "loss", "chi_mode_loss"))
+        soon = values.get("expected_rise_in")
         now.mild = rise is not None and rise < WORTH  # a NaN outlook is no reason to keep quiet
+        now.mild |= rise is None and is_finite(soon) and soon > SOON
         if now.mild and not (is_finite(loss) and is_finite(motion) and motion > GROWN * loss > 0):
             return ()
         return (self._raise(step, values, crossing),)

@@ -34,12 +34,14 @@ class Approach:
 
     Attributes:
         matvecs: products that the last `look` took.
+        overlap: of the last reading's direction with the one before, NaN where there was none.
         denominators: part of each of the reading's parameters in the growth of ln chi; empty where there is none.
     """
 
     def __init__(self) -> None:
         self.matvecs = 0
         self.denominators: tuple[float, ...] = ()
+        self.overlap = math.nan
         self._last: Mark | None = None
         self._held = False
         self._since_top: int | None = None  # readings in this alarm since lambda_max(H) was measured
@@ -71,7 +73,7 @@ class Approach:
             since: steps since the last reading.
             held: whether it is on a batch that is held; readings of other batches are not compared with it.
         """
-        self.denominators = ()
+        self.denominators, self.overlap = (), math.nan
         found = {"chi_mode_loss": reading.mode_loss, "hessian_top": self._top}
         before, self._last = self._last if held == self._held else None, None
         sharded = any(hasattr(param, "to_local") for param in reading.params)
@@ -111,6 +113,7 @@ class Approach:
         if before is None:
             return {}
         part = split(before, reading)
+        self.overlap = part.overlap
         if part.restarted:
             return {"chi_overlap": part.overlap}
         self.denominators = part.denominators

@@ -70,6 +70,7 @@ class Moment:
         batch, closure: whatever was last given to `observe` for this step.
         every: the monitor's distance between costly readings.
         affordable: whether the passes so far have kept within the monitor's `max_overhead`.
+        on_credit: whether they have kept within what may be borrowed from it in danger.
     """
 
     number: int
@@ -82,6 +83,7 @@ class Moment:
     closure: Callable[..., Any] | None
     every: int
     affordable: bool
+    on_credit: bool = False
 
 
 class Live(Protocol):

@@ -11,7 +11,8 @@ LEVELS: dict[State, float] = {"calm": 0.0, "watch": 1.0, "alarm": 2.0}
 
 NEAR = 0.8  # chi from which the edge is near enough to look more often; it grows by half in 100 steps or fewer there
 CONFIRMED = 3  # readings above 1 in a row before every step is measured; single crossings are noise (Bai et al. 2025)
-RELIEVED = 10  # readings in a row below 1, or below NEAR, before the next lower state
+RELIEVED = 10  # readings in a row below NEAR before watch ends
+OVER = 25  # readings in a row below 1 before alarm does: another direction may follow, and steps are not far apart
 OFTEN = 10  # readings in watch for each one when calm
 EARLY = 10  # step of the first reading; the next ones are at twice as many, until they are as far apart as is usual
 AHEAD = 3  # readings, at least, until chi would be at the edge
@@ -22,8 +23,8 @@ class Cadence:
 
     Calm: every `every` steps, after steps 10, 20, 40 and so on: not at the first ones, because bias correction and
     young second moments put chi far above 1 for a step or two of every Adam run. Watch, entered at chi > 0.8 or when
-    `stir` is called: ten times as often. Alarm, after three readings above 1 in a row: every step. Back down after ten
-    readings in a row below what led up.
+    `stir` is called: ten times as often. Alarm, after three readings above 1 in a row: every step. Back down after 25
+    readings in a row below 1 and ten below 0.8.
 
     In calm and watch the next reading comes sooner where chi is on its way to 1: after a third of the steps that it
     would take, by its trend or by the free decay of the second moment; and at the next step where chi was above 1, so
@@ -59,6 +60,10 @@ class Cadence:
         """Whether the last readings were above 1, be it the first of three."""
         return self.state == "alarm" or self._above > 0
 
+    def in_danger(self, step: int) -> bool:
+        """Returns whether a reading at this step is wanted for the edge's sake: it is near, or may be by now."""
+        return self.state != "calm" or step - self.last >= self._ahead / AHEAD
+
     def due(self, step: int) -> bool:
         """Returns whether to measure at this step."""
         return step > 0 and step - self.last >= self.distance
@@ -91,7 +96,7 @@ class Cadence:
             self.state, self._below = "alarm", 0
         else:
             self._below = self._below + 1 if chi <= (1.0 if self.state == "alarm" else NEAR) else 0
-            if self._below >= RELIEVED and self.state == "alarm":
+            if self._below >= OVER and self.state == "alarm":
                 self.state, self._below = "watch", 0
             elif self._below >= RELIEVED and self.state == "watch" and step >= self._stirred_until:
                 self.state, self._below = "calm", 0

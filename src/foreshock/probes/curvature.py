@@ -39,6 +39,7 @@ from foreshock.stability.twins import parameters
 
 LIVE, HELD, CLOSURE = 0.0, 1.0, 2.0  # what the signal `probe_batch` shows
 PATIENCE = 3  # readings in a row that fail before the probe gives up
+LASTS, COLD = 0.9, 20  # |cosine| of successive directions on the same batch; warm starts between two cold ones
 UNCHANGED = 1e-3  # relative difference of two norms of one gradient that rounding may make
 
 
@@ -83,7 +84,8 @@ class Curvature:
         self._state: dict[str, Any] | None = None
         self._held: tuple[Any, ...] = ()  # the batch, once there is one
         self._streams: Any = None  # state of the random streams at the first reading on it
-        self._warm: tuple[int, list[Tensor]] | None = None  # step and direction of the last reading on it
+        self._warm: tuple[int, bool, list[Tensor]] | None = None  # last reading: step, whether held, direction
+        self._warmed = 0  # readings in a row that began at the last one's direction
         self._sound = False  # whether products have been held against each other
         self._failures = 0
         self._withheld = 0
@@ -188,10 +190,12 @@ class Curvature:
             self._withheld += 1
 
     def _afford(self, moment: Moment) -> bool:
+        danger = self._cadence is not None and self._cadence.in_danger(moment.number)
+        affordable = moment.affordable or (danger and moment.on_credit)
         if not (self.ranks and distributed.running()):
-            return moment.affordable
+            return affordable
         try:  # all ranks measure, or none
-            refusal = None if moment.affordable else UsageError("too dear")
+            refusal = None if affordable else UsageError("too dear")
             distributed.agreed(refusal, torch.distributed.group.WORLD, parameters(moment.optimizer)[0].device)
         except UsageError:
             return False
@@ -273,7 +277,7 @@ class Curvature:
             held = partial(closure, batch)
             with Hessian(held, trained(every), model=moment.model, deterministic=mode) as hessian:
                 reading = self._read(hessian, moment, grads if any(g is not None for g in grads) else None, 1.0)
-        self._kind, self._warm = HELD, (moment.number, reading.vector)
+        self._kind = HELD
         return reading
 
     def _read(self, hessian: Hessian, moment: Moment, grads: list[Tensor | None] | None, share: float) -> Edge:
@@ -287,16 +291,32 @@ class Curvature:
         live = moment.loss is not None
         # what the optimizer is about to consume is clipped already
         weights = edge_weights(moment.optimizer, grads, max_norm=self.max_norm if live else None)
-        last, warm = (None, []) if live or self._warm is None else (self._warm[0], [self._warm[1]])
+        warm, close = self._start(moment.number, live)
         operator = hessian if share == 1.0 else share * hessian
         alarm = self._cadence is not None and self._cadence.state == "alarm"
         reading = read_edge(
             operator, weights, moment.optimizer, tol=self.tol, warm=warm, grads=grads,
-            forms=grads is not None and alarm,
-            amplified=NEAR if last is not None and moment.number - last <= CLOSE else FAR,
+            forms=grads is not None and alarm, amplified=NEAR if close else FAR,
         )
+        self._warm = (moment.number, not live, reading.vector)
         self._approach.look(operator, reading, alarm=alarm)
         return reading
+
+    def _start(self, step: int, live: bool) -> tuple[list[list[Tensor]], bool]:
+        """Returns where to begin the search, and whether that is the direction of few steps ago.
+
+        On live batches only where the direction lasts, which says that the batch is the same, and not for ever: a cold
+        start finds back to the top where a lower eigenvalue has been followed.
+        """
+        if self._warm is None or self._warm[1] == live:
+            return [], False
+        last, _, direction = self._warm
+        close = step - last <= CLOSE
+        if live and not (close and self._approach.overlap >= LASTS and self._warmed < COLD):
+            self._warmed = 0
+            return [], False
+        self._warmed += 1
+        return [direction], close
 
     def _compare(self, step: Step) -> None:
         """Looks at what became of the live gradient, which shows whether the loop clips it."""

@@ -12,6 +12,10 @@ from torch import Tensor
 from foreshock.probes.base import Moment, Step
 from foreshock.run import StepRecord
 
+CREDIT = 120.0
+"""Seconds of training whose share of passes may be borrowed in danger: 3.6 seconds at the default share. Steps of a
+millisecond would else be over before there was time for a second look; a training of hours does not notice."""
+
 Dropped = Callable[[Any, Exception], None]
 Keep = Callable[[str, Tensor | float], None]
 
@@ -41,6 +45,11 @@ class Functions:
     def affordable(self) -> bool:
         """Whether the passes so far have taken no more than their share of the time so far."""
         return self._spent <= self._max_overhead * (time.perf_counter() - self._started)
+
+    @property
+    def on_credit(self) -> bool:
+        """Whether they have taken no more than their share of the time so far and of `CREDIT` seconds to come."""
+        return self._spent <= self._max_overhead * (time.perf_counter() - self._started + CREDIT) > 0.0
 
     def observe(self, moment: Moment) -> None:
         """Shows a loss that waits for its backward pass to the live probes."""
