@@ -139,7 +139,7 @@ def test_figures_shade_the_stages_and_name_them() -> None:
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"decoupled", "silent"} <= texts
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "chi", "parts of ln chi"]
-    assert "chi passed 1" in figure._suptitle.get_text()
+    assert "chi passed 1" in figure._suptitle.get_text().replace("\n", " ")
     assert len(figures.event(run, event).axes[0].patches) >= 4  # one for each stage in sight
     with pytest.raises(UsageError, match="no reading of chi around this spike"):
         figures.approach(Run.from_arrays({"loss": run["loss"]}), event)
