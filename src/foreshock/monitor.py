@@ -52,7 +52,7 @@ class Monitor:
         probes: what to measure beside the loss: probes of `foreshock.probes`, `every(n, probe)`, or functions that
             take a `Step` and return signals by name.
         every: distance, in steps, at which probes that cost a pass of their own are run.
-        max_overhead: share of the wall time that those may take; near the edge 120 seconds' worth may be borrowed.
+        max_overhead: share of the wall time that those may take; near the edge they may borrow from it.
         detectors: what raises events; None takes the shipped ones.
 
     Raises:

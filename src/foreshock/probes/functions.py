@@ -12,9 +12,10 @@ from torch import Tensor
 from foreshock.probes.base import Moment, Step
 from foreshock.run import StepRecord
 
-CREDIT = 120.0
-"""Seconds of training whose share of passes may be borrowed in danger: 3.6 seconds at the default share. Steps of a
-millisecond would else be over before there was time for a second look; a training of hours does not notice."""
+CREDIT_SECONDS, CREDIT_STEPS = 120.0, 10_000
+"""How much of the training to come lends its share of passes in danger, the longer of the two: at the default of 3 %, 3.6
+seconds or the time of 300 steps. A reading takes some ten steps' time whatever the network, so that without credit the
+edge would have been passed before there was time for a second look; a long training does not notice."""
 
 Dropped = Callable[[Any, Exception], None]
 Keep = Callable[[str, Tensor | float], None]
@@ -34,12 +35,12 @@ class Functions:
         self.probes = probes
         self.live = [probe for probe in probes if hasattr(probe, "observe")]
         self._every, self._max_overhead, self._dropped = every, max_overhead, dropped
-        self._spent = 0.0
+        self._spent, self._steps = 0.0, 0
         self._started = time.perf_counter()
 
     def start(self) -> None:
         """Begins to count the wall time that shares are of."""
-        self._started, self._spent = time.perf_counter(), 0.0
+        self._started, self._spent, self._steps = time.perf_counter(), 0.0, 0
 
     @property
     def affordable(self) -> bool:
@@ -48,8 +49,10 @@ class Functions:
 
     @property
     def on_credit(self) -> bool:
-        """Whether they have taken no more than their share of the time so far and of `CREDIT` seconds to come."""
-        return self._spent <= self._max_overhead * (time.perf_counter() - self._started + CREDIT) > 0.0
+        """Whether they have taken no more than their share of the time so far and of what is to come, see above."""
+        so_far = time.perf_counter() - self._started
+        ahead = max(CREDIT_SECONDS, CREDIT_STEPS * (so_far - self._spent) / max(1, self._steps))
+        return self._spent <= self._max_overhead * (so_far + ahead) > 0.0
 
     def observe(self, moment: Moment) -> None:
         """Shows a loss that waits for its backward pass to the live probes."""
@@ -79,6 +82,7 @@ class Functions:
 
     def __call__(self, step: Step, keep: Keep) -> None:
         """Calls every probe that is due and hands on what it measured."""
+        self._steps += 1
         for probe in tuple(self.probes):
             costly = getattr(probe, "cost", "free") == "costly"
             if not costly or (step.number % self._every == 0 and self.affordable):
