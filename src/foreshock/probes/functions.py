@@ -13,9 +13,9 @@ from foreshock.probes.base import Moment, Step
 from foreshock.run import StepRecord
 
 CREDIT_SECONDS, CREDIT_STEPS = 120.0, 10_000
-"""How much of the training to come lends its share of passes in danger, the longer of the two: at the default of 3 %, 3.6
-seconds or the time of 300 steps. A reading takes some ten steps' time whatever the network, so that without credit the
-edge would have been passed before there was time for a second look; a long training does not notice."""
+"""How much of the training to come lends its share of passes in danger, the longer of the two: at the default of 3 %,
+3.6 seconds or the time of 300 steps. A reading takes some ten steps' time whatever the network, so that without credit
+the edge would have been passed before there was time for a second look; a long training does not notice."""
 
 Dropped = Callable[[Any, Exception], None]
 Keep = Callable[[str, Tensor | float], None]
