@@ -21,9 +21,9 @@ CALM = 5  # readings in a row at or below 1 that end an event in which the loss 
 WAIT, PATIENT = 25, 100  # the same where it did not, by the readings above 1 there were: a life at the edge
 SAME = 0.5  # |cosine| of successive top directions; less is another mode, or the noise of changing batches
 RISE = 1.5  # what the loss must rise by to be a spike (Bai et al. 2025, section on labels)
-# A rise that is expected to be less raises nothing. On 19 trainings of tanh networks, 1.15 and 1.45 found the same 151
-# of 153 spikes, 1.6 lost two; the larger it is, the fewer are raised for a rise of less than 1.5, and the later.
-WORTH = 1.4
+# A rise that is expected to be less raises nothing. On 19 trainings of tanh networks anything from 1.15 to 1.45 found
+# the same spikes and 1.6 lost two; the larger it is, the fewer are raised for a rise of less than 1.5, and the later.
+WORTH = 1.45
 SOON = 100  # steps to a rise that nothing bounds (gradient descent): farther off it may well not come
 VIOLENT = 4.0  # chi from which no direction has to last: a batch's own chi is two to three times the whole one's
 GROWN = 0.2  # share of the loss in the unstable motion from which it is no longer a matter of outlooks
@@ -38,7 +38,7 @@ class Forecast:
     Both want three readings in a row above 1 (readings may be far apart; steps without one do not count), along one
     direction that lasts (`chi_overlap`): an instability can only grow along a direction that stays, and on changing
     batches it does not. Where the reading brings an outlook (`expected_rise`), an excursion that will limit itself
-    before the loss has risen by 40 % raises nothing until its outlook is worse, or until a fifth of the loss is motion
+    before the loss has risen by 45 % raises nothing until its outlook is worse, or until a fifth of the loss is motion
     along the unstable direction.
 
     Excursions that raised nothing make one event `transient` where they come close after each other, which is no alarm:
