@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from foreshock.diagnose import approach
+from foreshock.diagnose import Approach, approach
 from foreshock.papers.calm_spikes import Match, Spike, match, runs_above, spikes
 from foreshock.run import Event, Run
 
-__all__ = ["COLUMNS", "Found", "Live", "Passage", "passages", "row", "settled_runs", "verdicts"]
+__all__ = ["COLUMNS", "Found", "Live", "Passage", "causes", "passages", "row", "settled_runs", "verdicts"]
 
 Live = Callable[[float, str], None]
 """Called as (share that is done, what is going on)."""
@@ -81,15 +81,19 @@ def passages(found: list[Spike], chi: Match, along: Match, v_ratio: npt.NDArray[
     return result
 
 
-def verdicts(run: Run, found: Sequence[Spike]) -> list[str]:
-    """Returns what is to blame for each spike, by `diagnose.approach`: "preconditioner", "unexplained", ..."""
-    result: list[str] = []
+def causes(run: Run, found: Sequence[Spike]) -> list[Approach | None]:
+    """Returns what `diagnose.approach` says of each spike."""
+    result = []
     for spike in found:
         height = float(run["loss"][spike.peak] - run["loss"][spike.baseline])
         event = Event("spike", spike.trigger, spike.trigger, spike.peak, spike.end, height, height, "loss")
-        cause = approach(run, event)
-        result.append("unknown" if cause is None else cause.verdict)
+        result.append(approach(run, event))
     return result
+
+
+def verdicts(run: Run, found: Sequence[Spike]) -> list[str]:
+    """Returns what is to blame for each spike: "preconditioner", "unexplained", ..."""
+    return ["unknown" if cause is None else cause.verdict for cause in causes(run, found)]
 
 
 def settled_runs(run: Run, signal: str, length: int = 3, edge: float = 1.0) -> list[tuple[int, int]]:

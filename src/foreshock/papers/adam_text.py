@@ -11,7 +11,7 @@ import torch
 
 from foreshock.monitor import Monitor
 from foreshock.papers.adam_readers import Reader
-from foreshock.papers.adam_study import Found, Live, row, settled_runs
+from foreshock.papers.adam_study import Found, Live, causes, row, settled_runs
 from foreshock.papers.calm_spikes import match, spikes
 from foreshock.papers.text import novels
 from foreshock.papers.transformer import Reading, reading
@@ -72,6 +72,8 @@ def _measures(run: Run) -> dict[str, float]:
             f"{signal} recall": each.recall, f"{signal} precision": each.precision,
             f"{signal} lead": _median([spike.trigger - up for spike, (up, _) in each.pairs]),
         }
+    shares = [cause.shares["preconditioner"] for cause in causes(run, found) if cause is not None and cause.shares]
+    numbers["preconditioner share"] = _median(shares)
     steps, chi = run.measured("chi")
     numbers["median chi"] = _median(chi[steps >= LEARNED].tolist())
     steps, raw = run.measured("hessian_top")
