@@ -170,7 +170,7 @@ _TRANSFORMER = (
     Statement("transformer", "chi_gradient precision at 0.999", "... and of its announcements come true", 0.75, 1),
     Statement("transformer", "chi lead at 0.999", "chi leads the loss's rise to 1.5 times by steps, median", 5, 80),
     Statement("transformer", "raw at 0.999", "Raw lambda_max(H) once learned, in units of 2/lr, at most", 0, 0.1),
-    Statement("transformer", "preconditioner share at 0.999", "Preconditioner's share in its growth, median", 0.25, 1.1),
+    Statement("transformer", "preconditioner share at 0.999", "Preconditioner's share in growth, median", 0.25, 1.1),
     Statement("transformer", "spikes at 0.95", "beta2 .95: fewer spikes out of calm", 0, 1),
     Statement("transformer", "rising at 0.95", "... as there is no calm: share of steps that raise it", 0.4, 0.6),
     Statement("transformer", "median chi at 0.95", "... and chi stays at its edge: median", 0.85, 1.15),
