@@ -16,13 +16,13 @@ BETA2 = 0.999
 
 
 def build(seed: int, *, eps: float = 1e-8) -> Training:
-    """Returns 1800 full-batch Adam steps of a 10-500-1 tanh network on the progression of diabetes in 200 patients.
+    """Returns 1400 full-batch Adam steps of a 10-500-1 tanh network on the progression of diabetes in 200 patients.
 
     The fit becomes so good that gradients fall faster than v can follow: v decays freely at beta2, the preconditioner
     grows, and the loss jumps once the preconditioned curvature chi has passed the edge of stability. Measured on seed
     0, for the spike that peaks at step 935: chi passes 1 at step 870, the loss turns at 916, chi falls below 1 at 936;
     the landscape's own top curvature stays between 0.71 and 0.72 of gradient descent's limit 2 / lr all the while.
-    Seeds 0 to 4 rise threefold out of calm 4 or 5 times each; with `eps=0.1`, which bounds the preconditioner, never.
+    Seeds 0 to 4 rise threefold out of calm 3 or 4 times each; with `eps=0.1`, which bounds the preconditioner, never.
     """
     table = datasets().load_diabetes()
     scale = len(table.data) ** 0.5  # scikit-learn scales its columns to unit norm; this makes them unit variance
@@ -38,7 +38,7 @@ def build(seed: int, *, eps: float = 1e-8) -> Training:
     def loss(step: int) -> Tensor:
         return functional.mse_loss(model(inputs), targets)
 
-    return Training(model, optimizer, loss, steps=1800)
+    return Training(model, optimizer, loss, steps=1400)
 
 
 SCENARIO = Scenario(
