@@ -1,7 +1,7 @@
 """The curvature forecast on many trainings: what it foretells, how early, how often in vain, at what cost.
 
-python benchmarks/forecast.py [--quick] [--split dev|held-out] [--only WORD] [--seeds N] [--cache DIR] [--jobs N]
-                              [--no-cost] [--list] [--json PATH]
+python benchmarks/forecast.py [--quick] [--split dev|held-out] [--only WORD] [--seeds N] [--seed-from N]
+                              [--cache DIR] [--jobs N] [--no-cost] [--list] [--json PATH]
 
 Small networks are trained full batch or on large batches, with many optimizers, some to spike by curvature and others
 to stay calm, to ride the edge of stability, or to be disturbed by noise (`forecast_cases.py`); a monitor watches each
@@ -100,9 +100,9 @@ def by_rule(trace: Trace, rule: peers.Rule) -> list[Alarm]:
     return episodes(rule(trace.run["loss"].tolist(), trace.run["grad_norm"].tolist()))
 
 
-def gather(cases: Sequence[Case], seeds: int, cache: Path, mode: str, jobs: int) -> Iterator[Trace]:
+def gather(cases: Sequence[Case], seeds: slice, cache: Path, mode: str, jobs: int) -> Iterator[Trace]:
     """Yields the traces, trained where the cache lacks them."""
-    works = [(case, seed, cache, mode) for case in cases for seed in SEEDS[case.split][:seeds]]
+    works = [(case, seed, cache, mode) for case in cases for seed in SEEDS[case.split][seeds]]
     if jobs == 1:
         yield from (trace(*work) for work in works)
         return
@@ -196,7 +196,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="every third case")
     parser.add_argument("--split", choices=(DEV, HELD_OUT))
     parser.add_argument("--only", default="", help="cases whose name or group holds this")
-    parser.add_argument("--seeds", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--seeds", type=int, default=1, choices=(1, 2), help="how many of a split's seeds")
+    parser.add_argument("--seed-from", type=int, default=0, choices=(0, 1), help="the first of them, by its place")
     parser.add_argument("--cache", type=Path, help="folder that keeps the traces")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--no-cost", action="store_true", help="leave out the monitors with default settings")
@@ -204,6 +205,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    seeds = slice(options.seed_from, options.seed_from + options.seeds)
     console, begun = Console(width=max(160, Console().width)), time.perf_counter()
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -215,7 +217,7 @@ def main(arguments: Sequence[str]) -> int:
             ][:: QUICK if options.quick else 1]  # fmt: skip
             if not cases or options.split not in (None, split):
                 continue
-            traces = list(gather(cases, options.seeds, cache, DENSE, options.jobs))
+            traces = list(gather(cases, seeds, cache, DENSE, options.jobs))
             tallies = {name: Tally() for name in contenders()}
             for name, find in contenders().items():
                 for each in traces:
@@ -223,7 +225,7 @@ def main(arguments: Sequence[str]) -> int:
                     tallies[name].add(each, score)
             words = ""
             if not options.no_cost:
-                paired = list(gather(cases, options.seeds, cache, DEFAULT, 1))
+                paired = list(gather(cases, seeds, cache, DEFAULT, 1))
                 tight = Tally()
                 for each, whole in zip(paired, traces, strict=True):
                     same = np.array_equal(each.losses, whole.losses, equal_nan=True)
