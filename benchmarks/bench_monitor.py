@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foreshock.monitor import Monitor
-from foreshock.probes import FREE, native
+from foreshock.probes import FREE, Secant, native
 
 Step = Callable[[Tensor], None]
 
@@ -86,7 +86,8 @@ def contender(name: str, settings: dict[str, int], folder: Path) -> tuple[Step, 
         return loop(model, optimizer, lambda loss: None), nullcontext()
     if name == "trainscope":
         return trainscope(model, optimizer, folder)
-    probes = [] if name == "loss only" else FREE  # chi has a budget of its own, a share of the time that one can set
+    # chi has a budget of its own, a share of the time that one can set
+    probes = {"loss only": (), "and secants": (*FREE, Secant)}.get(name, FREE)
     monitor = Monitor(model, optimizer, run=folder / name, probes=probes)
     if name == "not compiled":
         monitor._sweep.fused = False
@@ -137,7 +138,7 @@ def measure(names: list[str], settings: dict[str, int], batch: int, rounds: int)
 
 def main() -> None:
     share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    names = ["plain", "plain again", "monitor", "not compiled", "loss only"]
+    names = ["plain", "plain again", "monitor", "and secants", "not compiled", "loss only"]
     if native.library() is None:
         print("the compiled sweep was not built here, so `monitor` is the torch path")
     try:
