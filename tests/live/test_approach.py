@@ -280,3 +280,20 @@ def test_after_a_resume_growth_begins_anew() -> None:
     run, _ = watched("adam", steps=8, probe=resumed)
     steps = sorted(columns(run, "chi"))
     assert sorted(columns(run, "chi_overlap")) == steps[1:]
+
+
+def test_a_learning_rate_of_zero_is_read_as_chi_zero_and_ends_nothing() -> None:
+    model, (x, y) = small(), batch_of(2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    with Monitor(model, optimizer, probes=[Curvature(every=1)], max_overhead=1.0) as monitor:
+        for step in range(8):
+            optimizer.param_groups[0]["lr"] = 0.0 if step < 5 else 1e-3
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+    steps, chi = monitor.run.measured("chi")
+    assert steps.tolist() == list(range(1, 8))
+    assert (chi[:4] == 0).all()
+    assert (chi[4:] > 0).all()

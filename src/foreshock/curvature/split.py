@@ -174,7 +174,8 @@ def split(before: Edge | Mark, after: Edge | Mark, operator: Operator | None = N
 def mode_denominator(reading: Edge | Mark) -> float:
     """Returns exp(u' (ln P) u): the geometric mean of the denominators in the unstable direction.
 
-    It falls while a second moment decays and rises once it fills again, whatever the landscape does.
+    It falls while a second moment decays and rises once it fills again, whatever the landscape does. NaN where the
+    learning rate is 0, and with it the direction.
 
     >>> from foreshock.curvature import edge
     >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
@@ -193,7 +194,7 @@ def mode_denominator(reading: Edge | Mark) -> float:
         elif factor:
             rows.append(torch.stack([_quadratic(weight, y), _logarithm(weight, y.double(), factor)]))
     whole, logarithm = _total(rows).tolist()
-    return math.exp(logarithm / whole)
+    return math.exp(logarithm / whole) if whole else math.nan
 
 
 _TINY = 1e-300  # in the place of a W of 0, whose y is 0
