@@ -3,7 +3,14 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from typing import Any
 
+import pytest
+import torch
+from torch import nn
+
+from foreshock import Monitor
+from foreshock.diagnose import approach
 from foreshock.probes.cadence import Cadence
 
 
@@ -127,3 +134,46 @@ def test_it_goes_on_from_its_state() -> None:
             whole.took(step, chis[step % len(chis)])
             second.took(step, chis[step % len(chis)])
     assert second.state_dict() == whole.state_dict()
+
+
+def test_a_learning_rate_that_brings_chi_near_the_edge_calls_for_a_reading_at_once() -> None:
+    cadence = Cadence(100)
+    assert cadence.due(10, [1e-3, 1e-4])
+    cadence.took(10, 0.4)
+    assert not cadence.due(19)
+    assert not cadence.due(11, [1.9e-3, 1.9e-4])  # 0.4 * 1.9 is not near
+    assert cadence.due(11, [1e-3, 2.1e-4])
+    cadence.load_state_dict(json.loads(json.dumps(cadence.state_dict())))
+    assert cadence.due(11, [1e-3, 2.1e-4])
+    assert cadence.in_danger(11)
+    cadence.took(11, 0.39)
+    assert not cadence.due(12, [1e-3, 2.25e-4])  # a schedule's small steps are left to the usual readings
+    cadence.took(12, None)
+    assert not cadence.due(13, [1.0, 1.0])  # nothing is known to multiply
+
+
+@pytest.mark.parametrize(("make", "factor"), [(torch.optim.Adam, 20.0), (torch.optim.AdamW, 30.0)])
+def test_a_jump_of_the_learning_rate_between_two_readings_is_seen_and_blamed(make: Any, factor: float) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 1)).double()
+    x = torch.randn(40, 4, dtype=torch.float64)
+    y = torch.sin(2 * x[:, :1])
+    optimizer = make(model.parameters(), lr=5e-3)
+    with Monitor(model, optimizer, max_overhead=1.0) as monitor:
+        for step in range(190):
+            if step == 171:  # readings are at 160 and, but for the jump, at 260
+                optimizer.param_groups[0]["lr"] *= factor
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+    steps, chi = monitor.run.measured("chi")
+    at = steps.tolist().index(171)
+    assert chi[at - 1] < 0.5
+    assert chi[at] > 1
+    watch = next(event for event in monitor.events if event.kind == "watch")
+    how = approach(monitor.run, watch)
+    assert how is not None
+    assert how.verdict == "learning rate"
+    assert how.marks.crossing == 171

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 State = Literal["calm", "watch", "alarm"]
@@ -16,6 +17,7 @@ OVER = 25  # readings in a row below 1 before alarm does: another direction may 
 OFTEN = 10  # readings in watch for each one when calm
 EARLY = 10  # step of the first reading; the next ones are at twice as many, until they are as far apart as is usual
 AHEAD = 3  # readings, at least, until chi would be at the edge
+RAISED = 1.1  # times the learning rate of the last reading that call for another; less is a schedule's daily step
 
 
 class Cadence:
@@ -28,7 +30,8 @@ class Cadence:
 
     In calm and watch the next reading comes sooner where chi is on its way to 1: after a third of the steps that it
     would take, by its trend or by the free decay of the second moment; and at the next step where chi was above 1, so
-    that three in a row take three steps.
+    that three in a row take three steps. It comes at once where the learning rate alone, which chi is proportional to,
+    has brought chi near the edge since the last reading.
 
     Args:
         every: steps from one reading to the next when calm.
@@ -46,6 +49,8 @@ class Cadence:
         self._stirred_until = -1
         self._chi = math.nan
         self._ahead = math.inf  # steps until chi will be 1, as it looked at the last reading
+        self._rates: tuple[float, ...] = ()  # learning rates of the groups, now and at the last reading
+        self._rates_then: tuple[float, ...] = ()
 
     @property
     def distance(self) -> int:
@@ -62,11 +67,20 @@ class Cadence:
 
     def in_danger(self, step: int) -> bool:
         """Returns whether a reading at this step is wanted for the edge's sake: it is near, or may be by now."""
-        return self.state != "calm" or step - self.last >= self._ahead / AHEAD
+        return self.state != "calm" or step - self.last >= self._ahead / AHEAD or self._leapt()
 
-    def due(self, step: int) -> bool:
-        """Returns whether to measure at this step."""
-        return step > 0 and step - self.last >= self.distance
+    def due(self, step: int, rates: Sequence[float] = ()) -> bool:
+        """Returns whether to measure at this step, which the optimizer's groups take with these learning rates."""
+        self._rates = tuple(rates)
+        return step > 0 and (step - self.last >= self.distance or self._leapt())
+
+    def _leapt(self) -> bool:
+        """Returns whether the growth of learning rates since the last reading has by itself brought chi near the edge."""
+        if len(self._rates) != len(self._rates_then):
+            return False
+        pairs = zip(self._rates, self._rates_then, strict=True)
+        grown = max((now / then for now, then in pairs if then > 0), default=0.0)
+        return grown > RAISED and self._chi * grown > NEAR
 
     def stir(self, step: int) -> None:
         """Takes note that a free signal left its range: watch for as long as a calm stretch, at least."""
@@ -83,6 +97,7 @@ class Cadence:
             crossing: steps until chi would be 1 if the second moment decayed freely.
         """
         last, self.last = self.last, step
+        self._rates_then = self._rates
         if chi is None:
             self._chi, self._ahead = math.nan, math.inf
             return
@@ -106,6 +121,7 @@ class Cadence:
         return {
             "state": self.state, "last": self.last, "above": self._above, "below": self._below,
             "stirred_until": self._stirred_until, "chi": self._chi, "ahead": self._ahead,
+            "rates": list(self._rates_then),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,3 +130,4 @@ class Cadence:
         self.last, self._above = int(state["last"]), int(state["above"])
         self._below, self._stirred_until = int(state["below"]), int(state["stirred_until"])
         self._chi, self._ahead = float(state["chi"]), float(state["ahead"])
+        self._rates_then = tuple(float(rate) for rate in state.get("rates", ()))

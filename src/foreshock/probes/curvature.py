@@ -30,7 +30,7 @@ from foreshock.probes.approach import Approach
 from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.probes.cadence import LEVELS, Cadence
 from foreshock.probes.held import copied, takes_a_batch
-from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, trained
+from foreshock.probes.planned import about_to_be_consumed, consumed, expected, factor, length, rates, trained
 from foreshock.probes.room import lacking
 from foreshock.probes.sentinels import Sentinels
 from foreshock.run import StepRecord
@@ -184,7 +184,7 @@ class Curvature:
             self._cadence = Cadence(self.every or moment.every)
             if self._state is not None:
                 self._cadence.load_state_dict(self._state)
-        self._wanted = self._cadence.due(moment.number)
+        self._wanted = self._cadence.due(moment.number, rates(moment.optimizer))
         self._due = self._wanted and self._afford(moment)
         if self._wanted and not self._due:
             self._withheld += 1

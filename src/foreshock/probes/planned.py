@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -68,3 +69,9 @@ def length(grads: Sequence[Tensor | None]) -> float:
     dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads if grad is not None]
     sizes = [torch.linalg.vector_norm(grad.float() if grad.element_size() < 4 else grad).double() for grad in dense]
     return float(torch.linalg.vector_norm(torch.stack(sizes))) if sizes else 0.0
+
+
+def rates(optimizer: Optimizer) -> list[float]:
+    """Returns the learning rates of the groups that can be read without waiting for a device, NaN for others."""
+    found = [group.get("lr", math.nan) for group in optimizer.param_groups]
+    return [math.nan if isinstance(rate, Tensor) and rate.device.type != "cpu" else float(rate) for rate in found]
