@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from foreshock.detect.landmarks import landmarks
 from foreshock.detect.stages import ADAM, LANDSCAPE, stages
 from foreshock.diagnose import advice, approach
 from foreshock.report.approach import lines, to_json, told
@@ -83,3 +84,40 @@ def test_a_chi_that_leaps_with_a_broken_batch_explains_nothing() -> None:
     loss[200] = chi[200] = 30
     found = approach(Run.from_arrays({"loss": loss, "chi": chi}), Event("spike", 200, 200, 200, 200, 4.0, 50.0, "loss"))
     assert found.verdict == "unexplained"
+
+
+def bumps(second: int) -> Run:
+    """Returns chi above 1 twice, and a loss that rises each time: tenfold from 95 and threefold from `second`."""
+    steps = np.arange(300)
+    chi = np.full(300, 0.8)
+    chi[80:100], chi[110:150] = 1.05, 1.05
+    along = np.full(300, 0.5)
+    along[94:99], along[second - 1 : second + 6] = 1.05, 1.05
+    loss = 0.999**steps
+    for start, rise, width in ((95, 10.0, 6.0), (second, 3.0, 6.0)):
+        loss = loss * (1 + rise * np.exp(-(((steps - start - 8) / width * 2) ** 2)) * (steps > start))
+    group = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
+    meta = {"optimizers": [{"class": "Adam", "groups": [group]}]}
+    return Run.from_arrays({"loss": loss, "chi": chi, "chi_gradient": along}, **meta)
+
+
+@pytest.mark.parametrize("second", [118, 135])
+def test_the_rise_before_is_not_taken_for_an_alarms_own(second: int) -> None:
+    run = bumps(second)
+    watch = Event("watch", 112, 110, 120, 149, 0.05, 5.0, "chi")
+    imminent = Event("imminent", second + 1, second - 1, second, second + 5, 0.05, 5.0, "chi_gradient")
+    for event in (watch, imminent):
+        marks = landmarks(run, event)
+        assert marks.crossing == 110
+        assert abs(marks.turn - second) <= 5
+        assert abs(marks.peak - second - 8) <= 1
+        assert approach(run, event).warned > 0
+
+
+def test_the_alpha_of_an_averaged_sgd_is_no_second_moment() -> None:
+    columns = {"loss": bumps(135)["loss"], "chi": bumps(135)["chi"]}
+    group = {"lr": 1e-2, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6, "weight_decay": 0}
+    run = Run.from_arrays(columns, optimizers=[{"class": "ASGD", "groups": [group]}])
+    found = stages(run, Event("watch", 112, 110, 120, 149, 0.05, 5.0, "chi"))
+    assert found.family == "landscape"
+    assert "v_ratio" not in found.missing

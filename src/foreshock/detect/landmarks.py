@@ -93,7 +93,11 @@ def landmarks(run: Run, event: Event) -> Landmarks:
         crossing = int(chi.steps[place])
         below = int(chi.steps[below_place]) if below_place >= 0 else None
     reach = _reach(chi, anchor, event, gap, last)
-    low = event.onset - max(50, 3 * (event.peak - event.onset)) if crossing is None else crossing - ALONG_LATE
+    low, previous = event.onset - max(50, 3 * (event.peak - event.onset)), _previous(chi, crossing)
+    if crossing is not None:  # what the loss did while chi was above 1 before is another event's
+        low = max(crossing - ALONG_LATE, crossing - ALONG_LATE if previous is None else previous + 1)
+    if event.signal == "chi_gradient":
+        low = max(low, event.onset - ALONG_LATE)
     turn, peak = _rise(loss, event, max(first, low), reach)
     if anchor is not None:
         down = _down(chi, anchor, turn)
@@ -106,7 +110,6 @@ def landmarks(run: Run, event: Event) -> Landmarks:
     adam = second_moment.has_second_moment(run)
     to = crossing if crossing is not None else turn
     if to is not None and adam:
-        previous = _previous(chi, crossing)
         freely = second_moment.free_since(run, tensor, to, floor=first if previous is None else previous)
     if turn is not None and adam:
         refill = second_moment.refill(run, (turn, reach), to)
@@ -136,6 +139,8 @@ def _anchor(chi: Series, event: Event, gap: int) -> int | None:
     inside = np.flatnonzero((chi.steps >= event.onset - slack) & (chi.steps <= max(event.peak, event.onset + 1)))
     runs = np.split(inside, np.flatnonzero(np.diff(chi.values[inside] >= 1)) + 1) if len(inside) else []
     above = [int(each[-1]) for each in runs if chi.values[each[0]] >= 1]
+    if event.signal == "chi_gradient":  # which is above 1 in the same run, not in the one before
+        above = [place for place in above if chi.steps[place] >= event.onset] or above
     lengths = {place: place - _back(chi.values, place)[0] + 1 for place in above}
     # a batch that is broken has a chi of its own: it takes three readings, or a rare one before the loss stirred
     early = [place for place in above if gap >= RARE and chi.steps[place] < event.onset]

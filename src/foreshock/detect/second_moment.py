@@ -38,13 +38,18 @@ def betas(run: Run) -> tuple[float | None, float | None]:
     pairs = {tuple(beta for beta in each[:2] if isinstance(beta, (int, float))) for each in said}
     if len(pairs) == 1 and len(pair := pairs.pop()) == 2:
         return float(pair[0]), float(pair[1])
-    alphas = {each["alpha"] for each in groups(run) if isinstance(each.get("alpha"), float)}
+    alphas = {each["alpha"] for each in groups(run) if isinstance(each.get("alpha"), float) and _of_squares(each)}
     return (0.0, float(alphas.pop())) if len(alphas) == 1 else (None, None)  # type: ignore[arg-type]
 
 
 def has_second_moment(run: Run) -> bool:
     """Returns whether the optimizer divides by a second moment: by its signals, else by its settings."""
-    return bool(ratios(run)) or any("betas" in each or "alpha" in each for each in groups(run))
+    return bool(ratios(run)) or any("betas" in each or _of_squares(each) for each in groups(run))
+
+
+def _of_squares(group: Mapping[str, object]) -> bool:
+    """Returns whether a group's `alpha` averages squared gradients; that of torch's ASGD is the power of its decay."""
+    return "alpha" in group and "lambd" not in group
 
 
 def ratios(run: Run) -> tuple[str, ...]:
