@@ -75,7 +75,7 @@ class Cadence:
         return step > 0 and (step - self.last >= self.distance or self._leapt())
 
     def _leapt(self) -> bool:
-        """Returns whether the growth of learning rates since the last reading has by itself brought chi near the edge."""
+        """Returns whether learning rates, by what they grew since the last reading, have brought chi near the edge."""
         if len(self._rates) != len(self._rates_then):
             return False
         pairs = zip(self._rates, self._rates_then, strict=True)
