@@ -121,3 +121,12 @@ def test_the_alpha_of_an_averaged_sgd_is_no_second_moment() -> None:
     found = stages(run, Event("watch", 112, 110, 120, 149, 0.05, 5.0, "chi"))
     assert found.family == "landscape"
     assert "v_ratio" not in found.missing
+
+
+def test_a_rare_reading_above_the_edge_before_the_rise_explains_it_though_the_next_comes_at_the_rise() -> None:
+    steps = np.arange(600)
+    chi = np.where(steps % 10 == 0, np.minimum(0.6 + 0.4 * steps / 290, 1.05), ABSENT)
+    loss = 0.998**steps * (1 + 8 * np.exp(-(((steps - 304) / 3) ** 2)) * (steps >= 300))
+    run = Run.from_arrays({"loss": loss, "chi": chi})
+    marks = landmarks(run, Event("spike", 300, 300, 304, 309, 3.0, 100.0, "loss"))
+    assert (marks.below, marks.crossing) == (280, 290)

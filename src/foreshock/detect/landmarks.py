@@ -143,7 +143,7 @@ def _anchor(chi: Series, event: Event, gap: int) -> int | None:
         above = [place for place in above if chi.steps[place] >= event.onset] or above
     lengths = {place: place - _back(chi.values, place)[0] + 1 for place in above}
     # a batch that is broken has a chi of its own: it takes three readings, or a rare one before the loss stirred
-    early = [place for place in above if gap >= RARE and chi.steps[place] < event.onset]
+    early = [place for place in above if gap >= RARE and chi.steps[_back(chi.values, place)[0]] < event.onset]
     above = [place for place in above if lengths[place] >= SUSTAINED or place in early]
     # the ring-down may take chi above 1 once more, for a moment
     return max(above, key=lambda place: lengths[place]) if above else None
