@@ -157,3 +157,18 @@ def test_a_reading_before_the_rise_judges_it_only_if_chi_could_not_have_reached_
     run = Run.from_arrays({"loss": loss, "chi": chi})
     found = approach(run, Event("spike", 300, 300, 300, 303, 4.0, 50.0, "loss"))
     assert (found is not None and found.verdict == "unexplained") == judged
+
+
+def test_parts_that_cancelled_are_not_shares_of_what_they_left() -> None:
+    """A run that lives at its edge: chi is above 1 from its first reading on, and the parts undo each other."""
+    n = 200
+    loss = np.where(np.arange(n) < 160, 0.99 ** np.arange(n), 0.3 * 1.2 ** (np.arange(n) - 160.0))
+    columns = {
+        "loss": loss, "chi": 1.05 * np.exp(1e-4 * np.arange(n)), "chi_growth": np.full(n, 1e-4),
+        "chi_growth_landscape": np.full(n, 0.0101), "chi_growth_denominator": np.full(n, -0.01),
+    }  # fmt: skip
+    run = Run.from_arrays(columns, optimizers=[{"class": "RMSprop", "groups": [{"lr": 1.0, "alpha": 0.99}]}])
+    found = approach(run, Event("watch", 2, 0, n - 1, None, 0.07, 5.0, "chi"))
+    assert found.growth.share("landscape") == pytest.approx(101, rel=1e-3)
+    assert found.verdict == "not split"
+    assert not found.shares

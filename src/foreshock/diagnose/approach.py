@@ -21,6 +21,7 @@ Verdict = Literal["preconditioner", "landscape", "learning rate", "mixed", "unex
 KINDS = ("watch", "imminent", "transient", "spike")
 MOST = 0.6  # share of the growth of ln chi from which one part is to blame; with less it is a mixture
 NEAR = 100  # steps before an unexplained rise whose readings are quoted
+BALANCE = 10.0  # times the growth that a part may be: beyond it they cancelled, and shares of the rest say nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Approach:
         stages: the stages of the event.
         verdict: "preconditioner" (denominators and momentum), "landscape" or "learning rate" where one of them made
             three fifths of the growth of ln chi up to the crossing, else "mixed"; "not split" where the run does not
-            tell; "unexplained" where chi stayed below 1: noise, data or precision.
+            tell, or the parts cancelled; "unexplained" where chi stayed below 1: noise, data or precision.
         shares: part -> share of the growth, for "preconditioner", "landscape", "learning rate"; above 1 where the
             others worked against it; empty where it was not split.
         growth: the split over the approach; None where it is not known.
@@ -92,7 +93,7 @@ def approach(run: Run, event: Event) -> Approach | None:
 
 
 def _verdict(split: Growth | None) -> Verdict:
-    if split is None or not split.total > 0:
+    if split is None or not split.total > 0 or max(map(abs, split.parts.values())) > BALANCE * split.total:
         return "not split"
     for name, parts in _BLAMED.items():
         if split.share(*parts) >= MOST:
@@ -109,7 +110,7 @@ def _made(run: Run, found: Stages, verdict: Verdict, split: Growth | None, chi: 
     marks = found.marks
     crossing = marks.crossing
     held = shares(run, crossing, crossing if marks.turn is None else marks.turn) if crossing is not None else {}
-    known = split is not None and split.total > 0 and verdict != "unexplained"
+    known = split is not None and verdict not in ("unexplained", "not split")
     parts = {name: split.share(*names) for name, names in _BLAMED.items()} if known and split is not None else {}
 
     def lead(to: int | None) -> int | None:
