@@ -130,3 +130,16 @@ def test_a_rare_reading_above_the_edge_before_the_rise_explains_it_though_the_ne
     run = Run.from_arrays({"loss": loss, "chi": chi})
     marks = landmarks(run, Event("spike", 300, 300, 304, 309, 3.0, 100.0, "loss"))
     assert (marks.below, marks.crossing) == (280, 290)
+
+
+def test_a_rise_of_few_steps_has_its_decay() -> None:
+    steps = np.arange(300)
+    bump = 30 * np.exp(-np.abs(steps - 206) / np.where(steps < 206, 1, 12))
+    loss = 0.999**steps * np.where(steps < 203, 1.0, 1 + bump)
+    chi = np.where((steps >= 200) & (steps < 206), 2.0, 0.3)
+    meta = {"optimizers": [{"class": "Adam", "groups": [{"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}]}]}
+    run = Run.from_arrays({"loss": loss, "chi": chi, "v_ratio": np.where(steps < 204, 0.999, 1.01)}, **meta)
+    found = stages(run, Event("watch", 202, 200, 202, 205, 1.0, 50.0, "chi"))
+    assert found.marks.peak == 206
+    assert found["decay"].first == 206
+    assert found["decay"].last > 230  # 30 exp(-24/12) is 4

@@ -294,12 +294,15 @@ def _end(loss: Series, chi: Series, rise: tuple[int, int], down: int | None) -> 
     after = chi.within((peak if down is None else max(down, peak)) + AGAIN, limit)
     again = np.flatnonzero((after.values[:-1] >= 1) & (after.values[1:] >= 1))
     limit = int(after.steps[again[0]]) - 1 if len(again) else limit
-    part = loss.within(turn, limit)
-    level = _levels(part.values)
-    upper, allowed = _envelope(level), np.log(EVEN) if level is not part.values else 0.0
+    part, whole = loss.within(turn, limit), loss.within(turn - ENVELOPE, limit)
+    levels = _levels(whole.values)
+    level = levels[len(whole) - len(part) :]
+    upper, allowed = _envelope(level), np.log(EVEN) if levels is not whole.values else 0.0
+    # the envelope at the turn holds the peak itself where the rise took no more steps than it is wide
+    low = min(upper[0 : ENVELOPE + 1].min(), levels[: len(whole) - len(part) + 1].max()) if len(part) else 0.0
     top = int(np.searchsorted(part.steps, peak))
     for place in range(top, len(part)):
-        if upper[place] <= upper[0 : ENVELOPE + 1].min() + allowed:
+        if upper[place] <= low + allowed:
             return int(part.steps[place])
         half_way = level[place] <= (level[0] + level[top]) / 2
         if allowed and half_way and place + CALM <= len(part) and np.ptp(level[place : place + CALM]) <= allowed:
