@@ -305,3 +305,8 @@ def test_the_reference_run_keeps_what_is_known_of_it(seed):
     assert not any(name.startswith("cnn") for name in verdicts)
     assert len(CNN) > 10
     assert all(math.isfinite(value) for claim in outcome.claims for value in claim.measured.values())
+
+
+def test_a_quick_reproduction_says_what_it_trained() -> None:
+    outcome = reproduce(Request(seeds=(0,), steps=60, quick=True, only=("condensation",)))
+    assert any(remark.startswith("quick: condensation only, seed 0") for remark in outcome.remarks)

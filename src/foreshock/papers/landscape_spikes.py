@@ -115,7 +115,7 @@ def _left_out(request: Request, seeds: list[int], names: list[str], missing: dic
     if missing:
         remarks.append(f"left out, for want of their data: {', '.join(missing)}. {next(iter(missing.values()))}")
     if request.quick:
-        remarks.append(f"quick: {', '.join(QUICK)} only, seed {seeds[0]}, of {len(STUDIES)} parts")
+        remarks.append(f"quick: {', '.join(names)} only, seed {seeds[0]}, of {len(STUDIES)} parts")
     once = [name for name in names if STUDIES[name].once]
     if len(seeds) > 1 and once:
         remarks.append(f"for seed {seeds[0]} only: {', '.join(once)}")
