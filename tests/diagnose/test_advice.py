@@ -137,3 +137,16 @@ def test_what_cannot_be_judged_is_refused_or_none() -> None:
     spike = Event("spike", 30, 30, 30, 33, 4.0, 50.0, "loss")
     assert advice(Run.from_arrays({"loss": np.ones(99), "chi": np.full(99, 0.4)}), spike) is None
     assert advice(Run.from_arrays({"loss": np.ones(99)}), spike) is None
+
+
+def test_a_divergence_is_told_the_rate_that_would_have_held_it_and_not_where_it_went() -> None:
+    steps = np.arange(120)
+    chi = np.where(steps < 100, 0.5, 1.5 * 10.0 ** np.clip(steps - 102.0, 0, 12))
+    loss = np.where(steps < 102, 0.99**steps, 0.4 * 5.0 ** (steps - 101.0))
+    group = {"lr": 0.1, "momentum": 0}
+    columns = {"loss": loss, "chi": chi, "lr": np.full(120, 0.1)}
+    run = Run.from_arrays(columns, optimizers=[{"class": "SGD", "groups": [group]}])
+    for kind, raised in (("watch", 102), ("spike", 103)):
+        signal = "chi" if kind == "watch" else "loss"
+        found = advice(run, Event(kind, raised, 100, 119, None, 1.0, 50.0, signal))
+        assert found["lr"].value == pytest.approx(0.9 * 0.1 / 1.5)

@@ -119,7 +119,9 @@ def advice(run: Run, event: Event, kappa: float = KAPPA, *, how: Approach | None
     if how is None or how.marks.crossing is None:
         return None
     marks = how.marks
-    until = next((step for step in (marks.refill, marks.down) if step is not None), marks.last)
+    # plain steps that never came back diverged, and up the walls chi may be anything: no part of the approach
+    over = (marks.refill, marks.down, None if marks.adam else marks.turn)
+    until = next((step for step in over if step is not None), marks.last)
     chi = series(run, "chi").within(how.marks.crossing, max(until, how.marks.crossing))
     worst = int(np.argmax(chi.values))
     at, most = int(chi.steps[worst]), float(chi.values[worst])
