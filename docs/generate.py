@@ -44,10 +44,10 @@ FORECAST = """
 `python benchmarks/forecast.py --seed-from 1`: 62 trainings of 53,350 steps in all, small tanh, convolutional and
 recurrent networks, Transformers and autoencoders under Adam, AdamW, NAdam, RMSprop, Adafactor, plain and heavy-ball
 gradient descent; 100 spikes by curvature (the loss rises 1.5 times out of calm) and 50 by noise: small batches, wrong
-labels, bursts of the gradient, leaps of the learning rate. "dev" are families of networks that the detector may be tuned on (30
-trainings, seed 1), "held out" are others (32, seed 11). Seeds 0 and 10 had been looked at when the rules were last
-changed; 1 and 11 had not. Foretold is a spike whose alarm was raised before the rise; the lead is the steps between, in
-the median and of the tenth that were shortest; false is an alarm that no spike follows.
+labels, bursts of the gradient, leaps of the learning rate. "dev" are families of networks that the detector may be
+tuned on (30 trainings, seed 1), "held out" are others (32, seed 11). Seeds 0 and 10 had been looked at when the rules
+were last changed; 1 and 11 had not. Foretold is a spike whose alarm was raised before the rise; the lead is the steps
+between, in the median and of the tenth that were shortest; false is an alarm that no spike follows.
 
 | alarm | foretold, dev | held out | both | lead: median, tenth | false per 10,000 steps | on noise |
 |---|---|---|---|---|---|---|
