@@ -12,10 +12,10 @@ from torch import Tensor
 from foreshock.probes.base import Moment, Step
 from foreshock.run import StepRecord
 
-CREDIT = 10_000
-"""Steps to come that lend their share of passes in danger: at the default of 3 %, the time of 300 steps. A reading
-takes some ten steps' time whatever the network, so that without credit the edge would have been passed before there was
-time for a second look; a long training does not notice."""
+CREDIT_SECONDS, CREDIT_STEPS = 120.0, 10_000
+"""How much of the training to come lends its share of passes in danger, the longer of the two: at the default of 3 %,
+3.6 seconds or the time of 300 steps. A reading takes some ten steps' time whatever the network, so that without credit
+the edge would have been passed before there was time for a second look; a long training does not notice."""
 
 Dropped = Callable[[Any, Exception], None]
 Keep = Callable[[str, Tensor | float], None]
@@ -49,9 +49,9 @@ class Functions:
 
     @property
     def on_credit(self) -> bool:
-        """Whether they have taken no more than their share of the time so far and of `CREDIT` steps to come."""
+        """Whether they have taken no more than their share of the time so far and of what is to come, see above."""
         so_far = time.perf_counter() - self._started
-        ahead = CREDIT * (so_far - self._spent) / max(1, self._steps)
+        ahead = max(CREDIT_SECONDS, CREDIT_STEPS * (so_far - self._spent) / max(1, self._steps))
         return self._spent <= self._max_overhead * (so_far + ahead) > 0.0
 
     def observe(self, moment: Moment) -> None:
