@@ -25,7 +25,7 @@ def _known_kinds(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a run and line, instead of tables.")
 @click.option(
     "--kind", "kinds", multiple=True, callback=_known_kinds, metavar="KIND",
-    help="Only events of this kind (spike, watch, divergence, ...; a wrong one lists all) count and are shown. Repeatable.",
+    help="Only events of this kind (spike, watch, ...; a wrong one lists all) count and are shown. Repeatable.",
 )
 @reading_options
 @click.pass_context

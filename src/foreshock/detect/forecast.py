@@ -11,7 +11,7 @@ from typing import Any
 
 from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.detect.crossing import Crossing
-from foreshock.detect.transient import Transients
+from foreshock.detect.transient import DUST, Transients
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
 from foreshock.stats import CHANGE_TO_SIGMA
@@ -27,7 +27,6 @@ WORTH = 1.45
 SOON = 100  # steps to a rise that nothing bounds (gradient descent): farther off it may well not come
 VIOLENT = 4.0  # chi from which no direction has to last: a batch's own chi is two to three times the whole one's
 GROWN = 0.2  # share of the loss in the unstable motion from which it is no longer a matter of outlooks
-DUST = 0.01  # least noise of a reading: what solvers resolve
 RECENT = 33  # readings whose changes tell the noise
 LEADS = 64  # lead times that are kept for the statistics
 

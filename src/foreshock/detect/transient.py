@@ -10,6 +10,7 @@ from foreshock.detect.base import pack, unpack
 from foreshock.run.event import Event
 
 How = Literal["short", "turning", "mild", ""]
+DUST = 0.01  # least noise of a reading: what solvers resolve
 CLOSE = 25  # readings after which another excursion is another event
 
 
@@ -54,12 +55,13 @@ class Transients:
         if self._event is None:
             counts = {"crossings": 0, "short": 0, "turning": 0, "mild": 0}
             data: dict[str, Any] = {"value": value, **counts}
-            self._event = Event("transient", step, self._began, at, step, value - 1.0, 0.0, "chi", data)
+            height = value - 1.0
+            self._event = Event("transient", step, self._began, at, step, height, height / DUST, "chi", data)
             self._told = 0
         event = self._event
         data = {**event.data, "crossings": event.data["crossings"] + 1, passed: event.data[passed] + 1}
         if value > data["value"]:
-            event = replace(event, peak=at, height=value - 1.0)
+            event = replace(event, peak=at, height=value - 1.0, severity=(value - 1.0) / DUST)
             data["value"] = value
         self._event = replace(event, end=step, data=data)
         if data["crossings"] < 2 * self._told:
