@@ -24,13 +24,6 @@ INK, GREY, PATH, LEVEL = "#15171c", "#6f7480", "#15171c", "#c2410c"
 COLOURS = ("#2358a8", "#c2410c", "#12807a", "#8f3a84", "#96700a", "#4d7a1c")
 _LOSS = ("#f7f8fb", "#dfe7f2", "#b9cce4", "#8aaad0", "#5a83b8", "#35609c", "#1f3f72")
 _MAP = ("#fbfbf9", "#f0e3cf", "#e2b98c", "#cf7f4f", "#a4432f", "#5c1a1f")
-_STYLE: Any = {
-    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlelocation": "left",
-    "axes.edgecolor": "#8b8f99", "xtick.color": "#3b414d", "ytick.color": "#3b414d", "lines.linewidth": 1.0,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "pdf.fonttype": 42, "svg.fonttype": "none", "figure.dpi": 150, "savefig.dpi": 300,
-}  # fmt: skip
 _BANDS = 14  # of loss
 
 
@@ -53,7 +46,7 @@ def surface(
         MissingExtraError: matplotlib is not installed.
         UsageError: two surfaces on different planes, or a level line without a level.
     """
-    with canvas.blank(WIDTH * 0.72, 3.3, _STYLE) as figure:
+    with canvas.blank(WIDTH * 0.72, 3.3, canvas.PAPER) as figure:
         axes = figure.subplots()
         bands = draw_surface(axes, loss, sharp, level=level, path=path, marks=marks)
         bar = figure.colorbar(bands, ax=axes, pad=0.02, fraction=0.05, aspect=28)
@@ -109,7 +102,7 @@ def condensation(layers: Mapping[str, Condensation]) -> Figure:
     rows = -(-len(maps) // columns)
     side = min((WIDTH - 0.6) / columns, 1.9)
     colours = LinearSegmentedColormap.from_list("cosines", _MAP)
-    with canvas.blank(side * columns + 0.6, (side + 0.62) * rows + 0.25, _STYLE) as figure:
+    with canvas.blank(side * columns + 0.6, (side + 0.62) * rows + 0.25, canvas.PAPER) as figure:
         figure.set_layout_engine("compressed")  # of panels that are square
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid[len(maps) :]:
@@ -151,7 +144,7 @@ def spectrum(
         raise UsageError("spectrum(shares): at least one is needed")
     columns = min(len(shares), 4)
     rows = -(-len(shares) // columns)
-    with canvas.blank(max(WIDTH * columns / 4, 2.2), 1.35 * rows + 0.35, _STYLE) as figure:
+    with canvas.blank(max(WIDTH * columns / 4, 2.2), 1.35 * rows + 0.35, canvas.PAPER) as figure:
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes in grid[len(shares) :]:
             axes.set_visible(False)

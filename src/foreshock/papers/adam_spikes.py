@@ -11,7 +11,6 @@ with other settings, with settings changed at the alarm, and in batches; a small
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +28,7 @@ from foreshock.papers.adam_study import COLUMNS, Found
 from foreshock.papers.adam_text import TEXT_STEPS, text_spikes
 from foreshock.papers.adam_wide import STEPS as WIDE_STEPS
 from foreshock.papers.adam_wide import wide_spike
-from foreshock.papers.experiment import Experiment, Outcome, Progress, Request
+from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 
 __all__ = ["EXPERIMENT", "QUICK", "TRAININGS", "Training", "reproduce"]
 
@@ -65,7 +64,7 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
     Raises:
         UsageError: an unknown training, no seed, or too few steps.
     """
-    names = _names(request)
+    names = chosen(request, TRAININGS, QUICK)
     if not request.seeds or (request.steps is not None and request.steps < LEAST):
         raise UsageError(
             f"at least one seed and {LEAST} steps are needed; given seeds={request.seeds}, steps={request.steps}"
@@ -127,15 +126,6 @@ def _one_core() -> AbstractContextManager[Any]:
 
 def _steps(training: Training, request: Request) -> int:
     return min(training.steps, request.steps or training.steps)
-
-
-def _names(request: Request) -> list[str]:
-    for name in request.only:
-        if name not in TRAININGS:
-            near = difflib.get_close_matches(name, TRAININGS, n=1, cutoff=0.3)
-            meant = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"there is no training {name!r}; {meant}known: {', '.join(TRAININGS)}")
-    return [name for name in TRAININGS if name in (request.only or (QUICK if request.quick else TRAININGS))]
 
 
 EXPERIMENT = Experiment(

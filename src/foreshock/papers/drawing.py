@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foreshock.report import canvas
 
@@ -17,25 +17,18 @@ __all__ = ["EDGE", "WIDTH", "beside", "blank", "edge_line", "heading", "save", "
 WIDTH = 6.3  # inches: the text width of a usual two-column page, and of a one-column one on A4
 EDGE = "#15171c"
 GREY = "#6f7480"
-_STYLE: Any = {
-    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlelocation": "left",
-    "axes.edgecolor": "#8b8f99", "xtick.color": "#3b414d", "ytick.color": "#3b414d", "lines.linewidth": 1.0,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "pdf.fonttype": 42, "svg.fonttype": "none", "figure.dpi": 150, "savefig.dpi": 300,
-}  # fmt: skip
 
 
 def blank(width: float, height: float) -> AbstractContextManager[Figure]:
     """Gives an empty figure of a size in inches, in this style; see `report.canvas.blank`."""
-    return canvas.blank(width, height, _STYLE)
+    return canvas.blank(width, height, canvas.PAPER)
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure; the ending says the format. In the house style: 300 dots per inch, text in PDF stays text."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(canvas.PAPER):
         figure.savefig(path)
 
 

@@ -11,7 +11,6 @@ over the second half of the steps.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from foreshock.errors import UsageError
 from foreshock.papers.claims import Claim
 from foreshock.papers.edge_figures import figures
 from foreshock.papers.edge_training import Configuration, Reading, Trace, train
-from foreshock.papers.experiment import Experiment, Outcome, Progress, Request
+from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 from foreshock.stability import stability_threshold
 
 __all__ = ["CONFIGURATIONS", "EXPERIMENT", "QUICK", "QUICK_STEPS", "STATEMENTS", "Statement", "judge", "reproduce"]
@@ -194,15 +193,15 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
         UsageError: an unknown training, no seed, or fewer than two steps.
         MissingExtraError: scikit-learn is not installed.
     """
-    chosen = [CONFIGURATIONS[name] for name in _names(request)]
+    wanted = [CONFIGURATIONS[name] for name in chosen(request, CONFIGURATIONS, QUICK)]
     quick = QUICK_STEPS if request.quick else None
-    steps = [request.steps or quick or each.steps for each in chosen]
+    steps = [request.steps or quick or each.steps for each in wanted]
     if not request.seeds or min(steps) < 2:
         raise UsageError(f"at least one seed and two steps are needed; given seeds={request.seeds}, steps={min(steps)}")
     total, done = sum(steps) * len(request.seeds), 0
     traces: dict[int, dict[str, Trace]] = {seed: {} for seed in dict.fromkeys(request.seeds)}
     for seed in traces:
-        for configuration, length in zip(chosen, steps, strict=True):
+        for configuration, length in zip(wanted, steps, strict=True):
 
             def live(step: int, loss: float, chi: float, before: int = done, what: str = configuration.title) -> None:
                 progress((before + step) / total, f"{what}: loss {loss:.3g}, chi {chi:.2f}")
@@ -221,15 +220,6 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
         remarks=[f"shorter than usual, which leaves claims undecided: {'; '.join(shortened)}"] if shortened else [],
         figures=lambda: figures(traces),
     )
-
-
-def _names(request: Request) -> list[str]:
-    for name in request.only:
-        if name not in CONFIGURATIONS:
-            near = difflib.get_close_matches(name, CONFIGURATIONS, n=1, cutoff=0.3)
-            meant = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"there is no training {name!r}; {meant}known: {', '.join(CONFIGURATIONS)}")
-    return [name for name in CONFIGURATIONS if name in (request.only or (QUICK if request.quick else CONFIGURATIONS))]
 
 
 COLUMNS = ("training", "seed", "steps", "chi settles", "arrives", "lambda_max(H)", "products", "seconds")

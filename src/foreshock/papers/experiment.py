@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foreshock.errors import RunError
+from foreshock.errors import RunError, UsageError
 from foreshock.papers.claims import Claim
 from foreshock.papers.drawing import save
 from foreshock.run import Run
@@ -18,7 +19,7 @@ from foreshock.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Outcome", "Progress", "Request", "check_room", "write"]
+__all__ = ["Experiment", "Outcome", "Progress", "Request", "check_room", "chosen", "write"]
 
 CLAIMS = "claims.json"
 
@@ -81,6 +82,20 @@ class Experiment:
     summary: str
     trainings: Mapping[str, str]
     reproduce: Callable[[Request, Progress], Outcome]
+
+
+def chosen(request: Request, known: Collection[str], quick: Collection[str]) -> list[str]:
+    """Returns the names of the trainings that are asked for, in the order in which they are known.
+
+    Raises:
+        UsageError: a name that is not known.
+    """
+    for name in request.only:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"there is no training {name!r}; {meant}known: {', '.join(known)}")
+    return [name for name in known if name in (request.only or (quick if request.quick else known))]
 
 
 def write(

@@ -8,13 +8,12 @@ the change is one of low frequency; spikes say little about generalisation, and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from foreshock.errors import MissingExtraError, UsageError
-from foreshock.papers.experiment import Experiment, Outcome, Progress, Request
+from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 from foreshock.papers.landscape_arms import arms
 from foreshock.papers.landscape_crossing import crossing
 from foreshock.papers.landscape_figures import figures
@@ -71,7 +70,7 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
     Raises:
         UsageError: an unknown training, no seed, or fewer than two steps.
     """
-    names = _names(request)
+    names = chosen(request, STUDIES, QUICK)
     seeds = list(dict.fromkeys(request.seeds))[: 1 if request.quick else None]
     if not seeds or (request.steps is not None and request.steps < 2):
         raise UsageError(
@@ -124,15 +123,6 @@ def _left_out(request: Request, seeds: list[int], names: list[str], missing: dic
     if 0 not in seeds and "tl-gd" in names:
         remarks.append("the published steps and shares, L1, L2 and L4, are those of seed 0, which was not asked for")
     return remarks
-
-
-def _names(request: Request) -> list[str]:
-    for name in request.only:
-        if name not in STUDIES:
-            near = difflib.get_close_matches(name, STUDIES, n=1, cutoff=0.3)
-            meant = f"did you mean {near[0]!r}? " if near else ""
-            raise UsageError(f"there is no training {name!r}; {meant}known: {', '.join(STUDIES)}")
-    return [name for name in STUDIES if name in (request.only or (QUICK if request.quick else STUDIES))]
 
 
 EXPERIMENT = Experiment(

@@ -11,6 +11,15 @@ from foreshock.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAPER: Any = {
+    "font.size": 8, "axes.titlesize": 8.5, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.titlelocation": "left",
+    "axes.edgecolor": "#8b8f99", "xtick.color": "#3b414d", "ytick.color": "#3b414d", "lines.linewidth": 1.0,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "pdf.fonttype": 42, "svg.fonttype": "none", "figure.dpi": 150, "savefig.dpi": 300,
+}  # fmt: skip
+"""The look of figures for print: thin axes without a frame, small type, text that stays text."""
+
 
 @contextmanager
 def blank(width: float, height: float, style: Any) -> Iterator[Figure]:
