@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock.curvature import Edge, EdgeTracker, EigResult, Hessian, Split, eigsh, mode_denominator, split
 from foreshock.curvature.split import Mark
-from foreshock.probes import Step
+from foreshock.monitor import Monitor
+from foreshock.probes import FREE, Step
+from foreshock.run import Run
+from foreshock.threads import one_thread
 
 __all__ = ["Reader"]
 
@@ -36,12 +39,33 @@ class Reader:
         self.every, self.near, self.raw, self.tol = every, near, raw, tol
         self.products = 0
         self._names = {id(param): name for name, param in names.items()}
-        self._loss, self._params = loss, list(names.values())
+        self._optimizer, self._loss, self._params = optimizer, loss, list(names.values())
         self._top: EigResult | None = None
         self._last: Edge | None = None
         self._mark: Mark | None = None
         self._readings = 0
         self._found: dict[str, float] = {}
+
+    def watch(self, model: nn.Module, steps: int, live: Callable[[int, float], None], **notes: str) -> Run:
+        """Returns the run of so many steps of the optimizer on the loss, which a monitor watches, on one thread.
+
+        Args:
+            model: names the tensors.
+            steps: of the optimizer.
+            live: told of each step's loss.
+            notes: for the run's metadata.
+        """
+        with one_thread(), Monitor(model, self._optimizer, probes=[*FREE, self]) as monitor:
+            monitor.annotate(paper="adam-spikes", **notes)
+            for step in range(steps):
+                self.look(step)
+                self._optimizer.zero_grad()
+                loss = self._loss()
+                monitor.observe(loss)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()
+                live(step, loss.item())
+        return monitor.run
 
     def look(self, step: int) -> Edge | None:
         """Takes a reading before an optimizer step, where one is due; returns it.

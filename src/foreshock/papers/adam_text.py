@@ -9,13 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from foreshock.monitor import Monitor
 from foreshock.papers.adam_readers import Reader
 from foreshock.papers.adam_study import Found, Live, causes, row, settled_runs
 from foreshock.papers.calm_spikes import match, spikes
 from foreshock.papers.text import novels
 from foreshock.papers.transformer import Reading, reading
-from foreshock.probes import FREE
 from foreshock.run import Run
 from foreshock.threads import one_thread
 
@@ -86,17 +84,7 @@ def watch(problem: Reading, beta2: float, steps: int, live: Callable[[int, float
     optimizer = _adam(problem, beta2)
     names = dict(problem.model.named_parameters())
     reader = Reader(optimizer, problem.loss, names, every=EVERY, near=NEAR[beta2], raw=RAW_EVERY, tol=TOL)
-    with one_thread(), Monitor(problem.model, optimizer, probes=[*FREE, reader]) as monitor:
-        monitor.annotate(paper="adam-spikes", name=f"Transformer on novels, beta2 {beta2:g}")
-        for step in range(steps):
-            reader.look(step)
-            optimizer.zero_grad()
-            loss = problem.loss()
-            monitor.observe(loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            live(step, loss.item())
-    return monitor.run
+    return reader.watch(problem.model, steps, live, name=f"Transformer on novels, beta2 {beta2:g}")
 
 
 def descend(problem: Reading, beta2: float, steps: int, live: Callable[[int, float], None]) -> Run:

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.curvature import edge, split
-from foreshock.monitor import Monitor
 from foreshock.papers.adam_readers import Reader
 from foreshock.papers.adam_study import Found, Live, Passage, row, settled_runs
-from foreshock.probes import FREE
 from foreshock.run import Run
 from foreshock.threads import one_thread
 
@@ -78,17 +76,7 @@ def watch(
     problem = wide(seed, width)
     optimizer = _adam(problem, {})
     reader = Reader(optimizer, problem.loss, dict(problem.model.named_parameters()))
-    with one_thread(), Monitor(problem.model, optimizer, probes=[*FREE, reader]) as monitor:
-        monitor.annotate(paper="adam-spikes", name=f"Wide network, seed {seed}", seed=str(seed))
-        for step in range(steps):
-            reader.look(step)
-            optimizer.zero_grad()
-            loss = problem.loss()
-            monitor.observe(loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            live(step, loss.item())
-    return monitor.run
+    return reader.watch(problem.model, steps, live, name=f"Wide network, seed {seed}", seed=str(seed))
 
 
 def descend(
