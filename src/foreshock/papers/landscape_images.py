@@ -17,7 +17,7 @@ from foreshock.curvature.space import Space
 from foreshock.landscape import Trajectory
 from foreshock.papers.images import images
 from foreshock.papers.landscape_anatomy import Spike, anatomy
-from foreshock.papers.landscape_study import Live, columns, silent
+from foreshock.papers.landscape_study import Live, recorded, silent
 from foreshock.run import Run
 from foreshock.threads import one_thread
 
@@ -122,12 +122,7 @@ class ImageTrace:
 
     def to_run(self, name: str, **meta: object) -> Run:
         """Returns the training as a run, under the library's names of signals."""
-        readings = {
-            "sharpness": self.sharpness, "chi_gradient": self.chi_gradient, "chi_alignment": self.alignment,
-            "chi_overlap": self.overlap,
-        }
-        table = columns(self.losses, self.lr, readings)
-        return Run.from_arrays(table, name=name, paper="landscape-spikes", **meta)
+        return recorded(self, name, **meta)
 
 
 def image_problem(seed: int, *, path: str | None = None, labels: str = "true") -> ImageProblem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from foreshock.papers.claims import Claim
 from foreshock.run import Run, absent
 
-__all__ = ["Found", "Live", "Shelf", "Statement", "columns", "judge", "silent"]
+__all__ = ["Found", "Live", "Shelf", "Statement", "judge", "recorded", "silent"]
 
 Floats = npt.NDArray[np.float64]
 SAME = 0.5  # |cos| of two readings' directions, below which they are of two eigenvectors and say nothing of growth
@@ -25,16 +25,27 @@ Shelf = MutableMapping[str, Any]
 """Where studies of one seed leave trainings for each other."""
 
 
-def columns(losses: Floats, lr: float, readings: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Returns a run of plain gradient descent under the library's names of signals.
+class Descent(Protocol):
+    """A training by plain gradient descent: the loss of every step, and readings, NaN where they were not taken."""
 
-    W is constant there, so that all growth of ln chi is the landscape's.
+    lr: float
+    losses: Floats
+    sharpness: Floats
+    chi_gradient: Floats
+    alignment: Floats
+    overlap: Floats
 
-    Args:
-        losses: of every step.
-        lr: the learning rate.
-        readings: "sharpness", "chi_gradient", "chi_alignment" and "chi_overlap", NaN where they were not taken.
+
+def recorded(trace: Descent, name: str, **meta: object) -> Run:
+    """Returns a training as a run, under the library's names of signals.
+
+    W is constant under plain gradient descent, so that all growth of ln chi is the landscape's.
     """
+    losses, lr = trace.losses, trace.lr
+    readings = {
+        "sharpness": trace.sharpness, "chi_gradient": trace.chi_gradient, "chi_alignment": trace.alignment,
+        "chi_overlap": trace.overlap,
+    }
     edge, sharpness = 2.0 / lr, readings["sharpness"]
     chi = sharpness / edge
     growth = np.full(len(losses), np.nan)
@@ -50,11 +61,11 @@ def columns(losses: Floats, lr: float, readings: Mapping[str, Floats]) -> dict[s
         "chi_growth_denominator": nothing,
     }
     table = {"loss": losses, "lr": np.full(len(losses), lr)}
-    for name, values in found.items():
-        table[name] = absent(len(losses))
+    for signal, values in found.items():
+        table[signal] = absent(len(losses))
         there = np.isfinite(values)
-        table[name][there] = values[there]
-    return table
+        table[signal][there] = values[there]
+    return Run.from_arrays(table, name=name, paper="landscape-spikes", **meta)
 
 
 def silent(share: float, text: str) -> None:

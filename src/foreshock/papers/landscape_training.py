@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from foreshock.papers.landscape_anatomy import Spike, anatomy
 from foreshock.papers.landscape_net import TanhProblem
-from foreshock.papers.landscape_study import Live, columns, silent
+from foreshock.papers.landscape_study import Live, recorded, silent
 from foreshock.run import Run
 
 __all__ = ["REFERENCE_LR", "Trace", "descend", "quietly"]
@@ -61,12 +61,7 @@ class Trace:
 
     def to_run(self, name: str, **meta: object) -> Run:
         """Returns the training as a run, under the library's names of signals."""
-        readings = {
-            "sharpness": self.sharpness, "chi_gradient": self.chi_gradient, "chi_alignment": self.alignment,
-            "chi_overlap": self.overlap,
-        }
-        table = columns(self.losses, self.lr, readings)
-        return Run.from_arrays(table, name=name, paper="landscape-spikes", **meta)
+        return recorded(self, name, **meta)
 
 
 @_WILD
