@@ -24,7 +24,8 @@ class Signal:
 
     Attributes:
         name: as stored; the part before the slash for per-tensor values.
-        unit: "loss", "1" for ratios and counts, "parameter" for parameter units, "gradient" for loss/parameter.
+        unit: "loss", "1" for ratios and counts, "parameter" for parameter units, "gradient" for loss/parameter,
+            "nat" for logits and differences of them, "s" for seconds.
         meaning: one sentence, with the formula where there is one.
         reduction: how ranks and grouped tensors combine.
         reference: where the definition comes from; empty where it is common knowledge.
@@ -43,6 +44,8 @@ _ADAM_SPIKES = "Bai et al. 2025, arXiv 2506.04805, section on decoupled decay"
 _ALONG = "Bai et al. 2025, arXiv 2506.04805"
 _SPLIT = "first-order perturbation of chi; Bai et al. 2025, arXiv 2506.04805"
 _EDGE = "Cohen et al. 2022, arXiv 2207.14484"
+_ABSORPTION = "Liu et al. 2026, arXiv 2605.06152"
+_COLLAPSE = "Prieto et al. 2025, arXiv 2501.04697"
 
 EDGES = frozenset({"chi", "chi_gradient", "chi_gradient_sym", "chi_step", "chi_secant"})
 """Signals whose edge of stability is at 1, where figures draw a line."""
@@ -210,6 +213,48 @@ _TABLE = (
     Signal(
         "curvature_withheld", "1", "readings that the schedule wanted since the last one and `max_overhead` refused",
         "max",
+    ),
+    Signal(
+        "softmax_absorbed", "1", "share of the rows whose right class gets a gradient of exactly 0 although the wrong "
+        "classes have mass (w > 0 in float64): softmax collapse; absent without one right class a row", "mean",
+        _COLLAPSE,
+    ),
+    Signal(
+        "softmax_residual", "1", "class sum that rounding has left, sum_i |sum_k g_ik| / sum_ik |g_ik|, of the "
+        "gradient g that backward has computed: 1e-7 to 1e-4 in health, 1 in collapse", "mean", _ABSORPTION,
+    ),
+    Signal(
+        "softmax_wrong", "1", "mean over the rows of the wrong mass w, the probability of all classes but the right "
+        "one, in float64", "mean", _ABSORPTION,
+    ),
+    Signal(
+        "softmax_margin_min", "nat", "least margin z_r - max_(k != r) z_k of a row, its right class being r; negative "
+        "where the row is misclassified", "min", _ABSORPTION,
+    ),
+    Signal("softmax_margin_median", "nat", "median over the rows of the same margin", "mean", _ABSORPTION),
+    Signal(
+        "softmax_error", "1", "relative l2 difference of the right classes' gradients from those recomputed in "
+        "float64 from the same logits; above 0.1 the cause is numerical", "max", _ABSORPTION,
+    ),
+    Signal(
+        "softmax_head_mean", "parameter", "|W_G|, norm of the mean over the classes of the head's weight, which in "
+        "exact arithmetic gets no gradient", "same", _ABSORPTION,
+    ),
+    Signal(
+        "softmax_head_centred", "parameter", "|W*|, Frobenius norm of the head's weight less W_G: flat while "
+        "`softmax_head_mean` grows in numerical inflation", "same", _ABSORPTION,
+    ),
+    Signal(
+        "softmax_feature_mean", "1", "|mu_G|, norm of the mean over the rows of the head's input", "mean", _ABSORPTION,
+    ),
+    Signal("softmax_cosine", "1", "cosine of W_G and mu_G; goes to -1 in numerical inflation", "mean", _ABSORPTION),
+    Signal(
+        "softmax_logit", "nat", "mean of all logits; goes to minus infinity in numerical inflation", "mean",
+        _ABSORPTION,
+    ),
+    Signal(
+        "softmax_sensitivity", "nat", "most that the step has moved a class's logit at the mean feature, "
+        "max_k |dW_head[k] . mu_G|", "max", _ABSORPTION,
     ),
     Signal("nonfinite", "1", "number of tensors whose gradient or parameter has a norm that is NaN or infinite", "sum"),
     Signal(
