@@ -1,0 +1,287 @@
+"""How far a softmax cross-entropy has lost the gradient of its right classes to rounding, and the proof that it has.
+
+In a confident row 1 - p_r is rounded to 0 or to a few digits, while the wrong classes' gradients p_k stay accurate down
+to underflow. The gradients of a row then no longer sum to zero over the classes: the mean of the head's rows, W_G, gets
+a gradient that it has not in exact arithmetic, and it and the mean feature, mu_G, grow in opposite directions.
+
+Source: Liu, Cao, Li, Zhou 2026, arXiv 2605.06152; the share of absorbed rows is the softmax collapse of Prieto et al.
+2025, arXiv 2501.04697.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foreshock.errors import UsageError
+from foreshock.numerics.layout import class_dim
+
+NUMERICAL = 0.1
+"""Relative error of the right classes' gradients above which the cause is numerical: float32 shows up to 0.02 where
+gaps are below 14, and 0.06 to 1 from 15 on (measured, torch 2.13, 10 classes)."""
+
+CHUNK, CHUNK_DEVICE = 1 << 18, 1 << 24
+"""Numbers taken to float64 at a time, on the CPU (2 MB, in its cache) and on an accelerator (128 MB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Absorption:
+    """What rounding has left of the gradients of one batch. Means are over the rows that count.
+
+    With g the gradient that backward has computed, r the right class of a row, all sums in float64:
+
+    Attributes:
+        rows: rows that count, those with `ignore_index` left out.
+        absorbed: share of rows with g_r exactly 0 although w > 0; None for class probabilities.
+        residual: sum_i |sum_k g_ik| / sum_ik |g_ik|: 0 in exact arithmetic, 1 in full collapse.
+        wrong: mean of w = sum_{k != r} p_k, as a sum of the wrong classes, never as 1 - p_r.
+        margin_min, margin_median: of z_r - max_{k != r} z_k, nats.
+        error: |g_r - g'_r| / |g'_r| over the rows, g' recomputed in float64 from the same logits.
+        logit: mean of all logits of these rows, nats.
+        head_mean: |W_G|, W_G the mean over the classes of the head's rows.
+        head_centred: |W*|, Frobenius norm of the head less W_G.
+        feature_mean: |mu_G|, mu_G the mean feature.
+        cosine: of W_G and mu_G; None where one of them is 0.
+        sensitivity: max_k |update_k . mu_G|, nats: how far a step moves a logit at the mean feature.
+    """
+
+    rows: int
+    absorbed: float | None
+    residual: float
+    wrong: float
+    margin_min: float
+    margin_median: float
+    error: float
+    logit: float
+    head_mean: float | None = None
+    head_centred: float | None = None
+    feature_mean: float | None = None
+    cosine: float | None = None
+    sensitivity: float | None = None
+
+    @property
+    def numerical(self) -> bool:
+        """Whether rounding made these gradients what they are: `error` > 0.1. NaN, of logits that overflow, is not."""
+        return self.error > NUMERICAL
+
+
+def absorption(
+    logits: Tensor, target: Tensor, *, gradient: Tensor | None = None, features: Tensor | None = None,
+    head: Tensor | None = None, update: Tensor | None = None, ignore_index: int = -100,
+) -> Absorption:
+    """Returns how much of the right classes' gradients rounding has taken, with the float64 verdict.
+
+    The gradient may be scaled row by row, as by a mean, class weights or a loss scale: each row's scale is read off its
+    wrong classes, which rounding leaves intact (least squares); a row without any takes the median of the others.
+    Nothing is written to the arguments, and O(N K + K d) work is done in pieces of a few MB.
+
+    Args:
+        logits: (N, K), (N, K, d1, ...) or (B, T, K), of any floating type.
+        target: right classes, integers, in the shape of the logits without the classes' dimension; or class
+            probabilities in the shape of the logits, classes in torch's place, whose largest is then "right".
+        gradient: dL/d logits as backward computed it, in the shape of the logits; None for that of
+            `F.cross_entropy(logits, target)` in the logits' own type.
+        features: (..., d) inputs of the head, a row for each target.
+        head: (K, d) weight of the head that made the logits.
+        update: (K, d) change of the head in a step.
+        ignore_index: target of rows that do not count.
+
+    Raises:
+        UsageError: shapes do not fit together, there are fewer than two classes, or no row counts.
+
+    Source: Liu et al. 2026, arXiv 2605.06152, section 3; Prieto et al. 2025, arXiv 2501.04697.
+
+    >>> import torch
+    >>> z = torch.tensor([[20.0, 0.0, 0.0], [2.0, 0.0, 0.0]])  # in float32 the first row is beyond 24 ln 2 = 16.6
+    >>> seen = absorption(z, torch.tensor([0, 0]))
+    >>> seen.absorbed, seen.margin_min, seen.margin_median, seen.numerical
+    (0.5, 2.0, 11.0, False)
+    >>> seen = absorption(z[:1], torch.tensor([0]))
+    >>> seen.residual, seen.error, seen.numerical
+    (1.0, 1.0, True)
+    """
+    logits, target = logits.detach(), target.detach()
+    soft = target.is_floating_point()
+    if soft and target.shape != logits.shape:
+        raise UsageError(
+            f"absorption(target=...): class probabilities need the shape of the logits, {tuple(logits.shape)}, got "
+            f"{tuple(target.shape)}; give class indices as integers"
+        )
+    dim = min(1, logits.dim() - 1) if soft else class_dim(logits, target)
+    if logits.shape[dim] < 2:
+        raise UsageError(f"absorption(logits=...): a softmax needs two classes or more, got {logits.shape[dim]}")
+    if gradient is not None and gradient.shape != logits.shape:
+        raise UsageError(
+            f"absorption(gradient=...): needs the shape of the logits, {tuple(logits.shape)}, got "
+            f"{tuple(gradient.shape)}"
+        )
+    rows = by_rows(logits, dim)
+    aims = by_rows(target, dim) if soft else target.reshape(-1)
+    counted = torch.ones(len(rows), dtype=torch.bool, device=rows.device) if soft else aims != ignore_index
+    _check_head(rows.shape, features, head, update)
+    if not bool(counted.any()):
+        raise UsageError(f"absorption(target=...): no row counts; all {len(rows)} targets are {ignore_index}")
+    given = _stock(rows, aims, ignore_index) if gradient is None else by_rows(gradient.detach(), dim)
+    found = gradients_of(rows, given, aims, counted, scale=torch.ones_like(counted) if gradient is None else None)
+    found["logit"] = average(rows, counted).mean()
+    mean = None if features is None else average(features.detach().reshape(len(rows), -1), counted)
+    found |= head_and_features(head, mean)
+    if mean is not None and update is not None:
+        found["sensitivity"] = reach(update, mean)
+    values = {name: float(value) for name, value in found.items()}
+    if values.get("cosine") != values.get("cosine"):
+        del values["cosine"]
+    return Absorption(rows=int(counted.sum()), absorbed=values.pop("absorbed", None), **values)
+
+
+def gradients_of(
+    logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor, *, scale: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Returns the quantities of `Absorption` that rows and their gradients make, as 0-D float64; never waits.
+
+    Args:
+        logits: (N, K), up to a constant a row: log-probabilities serve as well.
+        gradient: (N, K).
+        target: (N,) right classes, or (N, K) class probabilities up to a factor a row.
+        counted: (N,) bool.
+        scale: (N,) what a row of the gradient is multiplied with, where that is known.
+    """
+    pieces = [_piece(logits[rows], gradient[rows], target[rows], counted[rows]) for rows in _slices(logits)]
+    wrong, margin, own, exact, total, size, fit = (torch.cat(each) for each in zip(*pieces, strict=True))
+    known = torch.isfinite(fit) & (fit != 0) & counted
+    factor = torch.where(known, fit, median(fit, known).nan_to_num(1.0)) if scale is None else scale.to(fit.dtype)
+    exact = torch.where(counted, factor * exact, 0.0)
+    own = torch.where(counted, own, 0.0)
+    unit = exact.abs().amax()  # so that squares of gradients near 1e-200 are not 0
+    off = torch.linalg.vector_norm((own - exact) / unit) / torch.linalg.vector_norm(exact / unit)
+    number = counted.sum()
+    sums = {
+        "residual": _ratio(torch.where(counted, total, 0.0).abs().sum(), torch.where(counted, size, 0.0).sum()),
+        "wrong": torch.where(counted, wrong, 0.0).sum() / number,
+        "margin_min": torch.where(counted, margin, torch.inf).amin(),
+        "margin_median": median(margin, counted),
+        "error": torch.where((unit == 0) & (own == 0).all(), 0.0, off),
+    }
+    if target.dim() == 1:
+        sums["absorbed"] = ((own == 0) & (wrong > 0) & counted).sum() / number.to(wrong.dtype)
+    return sums
+
+
+def head_and_features(head: Tensor | None, mean: Tensor | None) -> dict[str, Tensor]:
+    """Returns the norms of the two halves of a head (K, d) and of the mean feature (d,), and their cosine."""
+    found: dict[str, Tensor] = {}
+    if head is not None:
+        common, squares = _first_two(head.detach())
+        found["head_mean"] = torch.linalg.vector_norm(common)
+        found["head_centred"] = (squares - len(head) * common.square().sum()).clamp(min=0).sqrt()
+    if mean is not None:
+        found["feature_mean"] = torch.linalg.vector_norm(mean)
+    if head is not None and mean is not None:
+        found["cosine"] = torch.dot(common, mean) / (found["head_mean"] * found["feature_mean"])
+    return found
+
+
+def average(values: Tensor, weights: Tensor) -> Tensor:
+    """Returns the weighted mean of the rows (N, d), in float64; weights are (N,) bool or numbers."""
+    sums = [weights[rows].to(wide(values)) @ values[rows].to(wide(values)) for rows in _slices(values)]
+    return torch.stack(sums).sum(0) / weights.sum()
+
+
+def reach(update: Tensor, mean: Tensor) -> Tensor:
+    """Returns max_k |update_k . mean| of an update (K, d) of the head."""
+    parts = [(update[rows].detach().to(mean.dtype) @ mean).abs().amax() for rows in _slices(update)]
+    return torch.stack(parts).amax()
+
+
+def median(values: Tensor, counted: Tensor) -> Tensor:
+    """Returns the median of the values (N,) that count, the mean of the two middle ones; NaN where none does."""
+    ordered = torch.where(counted, values, torch.inf).sort().values
+    number = counted.sum()
+    places = torch.stack([number - 1, number]).clamp(min=0) // 2
+    return torch.where(number > 0, ordered[places].mean(), torch.nan)
+
+
+def by_rows(values: Tensor, dim: int) -> Tensor:
+    """Returns (N, K) rows, K being the size of dimension `dim`."""
+    return values.movedim(dim, -1).reshape(-1, values.shape[dim])
+
+
+def wide(values: Tensor) -> torch.dtype:
+    """Returns float64, or float32 on the accelerator that has none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+def _slices(values: Tensor) -> Iterator[slice]:
+    most = CHUNK if values.device.type == "cpu" else CHUNK_DEVICE
+    step = max(1, most // max(1, values.shape[1]))
+    return (slice(start, start + step) for start in range(0, max(1, len(values)), step))
+
+
+def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, ...]:
+    """Returns for some rows (n,): w, margin, g_r, exact g_r of scale 1, sum_k g_k, sum_k |g_k|, and the scale."""
+    soft = target.dim() == 2
+    right = target.argmax(1, keepdim=True) if soft else torch.where(counted, target, 0).long().unsqueeze(1)
+    z = logits.to(wide(logits), copy=True)
+    own = z.gather(1, right).squeeze(1)
+    z.scatter_(1, right, -torch.inf)
+    top = z.amax(1)
+    near = top.clamp(min=torch.finfo(z.dtype).min)  # a row whose wrong classes are all masked
+    e = z.sub_(near.unsqueeze(1)).exp_()  # relative to the largest wrong class, so that no gap underflows its square
+    m = torch.maximum(own, near)
+    share = (near - m).exp()
+    others = e.sum(1) * share
+    mass = others + (own - m).exp()
+    wrong = others / mass
+    g = gradient.to(z.dtype, copy=True)
+    mine = g.gather(1, right).squeeze(1)
+    size = torch.linalg.vector_norm(g, 1, dim=1)
+    g.scatter_(1, right, 0.0)
+    total = g.sum(1) + mine
+    rate = share / mass  # p_k = e_k rate
+    if not soft:
+        return wrong, own - top, mine, -wrong, total, size, (g * e).sum(1) / (e.square().sum(1) * rate)
+    y = target.to(z.dtype, copy=True)
+    e.mul_((rate * y.sum(1)).unsqueeze(1)).sub_(y.scatter_(1, right, 0.0))
+    return wrong, own - top, mine, -e.sum(1), total, size, (g * e).sum(1) / e.square().sum(1)
+
+
+def _first_two(head: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean row (d,) and the sum of all squares, in float64."""
+    sums, squares = [], []
+    for rows in _slices(head):
+        piece = head[rows].to(wide(head))
+        sums.append(piece.sum(0))
+        squares.append(piece.square().sum())
+    return torch.stack(sums).sum(0) / len(head), torch.stack(squares).sum()
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole == 0, 0.0, part / whole)
+
+
+def _stock(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Returns the gradient of sum reduction that `F.cross_entropy` gives, in the logits' type."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+        z = logits.clone().requires_grad_()
+        aim = target.to(z.dtype) if target.dim() == 2 else target.long()
+        loss = functional.cross_entropy(z, aim, reduction="sum", ignore_index=ignore_index)
+        return torch.autograd.grad(loss, z)[0]
+
+
+def _check_head(shape: torch.Size, features: Tensor | None, head: Tensor | None, update: Tensor | None) -> None:
+    count, classes = shape
+    if features is not None and (features.dim() < 2 or features.shape[:-1].numel() != count):
+        raise UsageError(
+            f"absorption(features=...): needs a row for each of the {count} targets, (..., d), got "
+            f"{tuple(features.shape)}"
+        )
+    if update is not None and features is None:
+        raise UsageError("absorption(update=...): needs the features as well, at whose mean logits move")
+    width = "d" if features is None else features.shape[-1]
+    for name, value in (("head", head), ("update", update)):
+        if value is not None and (value.dim() != 2 or len(value) != classes or width not in ("d", value.shape[1])):
+            raise UsageError(f"absorption({name}=...): needs shape ({classes}, {width}), got {tuple(value.shape)}")
