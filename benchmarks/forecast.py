@@ -40,6 +40,7 @@ from forecast_cases import CASES, DEV, HELD_OUT, SEEDS, Case
 from forecast_record import DEFAULT, DENSE, Trace, trace
 from forecast_score import Alarm, Score, episodes, held_against, merged
 from foreshock.detect import scan
+from foreshock.run.event import family
 
 QUICK = 3  # of so many cases one is taken
 TURNED = 1.1  # rise of the loss after an alarm that shows that something did come
@@ -91,7 +92,7 @@ def forecast(trace: Trace, kinds: Sequence[str] = KINDS) -> list[Alarm]:
     """Returns the alarms of the shipped detectors on a trace."""
     return merged([
         Alarm(event.raised, math.inf if event.end is None else event.end)
-        for event in scan(trace.run) if event.kind in kinds
+        for event in scan(trace.run) if event.kind in kinds and family(event) == "curvature"
     ])  # fmt: skip
 
 

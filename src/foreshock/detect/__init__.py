@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foreshock.detect.absorption import Absorption
 from foreshock.detect.base import Detector
 from foreshock.detect.divergence import Divergence
 from foreshock.detect.drift import Drift
@@ -12,5 +13,6 @@ from foreshock.detect.scan import default_detectors, scan
 from foreshock.detect.spike import Spike
 
 __all__ = [
-    "Detector", "Divergence", "Drift", "Forecast", "NonFinite", "Precursor", "Spike", "default_detectors", "scan",
+    "Absorption", "Detector", "Divergence", "Drift", "Forecast", "NonFinite", "Precursor", "Spike", "default_detectors",
+    "scan",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from foreshock.detect.absorption import Absorption
 from foreshock.detect.base import Detector
 from foreshock.detect.divergence import Divergence
 from foreshock.detect.drift import Drift
@@ -26,7 +27,7 @@ class HasRecords(Protocol):
 
 def default_detectors() -> list[Detector]:
     """Returns a fresh set of the shipped detectors at their one default setting."""
-    return [NonFinite(), Spike(), Divergence(), Drift(), Precursor(), Forecast()]
+    return [NonFinite(), Spike(), Divergence(), Drift(), Precursor(), Forecast(), Absorption()]
 
 
 def scan(run: HasRecords | Iterable[StepRecord], detectors: Sequence[Detector] | None = None) -> list[Event]:

@@ -14,7 +14,7 @@ from foreshock.detect.second_moment import shares
 from foreshock.detect.series import Series, near, readings, series
 from foreshock.detect.stages import Stages, stages
 from foreshock.diagnose.growth import Growth, growth
-from foreshock.run.event import Event
+from foreshock.run.event import Event, family
 from foreshock.run.run import Run
 
 Verdict = Literal["preconditioner", "landscape", "learning rate", "mixed", "unexplained", "not split"]
@@ -73,9 +73,9 @@ def approach(run: Run, event: Event) -> Approach | None:
 
     Args:
         run: the run, complete or so far.
-        event: of kind watch, imminent, transient or spike.
+        event: of kind watch, imminent (of `chi_gradient`), transient or spike.
     """
-    if event.kind not in KINDS:
+    if event.kind not in KINDS or family(event) == "softmax":
         return None
     run = near(run, event)
     found = stages(run, event)

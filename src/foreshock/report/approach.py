@@ -20,7 +20,7 @@ from foreshock.report.sections import Section
 from foreshock.report.story import LEAST, SIGNS, line, story
 from foreshock.report.wording import number
 from foreshock.run import Run
-from foreshock.run.event import Event
+from foreshock.run.event import Event, family
 
 KINDS = ("watch", "imminent", "transient", "spike")
 BUCKETS = 400  # two points each, in every curve
@@ -63,7 +63,7 @@ class Story:
 
 def told(run: Run, event: Event) -> Story | None:
     """Returns the story of an event; None where it is of another kind, or chi was not read around it."""
-    if event.kind not in KINDS or "chi" not in run:
+    if event.kind not in KINDS or family(event) == "softmax" or "chi" not in run:
         return None
     run = near(run, event)
     how = approach(run, event)
@@ -102,7 +102,7 @@ def lines(run: Run, events: Sequence[Event], most: int = 20) -> list[str]:
     found: dict[object, str] = {}
     order = sorted(events, key=lambda event: (event.kind not in HARM, event.raised))
     for event in order if "chi" in run else ():
-        if len(found) == most or event.kind not in KINDS:
+        if len(found) == most or event.kind not in KINDS or family(event) == "softmax":
             continue
         how = approach(run, event)
         if how is not None and how.marks.crossing not in found:

@@ -16,7 +16,7 @@ from foreshock.report.phrase import Phrase, plain
 from foreshock.report.sections import free_signals
 from foreshock.report.wording import count, date, duration, listing, number
 from foreshock.run import Run
-from foreshock.run.event import Event
+from foreshock.run.event import Event, family
 
 NOUNS = {
     "nonfinite": ("non-finite episode", "non-finite episodes"),
@@ -131,7 +131,8 @@ def _calm(run: Run, steps: str) -> list[Phrase]:
 
 def _now(run: Run, events: Sequence[Event], found: Detail) -> list[Phrase]:
     """Returns what is coming, where chi is above 1 at the last record and the loss has not risen yet."""
-    alarms = [event for event in events if event.kind in ("watch", "imminent") and event is not found.span.event]
+    raised = (event for event in events if event.kind in ("watch", "imminent") and family(event) == "curvature")
+    alarms = [event for event in raised if event is not found.span.event]
     last = max(alarms, key=lambda event: event.onset, default=None)
     if last is None or (last.end is not None and last.end < int(run.steps[-1]) - NOW):
         return []

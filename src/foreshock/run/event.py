@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 KINDS: Mapping[str, str] = {
     "nonfinite": "a signal turned NaN or infinite",
@@ -13,10 +13,11 @@ KINDS: Mapping[str, str] = {
     "drift": "the loss climbs slowly, step by step inside its noise",
     "precursor": "a free signal left its range before the loss did",
     "watch": "the stability ratio chi stays above 1",
-    "imminent": "the curvature along the gradient stays above its edge of stability",
+    "imminent": "the next steps climb: the curvature along the gradient stays above its edge of stability "
+    "(`chi_gradient`), or one step shifts a logit by more than a nat while the softmax absorbs (`softmax_sensitivity`)",
     "transient": "chi passed 1 and nothing came of it: too short, of no lasting direction, or self-limiting",
     "absorbing": "low-precision softmax rounds the right class's gradient to zero",
-    "inflating": "head and features inflate in opposite directions",
+    "inflating": "while it does, the class mean of the head and the mean feature inflate in opposite directions",
 }
 
 BENIGN = frozenset({"transient"})
@@ -67,6 +68,16 @@ class Event:
     def from_dict(cls, fields: Mapping[str, Any]) -> Event:
         """Returns the event that `to_dict` described; unknown fields of later versions are ignored."""
         return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
+
+
+def family(event: Event) -> Literal["curvature", "softmax", ""]:
+    """Returns the mechanism that an early warning is about; empty for events that name none.
+
+    Both mechanisms have their `imminent`; the signal tells which.
+    """
+    if event.kind in ("absorbing", "inflating") or event.signal.startswith("softmax_"):
+        return "softmax"
+    return "curvature" if event.kind in ("watch", "imminent", "transient") else ""
 
 
 def latest(events: Mapping[Any, Event] | list[Event] | tuple[Event, ...]) -> list[Event]:

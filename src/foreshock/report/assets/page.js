@@ -1,6 +1,6 @@
 // Puts the page together: runs and their tabs, the table of events, the address after #.
 const PAGE = 15; // rows of the table shown at first
-const WARNINGS = ["precursor", "watch", "imminent"];
+const WARNINGS = ["precursor", "watch", "imminent", "absorbing", "inflating"];
 const pages = new Map();
 
 function prepare(data) {
@@ -30,7 +30,7 @@ const COLUMNS = [
   ["#", "place", (e) => e.place], ["Event", "kind", (e) => e.kind], ["Onset", "onset", (e) => e.onset],
   ["Peak", "peak", (e) => e.peak], ["Length", "length", (e) => (e.end === null ? Infinity : e.end - e.onset)],
   ["Level → peak", "value", (e) => e.value, "the signal before the event, and at its peak"],
-  ["Warned before", "warned", (e) => e.warned ?? -1e9, "steps from the first alarm, of a free signal or of chi, to the onset"],
+  ["Warned before", "warned", (e) => e.warned ?? -1e9, "steps from the first alarm, of a free signal, of chi or of the softmax, to the onset"],
   ["Robust sigmas", "severity", (e) => e.z, "height of the peak over the robust scale of the noise before the onset"],
 ];
 
