@@ -19,7 +19,7 @@ def confident(
     generator: torch.Generator, rows: int, classes: int, dtype: torch.dtype, *, gap: float | None = None,
     offset: float = 0.0, spread: float = 3.0,
 ) -> tuple[Tensor, Tensor]:
-    """Returns logits (rows, classes) and targets: the right class leads the others' maximum by `gap`, or by 0 to 200."""
+    """Returns logits (rows, classes) and targets: the right class leads by `gap`, or by 0 to 200 nats."""
     draws = {"generator": generator, "dtype": torch.float64}
     z = spread * torch.randn(rows, classes, **draws)
     target = torch.randint(classes, (rows,), generator=generator)
@@ -45,7 +45,7 @@ def value_and_gradient(loss: object, logits: Tensor, *arguments: object, **optio
 
 
 def error(found: Tensor, true: Tensor, dtype: torch.dtype) -> float:
-    """Returns the largest relative error, of entries above what underflow in `dtype` may take from a sum over classes."""
+    """Returns the largest relative error of entries above what underflow in `dtype` may take from a sum of classes."""
     floor = UNDERFLOW[dtype] * true.shape[-1] if true.ndim else UNDERFLOW[dtype]
     seen = true.abs() >= floor
     assert (found[~seen].abs() <= 2 * floor).all()

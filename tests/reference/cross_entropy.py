@@ -1,6 +1,6 @@
-"""Cross-entropy in 80-bit floats, one row at a time: slow, obvious, and right where float64 is not.
+"""Cross-entropy in np.longdouble, one row at a time: slow and obvious.
 
-np.longdouble has 64 bits of significand on x86 and at least 53 elsewhere. What would cancel is never subtracted, so more
+That type has 64 bits of significand on x86 and at least 53 elsewhere. What would cancel is never subtracted, so more
 bits than float64 has are a luxury here, not the point.
 """
 
@@ -21,7 +21,7 @@ def rows(logits: np.ndarray, dim: int) -> np.ndarray:
 
 
 def log_probabilities(z: np.ndarray) -> np.ndarray:
-    """Returns log softmax (K,), each entry as -log(1 + sum of the ratios of the others to it), so that none rounds to 0.
+    """Returns log softmax (K,), every entry to full relative accuracy.
 
     log p_k = -log1p(sum_{j != k} exp(z_j - z_k)) where that sum is at most 1; else z_k - m - log sum_j exp(z_j - m).
     """
