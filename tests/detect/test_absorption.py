@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from functools import cache
 
 import numpy as np
 import pytest
 
-from foreshock.detect import Absorption, Forecast, scan
+from foreshock.detect import Absorption, Forecast, absorption, scan
 from foreshock.detect.absorption import CALM
 from foreshock.run import Event, Run, StepRecord
 from foreshock.testing import check_detector
@@ -40,6 +41,11 @@ def changed(run: Run, **columns: np.ndarray | None) -> list[StepRecord]:
 
 def test_it_keeps_the_contract_of_detectors() -> None:
     check_detector(Absorption)
+
+
+def test_the_docstrings_are_true() -> None:
+    result = doctest.testmod(absorption)
+    assert (result.failed, result.attempted >= 5) == (0, True)
 
 
 @pytest.mark.parametrize("every", [5, 10, 20])

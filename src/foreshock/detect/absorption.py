@@ -50,6 +50,16 @@ def at_work(absorbed: float, residual: float, error: float | None = None) -> boo
     return absorbed > ABSORBED and residual > RESIDUAL and not sound
 
 
+def faded(absorbed: float, residual: float, error: float | None = None) -> bool:
+    """Says whether a reading shows absorption to be over; readings about the levels show neither that nor `at_work`.
+
+    >>> faded(0.9, 0.05), faded(0.9, 0.01), faded(0.1, 0.05)
+    (False, True, True)
+    """
+    sound = error is not None and error <= ERROR
+    return absorbed < FADED * ABSORBED or residual < FADED * RESIDUAL or sound
+
+
 def inflated(values: Mapping[str, float], base: Mapping[str, float]) -> tuple[str, ...]:
     """Returns by which rules a reading shows inflation: "cosine", "growth", both or none.
 
@@ -113,8 +123,8 @@ class Absorption:
         error = values.get("softmax_error")
         error = error if is_finite(error) else None
         self._take_head(values)
-        working = at_work(absorbed, residual, error)
-        found += self._absorbing(record.step, values, residual, working)
+        working, over = at_work(absorbed, residual, error), faded(absorbed, residual, error)
+        found += self._absorbing(record.step, values, working=working, over=over)
         if self._levels["absorbing"].event is None:
             return found + [event for kind in KINDS[1:] for event in self._levels[kind].close()]
         if working:  # a reading in between says nothing new of the head
@@ -126,13 +136,10 @@ class Absorption:
         """Returns the open events, ended at their last readings at the level."""
         return [level.event for level in self._levels.values() if level.event is not None]
 
-    def _absorbing(self, step: int, values: Mapping[str, float], residual: float, working: bool) -> list[Event]:
-        level = self._levels["absorbing"]
+    def _absorbing(self, step: int, values: Mapping[str, float], *, working: bool, over: bool) -> list[Event]:
+        level, residual = self._levels["absorbing"], values["softmax_residual"]
         if level.event is not None:
-            error = values.get("softmax_error")
-            faded = values["softmax_absorbed"] < FADED * ABSORBED or residual < FADED * RESIDUAL
-            against = faded or (is_finite(error) and error <= ERROR)
-            found = level.follow(step, residual, holds=working, wait=self._wait if against else 0)
+            found = level.follow(step, residual, holds=working, wait=self._wait if over else 0)
             if level.event is None:
                 short = found[0].data["readings"] < SHORT
                 self._wait = min(2 * self._wait, PATIENT) if short else max(self._wait // 2, CALM)

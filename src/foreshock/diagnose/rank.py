@@ -1,0 +1,118 @@
+"""Ranks the causes of an event by what the run tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from foreshock.diagnose import edge, schedule, softmax_absorption
+from foreshock.diagnose.base import RULED_OUT, TITLES, Cause, Diagnosis, Rule, Unjudged
+from foreshock.diagnose.landscape import landscape
+from foreshock.diagnose.preconditioner import preconditioner
+from foreshock.diagnose.wording import percent
+from foreshock.run.event import Event, family
+from foreshock.run.run import Run
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "softmax_absorption", softmax_absorption.softmax_absorption, softmax_absorption.KINDS, softmax_absorption.NEEDS,
+        softmax_absorption.BETTER, explains=("preconditioner", "landscape"),
+    ),
+    Rule("preconditioner", preconditioner, edge.KINDS, edge.NEEDS, edge.BETTER),
+    Rule("landscape", landscape, edge.KINDS, edge.NEEDS, edge.BETTER),
+    Rule("schedule", schedule.schedule, schedule.KINDS, schedule.NEEDS),
+)  # fmt: skip
+"""The rules of the shipped causes."""
+
+LIKELY = 0.5  # score of the best cause below which the event is unexplained
+SURE = 0.9  # and from which on the summary says nothing of those that were not judged
+
+
+def diagnose(run: Run, event: Event, rules: Sequence[Rule] = RULES) -> Diagnosis:
+    """Returns why an event happened: the causes ranked by what the run tells, each with its evidence.
+
+    Several may hold. Where none is likely the first is `unexplained`, with what was ruled out. What the run does not
+    tell about is listed with the signals that would have told, so that imported runs are judged by what they have.
+
+    Args:
+        run: the run, complete or so far.
+        event: one of its events, e.g. of `foreshock.scan(run)`.
+        rules: the causes to judge.
+
+    >>> from foreshock.run import Run
+    >>> run = Run.from_arrays({"loss": [2.0, 2.1] * 20 + [9.0] + [2.0, 2.1] * 20, "lr": [0.1] * 81})
+    >>> found = diagnose(run, Event("spike", 40, 40, 40, 40, 7.0, 100.0, "loss"))
+    >>> found.best.name, [cause.name for cause in found.ruled_out], found.unjudged[0].signals
+    ('unexplained', ['schedule'], ('softmax_absorbed', 'softmax_residual'))
+    """
+    judged: list[Cause] = []
+    unjudged: list[Unjudged] = []
+    wanted = [rule for rule in rules if _concerns(rule, event)]
+    for rule in wanted:
+        cause = rule.judge(run, event)
+        if cause is None:
+            unjudged.append(_unjudged(run, rule))
+        else:
+            judged.append(cause)
+    judged = _explained_away(judged, wanted)
+    judged.sort(key=lambda cause: -cause.score)
+    causes = [cause for cause in judged if cause.score >= RULED_OUT]
+    out = [cause for cause in judged if cause.score < RULED_OUT]
+    if not causes or causes[0].score < LIKELY:
+        causes = sorted([*causes, _unexplained(causes, out, unjudged)], key=lambda cause: -cause.score)
+    return Diagnosis(event, tuple(causes), tuple(out), tuple(unjudged), _summary(event, causes, out, unjudged))
+
+
+def _concerns(rule: Rule, event: Event) -> bool:
+    """Returns whether a cause can be asked of an event; warnings of the softmax are about nothing else."""
+    return event.kind in rule.kinds and (family(event) != "softmax" or rule.name == "softmax_absorption")
+
+
+def _unjudged(run: Run, rule: Rule) -> Unjudged:
+    lacking = tuple(name for name in rule.needs if name not in run)
+    if lacking:
+        return Unjudged(rule.name, "not recorded: " + ", ".join(lacking), lacking)
+    return Unjudged(rule.name, f"{' and '.join(rule.needs)} not read close enough before the event", rule.needs)
+
+
+def _explained_away(judged: list[Cause], rules: Sequence[Rule]) -> list[Cause]:
+    """Returns the causes with those weakened whose signs another one brings about itself."""
+    for rule in rules:
+        strong = next((cause for cause in judged if cause.name == rule.name and cause.score >= LIKELY), None)
+        if strong is None:
+            continue
+        note = f"`{strong.name}` ({percent(strong.score)}) brings such signs about itself."
+        judged = [
+            replace(each, score=each.score * (1 - strong.score), evidence=(*each.evidence, note))
+            if each.name in rule.explains and each.score >= RULED_OUT else each
+            for each in judged
+        ]
+    return judged
+
+
+def _unexplained(causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> Cause:
+    best = max((cause.score for cause in causes), default=0.0)
+    said = [f"Not {TITLES.get(cause.name, cause.name)}: {cause.evidence[0]}" for cause in (*out, *causes)]
+    advice = ["Look at the batch of the onset step: one bad batch moves nothing before it."]
+    lacking = list(dict.fromkeys(name for each in unjudged for name in each.signals))
+    if lacking:
+        named = ", ".join(f"`{name}`" for name in lacking)
+        advice.append(f"Record more, so that the next one can be judged: {named}.")
+    return Cause("unexplained", 1.0 - best, tuple(said), advice=tuple(advice))
+
+
+def _summary(event: Event, causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> str:
+    best = causes[0]
+    where = f"The {event.kind} at step {event.peak:,}"
+    if best.name == "unexplained":
+        said = [f"{where} is unexplained by what was recorded."]
+    else:
+        said = [f"{where} was made by {best.title} ({percent(best.score)}). {best.evidence[0]}"]
+        others = [f"{cause.title} ({percent(cause.score)})" for cause in causes[1:] if cause.name != "unexplained"]
+        said += [f"It may also have been {' or '.join(others)}."] if others else []
+    if out:
+        said.append(f"Ruled out: {', '.join(cause.title for cause in out)}.")
+    if unjudged and (best.name == "unexplained" or best.score < SURE):
+        told = (f"{TITLES.get(each.cause, each.cause)} ({each.why})" for each in unjudged)
+        said.append(f"Not judged: {'; '.join(told)}.")
+    return " ".join(said)
