@@ -143,3 +143,9 @@ def test_arguments_that_cannot_work_are_named(change: dict[str, object], message
     arguments = {"logits": torch.zeros(4, 3), "target": torch.zeros(4, dtype=torch.long)} | change
     with pytest.raises(UsageError, match=message):
         margin_cross_entropy(**arguments)
+
+
+def test_shapes_can_be_worked_out_without_numbers() -> None:
+    """On the meta device, which has no autocast to ask about."""
+    z, target = torch.zeros(4, 3, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
+    assert margin_cross_entropy(z, target).shape == ()

@@ -1,7 +1,8 @@
-"""Which dimension of the logits is the classes'."""
+"""What a loss asks about its arguments: which dimension is the classes', and whether autocast is on."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from foreshock.errors import UsageError
@@ -40,3 +41,8 @@ def class_dim(logits: Tensor, target: Tensor, dim: int | None = None) -> int:
         f"target has shape {wanted}, logits have {shape}: class indices need one entry for each row, {fitting}"
         + ("; name the dimension of the classes with dim=" if dim is None else f" for dim = {dim}")
     )
+
+
+def autocasts(device: torch.device) -> bool:
+    """Returns whether autocast is on for a device, False for those that have none (meta)."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

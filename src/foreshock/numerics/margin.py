@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foreshock.errors import UsageError
-from foreshock.numerics.layout import class_dim
+from foreshock.numerics.layout import autocasts, class_dim
 
 REDUCTIONS = ("none", "mean", "sum")
 # log1p(exp(x)) is x to the last bit of float64 from here on, where softplus stops computing: exp(-40) < 2^-53
@@ -78,7 +78,7 @@ def margin_cross_entropy(
     loss = torch.where(kept, loss, 0.0)
     if reduction != "none":
         loss = loss.sum() / (factor.sum() if reduction == "mean" else 1)
-    return loss if torch.is_autocast_enabled(logits.device.type) else loss.to(logits.dtype)
+    return loss if autocasts(logits.device) else loss.to(logits.dtype)
 
 
 def _check(logits: Tensor, target: Tensor, reduction: str, label_smoothing: float) -> None:
