@@ -11,6 +11,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from foreshock.errors import UsageError
 from foreshock.numerics.exact import losses, working_dtype
+from foreshock.numerics.layout import autocasts
 
 __all__ = ["cross_entropy"]
 
@@ -103,7 +104,7 @@ def cross_entropy(
         found = found.sum()
     elif reduction == "mean":
         found = found.mean() if total is None else found.sum() / total
-    return found if torch.is_autocast_enabled(logits.device.type) else found.to(logits.dtype)
+    return found if autocasts(logits.device) else found.to(logits.dtype)
 
 
 def _of_indices(
@@ -144,7 +145,9 @@ def _of_probabilities(layout: Layout, target: Tensor, weight: Tensor | None, lab
 
 def _may_ignore(target: Tensor, ignore_index: int, count: int) -> bool:
     """Returns whether rows may have to be left out; looks, and checks the range, where that makes nobody wait."""
-    if target.device.type != "cpu" or torch.compiler.is_compiling() or is_functorch_wrapped_tensor(target):
+    # a subclass may have no numbers to look at: fake tensors, shards
+    traced = torch.compiler.is_compiling() or is_functorch_wrapped_tensor(target) or type(target) is not Tensor
+    if traced or target.device.type != "cpu":
         return True
     if not target.numel():
         return False
@@ -186,7 +189,8 @@ def _class_dimension(logits: Tensor, target: Tensor, dim: int | None) -> int:
     for classes in candidates:
         shape = logits.shape
         wanted = shape if target.is_floating_point() else (*shape[:classes], *shape[classes + 1 :])
-        if target.shape == torch.Size(wanted) and shape[classes] > 0:
+        single = logits.ndim == 1 and target.shape == (1,) and not target.is_floating_point()  # as torch has it
+        if (target.shape == torch.Size(wanted) or single) and shape[classes] > 0:
             return classes
     kind = "probabilities" if target.is_floating_point() else "indices"
     raise UsageError(
