@@ -1,26 +1,27 @@
-"""Cross-entropy of rows of logits whose gradient is right at every logit gap: the formula, once.
-
-The probability of the right class is never subtracted from 1. In a confident row that difference is rounded to 0 while
-the wrong classes keep their gradients, so that a row's gradient no longer sums to zero (Liu, Cao, Li and Zhou 2026,
-arXiv 2605.06152, section 3); here the right class's gradient is minus the sum of the others.
-"""
+"""Exact cross-entropy of rows of logits, differentiable as often as wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+
+from foreshock.numerics.rows import (
+    bend,
+    fit,
+    gradients_of_rows,
+    losses_of_rows,
+    parts,
+    probabilities,
+    relative,
+    surprises,
+    working_dtype,
+)
 
 __all__ = ["losses", "parts", "working_dtype"]
-
-CHUNK = 1 << 16
-"""Logits handled at a time by each thread of a CPU: with their exponentials they stay in the second-level cache, and
-4096 x 32000 take 0.4 of the time of `torch.nn.functional.cross_entropy`."""
-CHUNK_ELSEWHERE = 1 << 24
 
 
 def losses(
@@ -47,61 +48,57 @@ def losses(
     Returns:
         float64 for float64 logits, else float32; shaped like `right`.
     """
-    rule = _Losses if torch.compiler.is_compiling() else _TransformableLosses
-    found: Tensor = rule.apply(logits, right, spread, mass, dim)[0]  # type: ignore[no-untyped-call]
+    if _plain():
+        found: Tensor = _Losses.apply(logits, right, spread, mass, dim)  # type: ignore[no-untyped-call]
+        return found
+    found, _, _ = _TransformableLosses.apply(logits, right, spread, mass, dim)  # type: ignore[no-untyped-call]
     return found
 
 
-def working_dtype(logits: Tensor) -> torch.dtype:
-    """Returns the type that rows are computed in: float64 for float64, else float32."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def gradient(
+    logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor, top: Tensor,
+    wrong: Tensor, dim: int,
+) -> Tensor:  # fmt: skip
+    """Returns `rows.gradients_of_rows`, differentiable."""
+    arguments = (logits, right, spread, mass, outer, top, wrong, dim)
+    found: Tensor
+    if not _plain():
+        found = _TransformableGradient.apply(*arguments)  # type: ignore[no-untyped-call]
+    elif not torch.compiler.is_compiling() and is_legacy_batchedtensor(outer):  # autograd.grad(is_grads_batched=True)
+        arguments = (logits, right, spread, mass, torch.ones_like(top), top, wrong, dim)
+        found = (outer * _Gradient.apply(*arguments)).to(logits.dtype)  # type: ignore[no-untyped-call]
+    elif torch.is_grad_enabled():
+        found = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
+    else:
+        found = gradients_of_rows(*arguments)
+    return found
+
+
+def _plain() -> bool:
+    """Returns whether nothing but autograd, or a compiler, is at work.
+
+    Functions that torch.func can transform cost 0.1 ms more at each call, and torch.compile does not take them.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active()
 
 
 class _Losses(Function):
-    """(logits, right, spread, mass, dim) -> losses, largest logit, sum of the wrong exponentials, for each row."""
+    """(logits, right, spread, mass, dim) -> losses."""
 
     @staticmethod
-    def forward(logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, dim: int) -> Any:
-        kind = working_dtype(logits)
-        found = torch.empty(right.shape, dtype=kind, device=logits.device)
-        top, wrong = torch.empty_like(found), torch.empty_like(found)
-        space = None
-        for part in parts(logits):
-            piece, at, m, below = _cut(logits, part).to(kind), _cut(right, part), _cut(top, part), _cut(found, part)
-            space = torch.empty_like(piece) if space is None else space[: len(piece)]
-            torch.amax(piece, dim, keepdim=True, out=m)
-            torch.sub(piece, m, out=space)
-            own = space.gather(dim, at)
-            targets = None if spread is None else _of(spread, part)
-            if targets is None:
-                torch.neg(own, out=below)
-            else:
-                torch.sum(space * targets, dim, keepdim=True, out=below).neg_()
-                if mass is not None:
-                    below.sub_(own * _cut(mass, part))
-            others = torch.sum(space.exp_().scatter_(dim, at, 0.0), dim, keepdim=True, out=_cut(wrong, part))
-            # log(sum e), exact where the right class is the largest: own.expm1() is then 0
-            log = own.expm1_().add_(others).log1p_()
-            below.add_(log if targets is None else log.mul_(_total(targets, mass, part, dim)))
-        return found, top, wrong
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, right, spread, mass, ctx.dim = inputs
-        _, top, wrong = output
-        ctx.mark_non_differentiable(top, wrong)
-        ctx.set_materialize_grads(False)
+    def forward(
+        ctx: Any, logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, dim: int
+    ) -> Tensor:
+        found, top, wrong = losses_of_rows(logits, right, spread, mass, dim)
+        ctx.dim = dim
         ctx.save_for_backward(logits, right, spread, mass, top, wrong)
+        return found
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor | None, *_: None) -> Any:
-        logits, right, spread, mass, top, wrong = ctx.saved_tensors
-        to_logits = to_spread = None
-        if outer is not None and ctx.needs_input_grad[0]:
-            to_logits = _gradient(logits, right, spread, mass, outer, top, wrong, ctx.dim)
-        if outer is not None and ctx.needs_input_grad[2]:
-            to_spread = _fit(outer * _surprises(logits, ctx.dim), spread)
-        return to_logits, None, to_spread, None, None
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        return _losses_backward(ctx, outer)
 
 
 class _Gradient(Function):
@@ -109,65 +106,44 @@ class _Gradient(Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor, top: Tensor,
-        wrong: Tensor, dim: int,
+        ctx: Any, logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor,
+        top: Tensor, wrong: Tensor, dim: int,
     ) -> Tensor:  # fmt: skip
-        kind = working_dtype(logits)
-        found = torch.empty_like(logits)
-        space = None
-        for part in parts(logits):
-            piece, at, scale, others = _cut(logits, part), _cut(right, part), _cut(outer, part), _cut(wrong, part)
-            if logits.dtype == kind:
-                space = _cut(found, part)
-            else:
-                piece = piece.to(kind)
-                space = torch.empty_like(piece) if space is None else space[: len(piece)]
-            torch.sub(piece, _cut(top, part), out=space)
-            share = scale / space.gather(dim, at).exp_().add_(others)
-            space.exp_()
-            if spread is None:
-                space.mul_(share).scatter_(dim, at, share.mul_(others).neg_())
-            else:
-                targets = _of(spread, part)
-                space.mul_(share * _total(targets, mass, part, dim)).sub_(scale * targets)
-                space.scatter_(dim, at, 0.0)
-                space.scatter_(dim, at, -space.sum(dim, keepdim=True))
-            if logits.dtype != kind:
-                _cut(found, part).copy_(space)
-        return found
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, _, _, ctx.dim = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.dim = dim
+        ctx.save_for_backward(logits, right, spread, mass, outer)
+        return gradients_of_rows(logits, right, spread, mass, outer, top, wrong, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        logits, right, spread, mass, outer = ctx.saved_tensors
-        moved, mean, along = _bend(logits, right, spread, mass, grad, ctx.dim)
-        to_logits = (outer * moved).to(logits.dtype) if ctx.needs_input_grad[0] else None
-        to_spread = None
-        if ctx.needs_input_grad[2]:
-            to_spread = _fit(outer * (mean - _relative(grad, right, ctx.dim)), spread)
-        return to_logits, None, to_spread, None, along, None, None, None
+        return _gradient_backward(ctx, ctx.saved_tensors, grad)
 
 
-class _TransformableLosses(_Losses):
-    """As `_Losses`, for torch.func and forward-mode derivatives as well, which torch.compile does not take."""
+class _TransformableLosses(Function):
+    """As `_Losses`, for torch.func and forward-mode derivatives as well; -> what `losses_of_rows` returns."""
+
+    @staticmethod
+    def forward(logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, dim: int) -> Any:
+        return losses_of_rows(logits, right, spread, mass, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _Losses.setup_context(ctx, inputs, output)
+        ctx.dim = inputs[4]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:4], *output[1:])
         ctx.save_for_forward(*inputs[:4])
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor, *_: Any) -> Any:
+        return _losses_backward(ctx, outer)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, _: None, spread_tangent: Tensor | None, *__: None) -> Any:
         logits, right, spread, mass = ctx.saved_tensors
         found = torch.zeros(right.shape, dtype=working_dtype(logits), device=logits.device)
         if tangent is not None:
-            found = found + _bend(logits, right, spread, mass, tangent, ctx.dim)[2]
+            found = found + bend(logits, right, spread, mass, tangent, ctx.dim)[2]
         if spread_tangent is not None:
-            found = found + (spread_tangent * _surprises(logits, ctx.dim)).sum(ctx.dim, keepdim=True)
+            found = found + (spread_tangent * surprises(logits, ctx.dim)).sum(ctx.dim, keepdim=True)
         return found, None, None
 
     @staticmethod
@@ -176,13 +152,25 @@ class _TransformableLosses(_Losses):
         return tuple(each.unflatten(0, (info.batch_size, -1)) for each in found), (0, 0, 0)
 
 
-class _TransformableGradient(_Gradient):
+class _TransformableGradient(Function):
     """As `_Gradient`, for torch.func and forward-mode derivatives as well."""
 
     @staticmethod
+    def forward(
+        logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor, top: Tensor,
+        wrong: Tensor, dim: int,
+    ) -> Tensor:  # fmt: skip
+        return gradients_of_rows(logits, right, spread, mass, outer, top, wrong, dim)
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _Gradient.setup_context(ctx, inputs, output)
+        ctx.dim = inputs[7]
+        ctx.save_for_backward(*inputs[:7])
         ctx.save_for_forward(*inputs[:7])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _gradient_backward(ctx, ctx.saved_tensors[:5], grad)
 
     @staticmethod
     def jvp(
@@ -192,10 +180,10 @@ class _TransformableGradient(_Gradient):
         logits, right, spread, mass, outer, top, wrong = ctx.saved_tensors
         found = torch.zeros_like(logits, dtype=working_dtype(logits))
         if tangent is not None:
-            found = found + outer * _bend(logits, right, spread, mass, tangent, ctx.dim)[0]
+            found = found + outer * bend(logits, right, spread, mass, tangent, ctx.dim)[0]
         if spread_tangent is not None:
             total = spread_tangent.sum(ctx.dim, keepdim=True)
-            found = found + outer * (total * _probabilities(logits, ctx.dim) - spread_tangent)
+            found = found + outer * (total * probabilities(logits, ctx.dim) - spread_tangent)
         if outer_tangent is not None:
             rest = (right, spread, mass, outer_tangent, top, wrong, ctx.dim)
             found = found + _TransformableGradient.apply(logits, *rest)  # type: ignore[no-untyped-call]
@@ -207,85 +195,22 @@ class _TransformableGradient(_Gradient):
         return found.unflatten(0, (info.batch_size, -1)), 0
 
 
-def _gradient(
-    logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor, top: Tensor,
-    wrong: Tensor, dim: int,
-) -> Tensor:  # fmt: skip
-    found: Tensor
-    if torch.compiler.is_compiling():
-        found = _Gradient.apply(logits, right, spread, mass, outer, top, wrong, dim)  # type: ignore[no-untyped-call]
-        return found
-    if is_legacy_batchedtensor(outer):  # autograd.grad(is_grads_batched=True)
-        found = _TransformableGradient.apply(logits, right, spread, mass, torch.ones_like(top), top, wrong, dim)  # type: ignore[no-untyped-call]
-        return (outer * found).to(logits.dtype)
-    found = _TransformableGradient.apply(logits, right, spread, mass, outer, top, wrong, dim)  # type: ignore[no-untyped-call]
-    return found
+def _losses_backward(ctx: Any, outer: Tensor) -> Any:
+    logits, right, spread, mass, top, wrong = ctx.saved_tensors
+    to_logits = to_spread = None
+    if ctx.needs_input_grad[0]:
+        to_logits = gradient(logits, right, spread, mass, outer, top, wrong, ctx.dim)
+    if ctx.needs_input_grad[2]:
+        to_spread = fit(outer * surprises(logits, ctx.dim), spread)
+    return to_logits, None, to_spread, None, None
 
 
-def parts(logits: Tensor) -> Iterator[slice | None]:
-    """Yields slices of the first dimension of about a chunk each; None for all of it, as one chunk."""
-    if torch.compiler.is_compiling():
-        yield None
-        return
-    n = len(logits)
-    chunk = CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else CHUNK_ELSEWHERE
-    if logits.numel() <= chunk:
-        yield None
-        return
-    rows = max(1, chunk * n // logits.numel())
-    for begin in range(0, n, rows):
-        yield slice(begin, min(n, begin + rows))
-
-
-def _cut(values: Tensor, part: slice | None) -> Tensor:
-    return values if part is None else values[part]
-
-
-def _of(spread: Tensor, part: slice | None) -> Tensor:
-    """Returns the targets of a part of the rows; one row of targets may serve all."""
-    return spread if part is None or len(spread) == 1 else spread[part]
-
-
-def _total(targets: Tensor, mass: Tensor | None, part: slice | None, dim: int) -> Tensor:
-    """Returns the sum of the targets of each row."""
-    total = targets.sum(dim, keepdim=True)
-    return total if mass is None else total + _cut(mass, part)
-
-
-def _probabilities(logits: Tensor, dim: int) -> Tensor:
-    return torch.softmax(logits.to(working_dtype(logits)), dim)
-
-
-def _surprises(logits: Tensor, dim: int) -> Tensor:
-    """Returns -log p of every class, the gradient of a loss by its targets."""
-    return -torch.log_softmax(logits.to(working_dtype(logits)), dim)
-
-
-def _relative(values: Tensor, right: Tensor, dim: int) -> Tensor:
-    """Returns values less that of the right class, whose probability of almost 1 then meets an exact 0."""
-    return values - values.gather(dim, right)
-
-
-def _bend(
-    logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, values: Tensor, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the product of each row's Hessian with values, their mean under p, and their product with the gradient.
-
-    With u_k = v_k - v_r: (Hv)_k = Y p_k (u_k - sum_j p_j u_j), and g'v = Y sum_j p_j u_j - sum_k y_k u_k; the mean is
-    relative to v_r as well.
-    """
-    moved = _relative(values.to(working_dtype(logits)), right, dim)
-    p = _probabilities(logits, dim)
-    mean = (p * moved).sum(dim, keepdim=True)
-    if spread is None:
-        return p * (moved - mean), mean, mean
-    total = _total(spread, mass, None, dim)
-    return total * p * (moved - mean), mean, total * mean - (spread * moved).sum(dim, keepdim=True)
-
-
-def _fit(gradient: Tensor, spread: Tensor) -> Tensor:
-    """Returns a gradient summed over the dimensions in which the targets were broadcast."""
-    return gradient.sum_to_size(spread.shape).to(spread.dtype)
+def _gradient_backward(ctx: Any, saved: Any, grad: Tensor) -> Any:
+    logits, right, spread, mass, outer = saved
+    moved, mean, along = bend(logits, right, spread, mass, grad, ctx.dim)
+    to_logits = (outer * moved).to(logits.dtype) if ctx.needs_input_grad[0] else None
+    to_spread = fit(outer * (mean - relative(grad, right, ctx.dim)), spread) if ctx.needs_input_grad[2] else None
+    return to_logits, None, to_spread, None, along, None, None, None
 
 
 def _flat(size: int, places: Any, inputs: Any) -> list[Any]:

@@ -1,0 +1,153 @@
+"""The arithmetic of exact cross-entropy on rows of logits: losses, gradients, products with the Hessian. Written once.
+
+The probability of the right class is never subtracted from 1. In a confident row that difference is rounded to 0 while
+the wrong classes keep their gradients, so that a row's gradient no longer sums to zero (Liu, Cao, Li and Zhou 2026,
+arXiv 2605.06152, section 3); here the right class's gradient is minus the sum of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["bend", "fit", "gradients_of_rows", "losses_of_rows", "parts", "probabilities", "relative", "surprises",
+           "working_dtype"]
+
+CHUNK = 1 << 16
+"""Logits handled at a time by each thread of a CPU: with their exponentials they stay in the second-level cache, and
+4096 x 32000 take 0.4 of the time of `torch.nn.functional.cross_entropy`."""
+CHUNK_ELSEWHERE = 1 << 24
+
+
+def working_dtype(logits: Tensor) -> torch.dtype:
+    """Returns the type that rows are computed in: float64 for float64, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def losses_of_rows(
+    logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns of each row the loss, the largest logit m, and the sum of exp(z_k - m) over the wrong classes.
+
+    The arguments are those of `exact.losses`.
+    """
+    kind = working_dtype(logits)
+    found = torch.empty(right.shape, dtype=kind, device=logits.device)
+    top, wrong = torch.empty_like(found), torch.empty_like(found)
+    space = None
+    for part in parts(logits):
+        piece, at, m, below = _cut(logits, part).to(kind), _cut(right, part), _cut(top, part), _cut(found, part)
+        space = torch.empty_like(piece) if space is None else space[: len(piece)]
+        torch.amax(piece, dim, keepdim=True, out=m)
+        torch.sub(piece, m, out=space)
+        own = space.gather(dim, at)
+        targets = None if spread is None else _of(spread, part)
+        if targets is None:
+            torch.neg(own, out=below)
+        else:
+            torch.sum(space * targets, dim, keepdim=True, out=below).neg_()
+            if mass is not None:
+                below.sub_(own * _cut(mass, part))
+        others = torch.sum(space.exp_().scatter_(dim, at, 0.0), dim, keepdim=True, out=_cut(wrong, part))
+        # log(sum e), exact where the right class is the largest: own.expm1() is then 0
+        log = own.expm1_().add_(others).log1p_()
+        below.add_(log if targets is None else log.mul_(_total(targets, mass, part, dim)))
+    return found, top, wrong
+
+
+def gradients_of_rows(
+    logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor, top: Tensor,
+    wrong: Tensor, dim: int,
+) -> Tensor:  # fmt: skip
+    """Returns the gradient of sum(outer * losses) by the logits, in their type; `top` and `wrong` as found before."""
+    kind = working_dtype(logits)
+    found = torch.empty_like(logits)
+    space = None
+    for part in parts(logits):
+        piece, at, scale, others = _cut(logits, part), _cut(right, part), _cut(outer, part), _cut(wrong, part)
+        if logits.dtype == kind:
+            space = _cut(found, part)
+        else:
+            piece = piece.to(kind)
+            space = torch.empty_like(piece) if space is None else space[: len(piece)]
+        torch.sub(piece, _cut(top, part), out=space)
+        share = scale / space.gather(dim, at).exp_().add_(others)
+        space.exp_()
+        if spread is None:
+            space.mul_(share).scatter_(dim, at, share.mul_(others).neg_())
+        else:
+            targets = _of(spread, part)
+            space.mul_(share * _total(targets, mass, part, dim)).sub_(scale * targets)
+            space.scatter_(dim, at, 0.0)
+            space.scatter_(dim, at, -space.sum(dim, keepdim=True))
+        if logits.dtype != kind:
+            _cut(found, part).copy_(space)
+    return found
+
+
+def parts(logits: Tensor) -> Iterator[slice | None]:
+    """Yields slices of the first dimension of about a chunk each; None for all of it, as one chunk."""
+    if torch.compiler.is_compiling():
+        yield None
+        return
+    n = len(logits)
+    chunk = CHUNK * torch.get_num_threads() if logits.device.type == "cpu" else CHUNK_ELSEWHERE
+    if logits.numel() <= chunk:
+        yield None
+        return
+    rows = max(1, chunk * n // logits.numel())
+    for begin in range(0, n, rows):
+        yield slice(begin, min(n, begin + rows))
+
+
+def _cut(values: Tensor, part: slice | None) -> Tensor:
+    return values if part is None else values[part]
+
+
+def _of(spread: Tensor, part: slice | None) -> Tensor:
+    """Returns the targets of a part of the rows; one row of targets may serve all."""
+    return spread if part is None or len(spread) == 1 else spread[part]
+
+
+def _total(targets: Tensor, mass: Tensor | None, part: slice | None, dim: int) -> Tensor:
+    """Returns the sum of the targets of each row."""
+    total = targets.sum(dim, keepdim=True)
+    return total if mass is None else total + _cut(mass, part)
+
+
+def probabilities(logits: Tensor, dim: int) -> Tensor:
+    return torch.softmax(logits.to(working_dtype(logits)), dim)
+
+
+def surprises(logits: Tensor, dim: int) -> Tensor:
+    """Returns -log p of every class, the gradient of a loss by its targets."""
+    return -torch.log_softmax(logits.to(working_dtype(logits)), dim)
+
+
+def relative(values: Tensor, right: Tensor, dim: int) -> Tensor:
+    """Returns values less that of the right class, whose probability of almost 1 then meets an exact 0."""
+    return values - values.gather(dim, right)
+
+
+def bend(
+    logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, values: Tensor, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the product of each row's Hessian with values, their mean under p, and their product with the gradient.
+
+    With u_k = v_k - v_r: (Hv)_k = Y p_k (u_k - sum_j p_j u_j), and g'v = Y sum_j p_j u_j - sum_k y_k u_k; the mean is
+    relative to v_r as well.
+    """
+    moved = relative(values.to(working_dtype(logits)), right, dim)
+    p = probabilities(logits, dim)
+    mean = (p * moved).sum(dim, keepdim=True)
+    if spread is None:
+        return p * (moved - mean), mean, mean
+    total = _total(spread, mass, None, dim)
+    return total * p * (moved - mean), mean, total * mean - (spread * moved).sum(dim, keepdim=True)
+
+
+def fit(gradient: Tensor, spread: Tensor) -> Tensor:
+    """Returns a gradient summed over the dimensions in which the targets were broadcast."""
+    return gradient.sum_to_size(spread.shape).to(spread.dtype)
