@@ -43,7 +43,8 @@ TORCH_SIDE: dict[str, set[str]] = {
     "threads": set(),
     "demo": {"monitor", "run", "threads"},
     "papers": {
-        "monitor", "probes", "curvature", "landscape", "stability", "diagnose", "detect", "run", "report", "threads",
+        "monitor", "probes", "numerics", "curvature", "landscape", "stability", "diagnose", "detect", "run", "report",
+        "threads",
     },
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.

@@ -1,4 +1,4 @@
-"""The small regression that edge-of-stability experiments train: digits, one-hot targets, a tanh network."""
+"""Digits that ship with scikit-learn, and the small regression on them that edge-of-stability experiments train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foreshock.errors import MissingExtraError
 
-__all__ = ["Digits", "digits"]
+__all__ = ["Digits", "digits", "scans"]
 
 SAMPLES = 500
 
@@ -35,8 +35,8 @@ class Digits:
         return 0.5 * errors.square().sum(dim=1).mean()
 
 
-def digits(seed: int) -> Digits:
-    """Returns the network of a seed with the first 500 digits; the global random stream is left as it was.
+def scans(samples: int) -> tuple[Tensor, Tensor]:
+    """Returns the first `samples` digits: pixels/16, (samples, 64) float64, and their labels, (samples,) int64.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -49,8 +49,18 @@ def digits(seed: int) -> Digits:
             "pip install 'foreshock[demo]'"
         ) from error
     data = load_digits()
-    pixels = torch.tensor(data.data[:SAMPLES] / 16, dtype=torch.float32)
-    targets = nn.functional.one_hot(torch.tensor(data.target[:SAMPLES]), 10).float()
+    return torch.tensor(data.data[:samples] / 16), torch.tensor(data.target[:samples])
+
+
+def digits(seed: int) -> Digits:
+    """Returns the network of a seed with the first 500 digits; the global random stream is left as it was.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    pixels, labels = scans(SAMPLES)
+    pixels = pixels.float()
+    targets = nn.functional.one_hot(labels, 10).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
