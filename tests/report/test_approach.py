@@ -97,7 +97,7 @@ def test_one_line_for_each_crossing() -> None:
     assert re.search(r"preconditioner \d+\s%.* landscape \d+\s%|preconditioner \d+\s% \(landscape", found[-1])
     assert re.search(r"; edge in [wbac]; chi passed 1 at step \d", found[-1])
     text = summary(run, events)
-    assert "Curvature:" in text
+    assert "How it came about:" in text
     assert found[0] in text
     assert lines(Run.from_arrays({"loss": run["loss"]}), events) == []
 

@@ -110,12 +110,12 @@ def event_table(run: Run, events: Sequence[Event]) -> Table:
 
 def verdict_line(run: Run, events: Sequence[Event]) -> str:
     """Returns what happened in a run as one line of plain text."""
-    from foreshock.report.approach import told
+    from foreshock.report.explained import explained
     from foreshock.report.phrase import plain
     from foreshock.report.summary import verdict, worst
 
     found = worst(run, events)
-    return plain(verdict(run, events, found, None if found is None else told(run, found.span.event)))
+    return plain(verdict(run, events, found, None if found is None else explained(run, found.span.event)))
 
 
 def plain_json(value: Any) -> Any:

@@ -55,7 +55,7 @@ def scan(
 
     from foreshock.cli import console
     from foreshock.detect import scan as find
-    from foreshock.report.approach import lines as approaches
+    from foreshock.report.explained import lines as explanations
     from foreshock.run.event import BENIGN
 
     found = False
@@ -72,7 +72,7 @@ def scan(
         click.echo(f"{click.style(path, bold=True)}: {len(run):,} steps, {what}")
         if events:
             console.print_table(console.event_table(run, events))
-            for line in approaches(run, events):
+            for line in explanations(run, events):
                 click.echo(f"  {line}")
             click.echo()
     ctx.exit(FOUND if found else 0)

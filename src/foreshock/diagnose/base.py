@@ -9,6 +9,7 @@ from typing import Any
 from foreshock.run.event import Event
 from foreshock.run.run import Run
 
+LIKELY = 0.5  # score of the best cause below which an event is unexplained
 RULED_OUT = 0.15  # score below which a cause is ruled out
 TITLES = {
     "softmax_absorption": "a softmax in low precision",

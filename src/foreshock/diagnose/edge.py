@@ -124,7 +124,7 @@ def _parts(how: Approach) -> str:
     known = sorted(how.shares.items(), key=lambda pair: -pair[1])
     if not known:
         return ""
-    told = ", ".join(f"{percent(share)} of {names[name]}" for name, share in known)
+    told = ", ".join(f"{percent(share)} from {names[name]}" for name, share in known)
     estimated = how.growth is not None and how.growth.estimated
     by = "estimated from effective steps" if estimated else "to first order"
     return f"The growth of ln chi up to there came {told} ({by})."

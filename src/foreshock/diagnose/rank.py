@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from foreshock.diagnose import edge, schedule, softmax_absorption
-from foreshock.diagnose.base import RULED_OUT, TITLES, Cause, Diagnosis, Rule, Unjudged
+from foreshock.diagnose.base import LIKELY, RULED_OUT, TITLES, Cause, Diagnosis, Rule, Unjudged
 from foreshock.diagnose.landscape import landscape
 from foreshock.diagnose.preconditioner import preconditioner
 from foreshock.diagnose.wording import percent
@@ -24,7 +24,6 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 """The rules of the shipped causes."""
 
-LIKELY = 0.5  # score of the best cause below which the event is unexplained
 SURE = 0.9  # and from which on the summary says nothing of those that were not judged
 
 

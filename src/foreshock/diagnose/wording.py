@@ -38,9 +38,9 @@ def count(n: int, noun: str, plural: str | None = None) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share as a whole percentage.
+    r"""Returns a share as a whole percentage, with a space that does not break.
 
-    >>> percent(0.056), percent(1)
-    ('6 %', '100 %')
+    >>> percent(0.056) == "6\N{NO-BREAK SPACE}%"
+    True
     """
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"

@@ -111,12 +111,12 @@ def lines(run: Run, events: Sequence[Event], most: int = 20) -> list[str]:
     return list(found.values())
 
 
-def to_json(run: Run, found: Story) -> dict[str, object]:
-    """Returns what the page draws the story from."""
+def to_json(run: Run, found: Story, sentence: Sequence[Phrase] | None = None) -> dict[str, object]:
+    """Returns what the page draws the story from; `sentence` for another than its own."""
     how, run = found.approach, run.window(found.first - 1, found.last + 1)
     marks = how.marks
     return {
-        "sentence": [asdict(phrase) for phrase in found.sentence],
+        "sentence": [asdict(phrase) for phrase in sentence or found.sentence],
         "first": found.first,
         "last": found.last,
         "family": how.stages.family,

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from foreshock.report import encode
-from foreshock.report.approach import Story, told, unread
 from foreshock.report.approach import to_json as approach_json
+from foreshock.report.approach import unread
 from foreshock.report.columns import can_log, describe, tensor_signals, wants_log, wide_columns
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import Departure, ranked
 from foreshock.report.detail import HARM, Curve, Detail, Span, detail, gather, span_of
+from foreshock.report.explained import Explained, explained
+from foreshock.report.explained import to_json as causes_json
 from foreshock.report.heat import whole
 from foreshock.report.sections import Section, free_signals
+from foreshock.report.softmax import to_json as softmax_json
 from foreshock.report.summary import baseline, by_severity, peak_values
 from foreshock.run import Run
 from foreshock.run.event import KINDS, Event
@@ -74,7 +77,7 @@ class Shown:
     """An event that the page shows with all its signals: its detail, its story, and the JSON value made of them."""
 
     detail: Detail
-    story: Story | None
+    story: Explained
     json: dict[str, object]
 
 
@@ -92,7 +95,7 @@ def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain 
     for event in by_severity(events)[: budget.details if len(run) else 0]:
         span = span_of(run, event, events)
         found = detail(run, span, gather(run, span), rows=min(24, budget.rows), columns=160)
-        story = told(run, event)
+        story = explained(run, event)
         value = _detail(run, found, story, budget, explain)
         room -= len(encode.script_json(value))
         if room < 0 and result:
@@ -205,16 +208,18 @@ def _event(event: Event, peak: float, rank: int, place: int | None) -> dict[str,
 
 
 def _detail(
-    run: Run, found: Detail, story: Story | None, budget: Budget, explain: Explain | None
+    run: Run, found: Detail, story: Explained, budget: Budget, explain: Explain | None
 ) -> dict[str, object]:
     event = found.span.event
     said = free_signals(event, found.wide, found.tensors) if explain is None else explain(run, event)
-    if story is None:
+    if story.sentence is None:
         said = [*said, *unread(run, event)]
-    else:  # chi has shown itself long before them
+    else:  # chi or the softmax have shown themselves long before them
         said = [replace(each, title="First free sign") if each.title == "First sign" else each for each in said]
     return {
-        "approach": None if story is None else approach_json(run, story),
+        "approach": None if story.curvature is None else approach_json(run, story.curvature, story.sentence),
+        "softmax": None if story.softmax is None else softmax_json(run, story.softmax),
+        "causes": causes_json(story, event),
         "first": found.span.first,
         "last": found.span.last,
         "panels": [_panel(found, column, item) for column, item in _panels(found, budget.panels)],

@@ -25,8 +25,11 @@ from foreshock.run import Run
 from foreshock.run.event import Event
 from foreshock.signals import SIGNALS
 
-STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css")
-SCRIPTS = ("base.js", "marks.js", "loss.js", "heat.js", "event.js", "approach.js", "page.js")
+STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css", "causes.css")
+SCRIPTS = (
+    "base.js", "marks.js", "loss.js", "heat.js", "stack.js", "event.js", "approach.js", "softmax.js",
+    "causes.js", "page.js",
+)  # fmt: skip
 NOTE_LIMIT = 20  # notes and problems listed per run; the rest is counted
 
 

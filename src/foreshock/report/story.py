@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from foreshock.detect.second_moment import optimizer
 from foreshock.diagnose import Advice, Approach
+from foreshock.diagnose.wording import percent
 from foreshock.report.phrase import Phrase
 from foreshock.report.wording import count, number
 from foreshock.run import Run
@@ -35,7 +36,7 @@ def story(run: Run, event: Event, how: Approach, held: Advice | None) -> list[Ph
         ]  # fmt: skip
     said = [*_cause(run, how), *_passing(event, how)]
     if how.tensor is not None and math.isfinite(how.tensor_share):
-        share = f" ({_percent(how.tensor_share)}). "
+        share = f" ({percent(how.tensor_share)}). "
         said += [Phrase("The unstable direction lay in "), Phrase(how.tensor, "name"), Phrase(share)]
     best = None if held is None else held.best
     if best is not None and best.value is not None:
@@ -50,7 +51,7 @@ def line(how: Approach) -> str:
     marks = how.marks
     if how.verdict == "unexplained":
         return f"unexplained by curvature: {_low(how)}"
-    told = [f"{name} {_percent(share)}" for name, share in _largest(how)]
+    told = [f"{name} {percent(share)}" for name, share in _largest(how)]
     if how.verdict in how.shares:
         parts = [told[0] + (f" ({', '.join(told[1:])})" if told[1:] else "")]
     else:
@@ -88,7 +89,7 @@ def _cause(run: Run, how: Approach) -> list[Phrase]:
             "preconditioner": decayed[0].lower() + decayed[1:] if not name else decayed,
             "landscape": "the landscape sharpened", "learning rate": "the learning rate rose",
         }  # fmt: skip
-        shared = [f"{said[part]} ({_percent(share)})" for part, share in _largest(how) if share > 0.05]
+        shared = [f"{said[part]} ({percent(share)})" for part, share in _largest(how) if share > 0.05]
         text = " and ".join(shared) or "several things changed"
         return [Phrase(text[0].upper() + text[1:]), until]
     return [Phrase("The step became too long for the curvature: ")]
@@ -127,7 +128,3 @@ def _ahead(how: Approach) -> str:
 def _largest(how: Approach) -> Sequence[tuple[str, float]]:
     told = [(name, share) for name, share in how.shares.items() if abs(share) >= LEAST]
     return sorted(told, key=lambda pair: -pair[1])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"

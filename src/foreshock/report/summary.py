@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreshock.report.approach import Story, told
-from foreshock.report.approach import lines as approaches
+from foreshock.report.approach import told
 from foreshock.report.departures import earliest
 from foreshock.report.detail import HARM, Detail, detail, gather, most_affected, span_of
+from foreshock.report.explained import Explained, explained
+from foreshock.report.explained import lines as explanations
 from foreshock.report.phrase import Phrase, plain
 from foreshock.report.sections import free_signals
 from foreshock.report.wording import count, date, duration, listing, number
@@ -29,6 +30,7 @@ NOUNS = {
     "transient": ("transient crossing", "transient crossings"),
     "absorbing": ("absorption", "absorptions"),
     "inflating": ("head inflation", "head inflations"),
+    "softmax": ("softmax alarm", "softmax alarms"),
 }
 NOW = 10  # steps before the last record that are now
 MANY = 1000  # robust sigmas beyond which the exact number says nothing more
@@ -89,21 +91,21 @@ def baseline(event: Event, peak: float) -> float:
     return float(stored) if isinstance(stored, (int, float)) else peak - event.height
 
 
-def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Story | None = None) -> list[Phrase]:
+def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Explained | None = None) -> list[Phrase]:
     """Returns what happened in this run, in two or three sentences.
 
     Args:
         run: the run.
         events: all its events.
         found: the detail of the most severe one, from `worst`; None where there is none.
-        story: how the most severe one came about, from `told`; None where it is not known.
+        story: how the most severe one came about, from `explained`; None where it is not known.
     """
     if len(run) == 0:
         return [Phrase("This run holds no records yet.")]
     steps = count(len(run), "step")
     if found is None:
         return _calm(run, steps)
-    kinds = Counter(event.kind for event in events)
+    kinds = Counter(_sort(event) for event in events)
     harm = [count(kinds[kind], *NOUNS[kind]) for kind in HARM if kinds[kind]]
     signs = [count(n, *NOUNS.get(kind, (kind, kind))) for kind, n in kinds.items() if kind not in HARM]
     head = listing(harm) if harm else f"{listing(signs)} but no damage"
@@ -111,8 +113,14 @@ def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Stor
     if harm and signs:
         result.append(Phrase(f", with {listing(signs)}"))
     several = len(harm) > 0 and sum(kinds[k] for k in HARM) > 1
-    why = _signs(found) if story is None else story.sentence
+    known = None if story is None else story.sentence
+    why = _signs(found) if known is None else known
     return [*result, Phrase(". "), *_largest(run, found, several), *why, *_now(run, events, found)]
+
+
+def _sort(event: Event) -> str:
+    """Returns what an event is counted as: its kind, except that two mechanisms have their `imminent`."""
+    return "softmax" if event.kind == "imminent" and family(event) == "softmax" else event.kind
 
 
 def _calm(run: Run, steps: str) -> list[Phrase]:
@@ -207,7 +215,7 @@ def tiles(run: Run, events: Sequence[Event]) -> list[Tile]:
             note = f"at step {int(at[-1]):,}"
             result.append(Tile("Final loss", number(float(loss[-1])), note))
             result.append(Tile("Best loss", number(float(loss[best])), f"at step {int(at[best]):,}"))
-    kinds = Counter(event.kind for event in events)
+    kinds = Counter(_sort(event) for event in events)
     harm = sum(kinds[kind] for kind in HARM)
     parts = [count(n, *NOUNS.get(kind, (kind, kind))) for kind, n in kinds.most_common()]
     result.append(Tile("Events", f"{harm:,}", listing(parts) if parts else "none found"))
@@ -234,7 +242,7 @@ def summary(run: Run, events: Sequence[Event]) -> str:
     """
     found = worst(run, events)
     name = run_name(run)
-    story = None if found is None else told(run, found.span.event)
+    story = None if found is None else explained(run, found.span.event)
     lines = [name, "=" * len(name), plain(verdict(run, events, found, story)), ""]
     lines += [f"  {tile.label:<13} {tile.value:<14} {tile.note}".rstrip() for tile in tiles(run, events)]
     if run.meta.get("created"):
@@ -245,8 +253,8 @@ def summary(run: Run, events: Sequence[Event]) -> str:
         lines += [_row(event, value) for event, value in zip(shown, peak_values(run, shown), strict=True)]
         if len(events) > 8:
             lines.append(f"  ... and {len(events) - 8:,} more")
-        approached = approaches(run, shown)
-        lines += ["", "Curvature:", *(f"  {each}" for each in approached)] if approached else []
+        told_of = explanations(run, shown)
+        lines += ["", "How it came about:", *(f"  {each}" for each in told_of)] if told_of else []
     if found is not None:
         lines += ["", *(section.plain() for section in free_signals(found.span.event, found.wide, found.tensors))]
     for problem in run.problems:

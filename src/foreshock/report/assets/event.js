@@ -1,5 +1,4 @@
 // One event close up: linked signals on a common time axis, and the tensors below on the same axis.
-let groups = 0;
 
 function leadText(departure) {
   if (!departure || departure.lead === null || departure.lead === undefined) return "";

@@ -164,8 +164,11 @@ function buildRun(article) {
     page.story?.retire();
     const detail = event.detail === undefined ? null : data.details[event.detail];
     page.view = detail ? eventView(slot("event", "panels"), slot("event", "heat"), detail, event, data.span, data.events) : null;
-    slot("event", "approach").hidden = !detail?.approach;
-    page.story = detail?.approach ? approachView(slot("event", "approach"), detail.approach, event) : null;
+    slot("event", "approach").hidden = !detail?.approach && !detail?.softmax;
+    const tell = detail?.approach ? approachView : softmaxView, story = detail?.approach ?? detail?.softmax;
+    page.story = story ? tell(slot("event", "approach"), story, event) : null;
+    slot("event", "causes").hidden = !detail?.causes;
+    if (detail?.causes) causesView(slot("event", "causes"), detail.causes);
     slot("event", "key").hidden = !detail || !detail.panels.some((panel) => panel.departure);
     const none = { title: "Signals", tone: "note", points: [], text: `The page holds the signals around the ${data.details.length} most severe events; this one is shown in the loss curve above.` };
     slot("event", "sections").replaceChildren(...(detail ? detail.sections : [none]).map(sectionBlock));

@@ -1,0 +1,111 @@
+"""What is known about one event beyond its own signals: its diagnosis, and the story of the mechanism that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from foreshock.diagnose import Diagnosis, diagnose, slide
+from foreshock.diagnose.base import TITLES
+from foreshock.report import approach, softmax
+from foreshock.report.approach import Story
+from foreshock.report.detail import HARM
+from foreshock.report.phrase import Phrase
+from foreshock.report.softmax import Softmax
+from foreshock.run import Run
+from foreshock.run.event import Event, family
+
+ASKED = frozenset({"spike", "divergence", "drift", "watch", "imminent", "transient", "absorbing", "inflating"})
+SHOWN = frozenset({"spike", "divergence", "drift"})  # their causes are listed; a warning's story is enough
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One event, explained as far as the run tells.
+
+    Attributes:
+        diagnosis: its causes; None where nobody asks for any.
+        curvature: how the optimizer came over its edge; None where that is not what happened.
+        softmax: how the softmax led up to it; likewise.
+    """
+
+    diagnosis: Diagnosis | None
+    curvature: Story | None
+    softmax: Softmax | None
+
+    @property
+    def sentence(self) -> Sequence[Phrase] | None:
+        """The story in words; None where there is none."""
+        if self.softmax is not None:
+            return self.softmax.sentence
+        story = self.curvature
+        if story is None or story.approach.verdict != "unexplained" or not self._exact:
+            return None if story is None else story.sentence
+        rest = Phrase(", nor by the softmax, whose gradients are exact enough. Look at the data and the noise.")
+        return [*story.sentence[:-1], rest]
+
+    @property
+    def _exact(self) -> bool:
+        """Whether the softmax was read before the event and found innocent."""
+        ruled_out = () if self.diagnosis is None else self.diagnosis.ruled_out
+        return any(cause.name == "softmax_absorption" for cause in ruled_out)
+
+
+def explained(run: Run, event: Event) -> Explained:
+    """Returns what is known about an event.
+
+    Where a softmax in low precision made it, chi went along and tells no story of its own.
+    """
+    if event.kind not in ASKED:
+        return Explained(None, approach.told(run, event), None)
+    found = diagnose(run, event)
+    made = softmax.softmax(run, event, found)
+    return Explained(found, None if made is not None else approach.told(run, event), made)
+
+
+def lines(run: Run, events: Sequence[Event], most: int = 20) -> list[str]:
+    """Returns one line for each slide of the softmax, and one for each event of the curvature family beside them.
+
+    Args:
+        run: the run.
+        events: its events.
+        most: most lines of either kind.
+    """
+    if "softmax_absorbed" not in run:
+        return approach.lines(run, events, most)
+    told: dict[int, str] = {}
+    others = []
+    for event in sorted(events, key=lambda each: (each.kind not in HARM, -each.height)):  # a slide's largest tells it
+        found = slide(run, event) if event.kind in ASKED else None
+        since = None if found is None else found.since
+        if found is None or since is None or (since not in told and not _by_softmax(run, event)):
+            others.append(event)
+        elif since not in told and len(told) < most:
+            told[since] = f"{event.kind} at step {event.peak:,}: {softmax.line(found)}"
+    return [*(told[since] for since in sorted(told)), *approach.lines(run, others, most)]
+
+
+def _by_softmax(run: Run, event: Event) -> bool:
+    return diagnose(run, event).best.name == "softmax_absorption"
+
+
+def to_json(found: Explained, event: Event) -> dict[str, object] | None:
+    """Returns the causes as the page shows them; None where they say nothing, or were not asked for."""
+    told = found.diagnosis
+    if told is None or (event.kind not in SHOWN and family(event) != "softmax"):
+        return None
+    if told.best.name == "unexplained" and len(told.causes) == 1 and not told.ruled_out:
+        return None
+    unexplained = any(cause.name == "unexplained" for cause in told.causes)
+    carded = found.curvature is not None and found.curvature.advice is not None  # what would have held it is shown
+    left_out = {"signals", "advice"} if carded else {"signals"}
+    causes = [
+        {"title": cause.title, "advice": (), **{k: v for k, v in asdict(cause).items() if k not in left_out}}
+        for cause in told.causes
+    ]  # fmt: skip
+    out = () if unexplained else told.ruled_out  # the evidence of `unexplained` is made of them
+    return {
+        "causes": causes,
+        "ruled_out": [{"title": cause.title, "why": cause.evidence[0]} for cause in out],
+        "unjudged": [{"title": TITLES.get(each.cause, each.cause), "why": each.why} for each in told.unjudged],
+    }
