@@ -77,8 +77,11 @@ def _clean(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def sort_probes(probes: Sequence[Any]) -> tuple[list[Part | Every], list[Any]]:
-    """Returns the probes that look at every element, which share one pass, and the others, which are called."""
+def sort_probes(probes: Sequence[Any], model: Any = None) -> tuple[list[Part | Every], list[Any]]:
+    """Returns the probes that look at every element, which share one pass, and the others, which are called.
+
+    Those that name parts of the model are held against it (`fits`).
+    """
     parts: list[Part | Every] = []
     functions: list[Any] = []
     if isinstance(probes, (str, Mapping)) or not isinstance(probes, Iterable):
@@ -90,6 +93,8 @@ def sort_probes(probes: Sequence[Any]) -> tuple[list[Part | Every], list[Any]]:
             parts.append(made)
         elif callable(made):
             functions.append(made)
+            if hasattr(made, "fits"):
+                made.fits(model)
         else:
             raise UsageError(
                 f"Monitor(probes=...): a probe is a function of a Step or of foreshock.probes, got {name_of(made)!r}"

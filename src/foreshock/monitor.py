@@ -75,7 +75,7 @@ class Monitor:
         self._names, self._order = attach.parameter_names(model, self.optimizer)
         self.path = run
         self.every, self.max_overhead = attach.positive("every", every), float(max_overhead)
-        parts, functions = attach.sort_probes(probes)
+        parts, functions = attach.sort_probes(probes, model)
         self._sweep = Sweep(parts)
         self._functions = Functions(functions, self.every, self.max_overhead, self._drop_function)
         self._module = model if isinstance(model, nn.Module) else None

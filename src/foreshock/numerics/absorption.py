@@ -10,9 +10,11 @@ Source: Liu, Cao, Li, Zhou 2026, arXiv 2605.06152; the share of absorbed rows is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +25,8 @@ from foreshock.numerics.layout import class_dim
 NUMERICAL = 0.1
 """Relative error of the right classes' gradients above which the cause is numerical: float32 shows up to 0.02 where
 gaps are below 14, and 0.06 to 1 from 15 on (measured, torch 2.13, 10 classes)."""
+
+NOT_ALWAYS = ("absorbed", "cosine")  # NaN where there is none
 
 CHUNK, CHUNK_DEVICE = 1 << 18, 1 << 24
 """Numbers taken to float64 at a time, on the CPU (2 MB, in its cache) and on an accelerator (128 MB)."""
@@ -36,7 +40,7 @@ class Absorption:
 
     Attributes:
         rows: rows that count, those with `ignore_index` left out.
-        absorbed: share of rows with g_r exactly 0 although w > 0; None for class probabilities.
+        absorbed: share of rows with g_r exactly 0 although w > 0; None where a row has several probable classes.
         residual: sum_i |sum_k g_ik| / sum_ik |g_ik|: 0 in exact arithmetic, 1 in full collapse.
         wrong: mean of w = sum_{k != r} p_k, as a sum of the wrong classes, never as 1 - p_r.
         margin_min, margin_median: of z_r - max_{k != r} z_k, nats.
@@ -126,83 +130,110 @@ def absorption(
     if not bool(counted.any()):
         raise UsageError(f"absorption(target=...): no row counts; all {len(rows)} targets are {ignore_index}")
     given = _stock(rows, aims, ignore_index) if gradient is None else by_rows(gradient.detach(), dim)
-    found = gradients_of(rows, given, aims, counted, scale=torch.ones_like(counted) if gradient is None else None)
-    found["logit"] = average(rows, counted).mean()
+    sums = row_sums(rows, given, aims, counted)
+    found = of_rows(_numpy(sums), _numpy(counted), scale=1.0 if gradient is None else None)
+    found["logit"] = float(average(rows, counted).mean())
     mean = None if features is None else average(features.detach().reshape(len(rows), -1), counted)
-    found |= head_and_features(head, mean)
+    parts = None if head is None else head_sums(head.detach())
+    found |= of_head(None if parts is None else _numpy(parts), rows.shape[1], None if mean is None else _numpy(mean))
     if mean is not None and update is not None:
-        found["sensitivity"] = reach(update, mean)
-    values = {name: float(value) for name, value in found.items()}
-    if values.get("cosine") != values.get("cosine"):
-        del values["cosine"]
-    return Absorption(rows=int(counted.sum()), absorbed=values.pop("absorbed", None), **values)
+        found["sensitivity"] = float(reach(update.detach(), mean))
+    values: dict[str, float | None] = {**dict.fromkeys(NOT_ALWAYS), **found}
+    for name in NOT_ALWAYS:
+        if values[name] != values[name]:
+            values[name] = None
+    return Absorption(rows=int(counted.sum()), **values)  # type: ignore[arg-type]
 
 
-def gradients_of(
-    logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor, *, scale: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Returns the quantities of `Absorption` that rows and their gradients make, as 0-D float64; never waits.
+def row_sums(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Returns (11, N) sums over the classes of each row, in float64, for `of_rows`; never waits for the device.
 
     Args:
         logits: (N, K), up to a constant a row: log-probabilities serve as well.
         gradient: (N, K).
         target: (N,) right classes, or (N, K) class probabilities up to a factor a row.
         counted: (N,) bool.
-        scale: (N,) what a row of the gradient is multiplied with, where that is known.
     """
     pieces = [_piece(logits[rows], gradient[rows], target[rows], counted[rows]) for rows in _slices(logits)]
-    wrong, margin, own, exact, total, size, fit = (torch.cat(each) for each in zip(*pieces, strict=True))
-    known = torch.isfinite(fit) & (fit != 0) & counted
-    factor = torch.where(known, fit, median(fit, known).nan_to_num(1.0)) if scale is None else scale.to(fit.dtype)
-    exact = torch.where(counted, factor * exact, 0.0)
-    own = torch.where(counted, own, 0.0)
-    unit = exact.abs().amax()  # so that squares of gradients near 1e-200 are not 0
-    off = torch.linalg.vector_norm((own - exact) / unit) / torch.linalg.vector_norm(exact / unit)
-    number = counted.sum()
-    sums = {
-        "residual": _ratio(torch.where(counted, total, 0.0).abs().sum(), torch.where(counted, size, 0.0).sum()),
-        "wrong": torch.where(counted, wrong, 0.0).sum() / number,
-        "margin_min": torch.where(counted, margin, torch.inf).amin(),
-        "margin_median": median(margin, counted),
-        "error": torch.where((unit == 0) & (own == 0).all(), 0.0, off),
-    }
-    if target.dim() == 1:
-        sums["absorbed"] = ((own == 0) & (wrong > 0) & counted).sum() / number.to(wrong.dtype)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def of_rows(sums: np.ndarray, counted: np.ndarray, *, scale: float | None = None) -> dict[str, float]:
+    """Returns the quantities of `Absorption` that rows and their gradients make; `absorbed` is NaN where there is none.
+
+    Args:
+        sums: (11, N), of `row_sums`.
+        counted: (N,) bool, one of them true.
+        scale: what the gradient is multiplied with; None to find it out row by row.
+    """
+    own, near, top, others, mine, total, size, along, length, exact, probable = sums[:, counted]
+    with np.errstate(all="ignore"):
+        highest = np.maximum(own, near)
+        share = np.exp(near - highest)
+        mass = share * others + np.exp(own - highest)
+        wrong = share * others / mass
+        if np.isnan(exact).all():  # one right class a row: the others' exact gradients are p_k = e_k share / mass
+            exact, fit = -wrong, along / (length**2 * share / mass)
+        else:
+            fit = along / length**2
+        known = np.isfinite(fit) & (fit != 0)
+        if scale is None and not known.all():
+            fit = np.where(known, fit, _median(fit[known]) if known.any() else 1.0)
+        exact = exact * (fit if scale is None else scale)
+        largest = np.abs(exact).max()  # so that the squares of gradients near 1e-200 are not 0
+        off = np.linalg.norm((mine - exact) / largest) / np.linalg.norm(exact / largest)
+        single = bool((probable <= 1).all())
+        return {
+            "absorbed": float(((mine == 0) & (wrong > 0)).mean()) if single else math.nan,
+            "residual": float(np.abs(total).sum() / size.sum()) if size.any() else 0.0,
+            "wrong": float(wrong.mean()),
+            "margin_min": float((own - top).min()),
+            "margin_median": _median(own - top),
+            "error": float(off) if largest or mine.any() else 0.0,
+        }
+
+
+def _median(values: np.ndarray) -> float:
+    ordered = np.sort(values)
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def head_sums(head: Tensor) -> Tensor:
+    """Returns (d + 1,) in float64: the mean row of a head (K, d), and the sum of all its squares."""
+    sums = torch.zeros(head.shape[1] + 1, dtype=wide(head), device=head.device)
+    for rows in _slices(head):
+        piece = head[rows].to(sums.dtype)
+        sums[:-1] += piece.sum(0)
+        sums[-1] += torch.linalg.vector_norm(piece).square()
+    sums[:-1] /= len(head)
     return sums
 
 
-def head_and_features(head: Tensor | None, mean: Tensor | None) -> dict[str, Tensor]:
-    """Returns the norms of the two halves of a head (K, d) and of the mean feature (d,), and their cosine."""
-    found: dict[str, Tensor] = {}
-    if head is not None:
-        common, squares = _first_two(head.detach())
-        found["head_mean"] = torch.linalg.vector_norm(common)
-        found["head_centred"] = (squares - len(head) * common.square().sum()).clamp(min=0).sqrt()
+def of_head(sums: np.ndarray | None, classes: int, mean: np.ndarray | None) -> dict[str, float]:
+    """Returns the norms of the halves of a head, from `head_sums`, and of the mean feature (d,), and their cosine."""
+    found: dict[str, float] = {}
+    if sums is not None:
+        common = float(np.linalg.norm(sums[:-1]))
+        found |= {"head_mean": common, "head_centred": math.sqrt(max(0.0, sums[-1] - classes * common**2))}
     if mean is not None:
-        found["feature_mean"] = torch.linalg.vector_norm(mean)
-    if head is not None and mean is not None:
-        found["cosine"] = torch.dot(common, mean) / (found["head_mean"] * found["feature_mean"])
+        found["feature_mean"] = float(np.linalg.norm(mean))
+    if sums is not None and mean is not None:
+        both = found["head_mean"] * found["feature_mean"]
+        found["cosine"] = float(sums[:-1] @ mean) / both if both else math.nan
     return found
 
 
 def average(values: Tensor, weights: Tensor) -> Tensor:
     """Returns the weighted mean of the rows (N, d), in float64; weights are (N,) bool or numbers."""
-    sums = [weights[rows].to(wide(values)) @ values[rows].to(wide(values)) for rows in _slices(values)]
-    return torch.stack(sums).sum(0) / weights.sum()
+    weights = weights.to(wide(values))
+    sums = [weights[rows] @ values[rows].to(weights.dtype) for rows in _slices(values)]
+    return (sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)) / weights.sum()
 
 
 def reach(update: Tensor, mean: Tensor) -> Tensor:
     """Returns max_k |update_k . mean| of an update (K, d) of the head."""
-    parts = [(update[rows].detach().to(mean.dtype) @ mean).abs().amax() for rows in _slices(update)]
-    return torch.stack(parts).amax()
-
-
-def median(values: Tensor, counted: Tensor) -> Tensor:
-    """Returns the median of the values (N,) that count, the mean of the two middle ones; NaN where none does."""
-    ordered = torch.where(counted, values, torch.inf).sort().values
-    number = counted.sum()
-    places = torch.stack([number - 1, number]).clamp(min=0) // 2
-    return torch.where(number > 0, ordered[places].mean(), torch.nan)
+    parts = [(update[rows].to(mean.dtype) @ mean).abs().amax() for rows in _slices(update)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).amax()
 
 
 def by_rows(values: Tensor, dim: int) -> Tensor:
@@ -221,46 +252,35 @@ def _slices(values: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, max(1, len(values)), step))
 
 
-def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, ...]:
-    """Returns for some rows (n,): w, margin, g_r, exact g_r of scale 1, sum_k g_k, sum_k |g_k|, and the scale."""
+def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Returns for some rows (11, n), with d the exact gradients of scale 1 of the wrong classes, or what they are a
+    multiple of: z_r; the largest wrong z, as a finite number and as it is; sum exp of the others relative to it; g_r;
+    sum g; sum |g|; sum g d; |d|; the exact g_r of scale 1 (NaN: minus the wrong mass); classes that are probable."""
     soft = target.dim() == 2
     right = target.argmax(1, keepdim=True) if soft else torch.where(counted, target, 0).long().unsqueeze(1)
     z = logits.to(wide(logits), copy=True)
     own = z.gather(1, right).squeeze(1)
     z.scatter_(1, right, -torch.inf)
     top = z.amax(1)
-    near = top.clamp(min=torch.finfo(z.dtype).min)  # a row whose wrong classes are all masked
-    e = z.sub_(near.unsqueeze(1)).exp_()  # relative to the largest wrong class, so that no gap underflows its square
-    m = torch.maximum(own, near)
-    share = (near - m).exp()
-    others = e.sum(1) * share
-    mass = others + (own - m).exp()
-    wrong = others / mass
-    g = gradient.to(z.dtype, copy=True)
-    mine = g.gather(1, right).squeeze(1)
-    size = torch.linalg.vector_norm(g, 1, dim=1)
-    g.scatter_(1, right, 0.0)
-    total = g.sum(1) + mine
-    rate = share / mass  # p_k = e_k rate
-    if not soft:
-        return wrong, own - top, mine, -wrong, total, size, (g * e).sum(1) / (e.square().sum(1) * rate)
-    y = target.to(z.dtype, copy=True)
-    e.mul_((rate * y.sum(1)).unsqueeze(1)).sub_(y.scatter_(1, right, 0.0))
-    return wrong, own - top, mine, -e.sum(1), total, size, (g * e).sum(1) / e.square().sum(1)
+    near = top.clamp(min=torch.finfo(z.dtype).min)  # of a row whose wrong classes are all masked
+    d = z.sub_(near.unsqueeze(1)).exp_()  # relative to the largest wrong class, so that no gap underflows its square
+    others = d.sum(1)
+    g = gradient.to(z.dtype)
+    exact, probable = torch.full_like(own, torch.nan), torch.ones_like(own)
+    if soft:
+        y = target.to(z.dtype)
+        probable = (y != 0).sum(1).to(z.dtype)
+        log = near + others.log()
+        d.mul_((y.sum(1) * (near - torch.logaddexp(log, own)).exp()).unsqueeze(1)).sub_(y).scatter_(1, right, 0.0)
+        exact = -d.sum(1)
+    return torch.stack([
+        own, near, top, others, g.gather(1, right).squeeze(1), g.sum(1), torch.linalg.vector_norm(g, 1, dim=1),
+        torch.linalg.vecdot(g, d), torch.linalg.vector_norm(d, dim=1), exact, probable,
+    ])  # fmt: skip
 
 
-def _first_two(head: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the mean row (d,) and the sum of all squares, in float64."""
-    sums, squares = [], []
-    for rows in _slices(head):
-        piece = head[rows].to(wide(head))
-        sums.append(piece.sum(0))
-        squares.append(piece.square().sum())
-    return torch.stack(sums).sum(0) / len(head), torch.stack(squares).sum()
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole == 0, 0.0, part / whole)
+def _numpy(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy()
 
 
 def _stock(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:

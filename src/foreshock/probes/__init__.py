@@ -6,14 +6,15 @@ from foreshock.probes.curvature import Curvature
 from foreshock.probes.moments import Moments
 from foreshock.probes.norms import GradientNorm, Update
 from foreshock.probes.secant import Secant
+from foreshock.probes.softmax import Softmax
 from foreshock.probes.sweep import Part
 
 FREE = (GradientNorm, Update, Moments, GradientCosine)
 """What is measured at every step: no extra pass, no wait for the device."""
 
-DEFAULT = (*FREE, Secant, Curvature)
-"""What a monitor measures unless told otherwise: `FREE`, and chi every 100 steps within 3 % of the wall time, with the
-secants that call for it in between."""
+DEFAULT = (*FREE, Secant, Curvature, Softmax)
+"""What a monitor measures unless told otherwise: `FREE`, chi every 100 steps within 3 % of the wall time, with the
+secants that call for it in between, and every 20 steps what rounding takes from the softmax, where there is one."""
 
 __all__ = [
     "DEFAULT",
@@ -29,6 +30,7 @@ __all__ = [
     "Probe",
     "Secant",
     "Signals",
+    "Softmax",
     "Step",
     "UnavailableError",
     "Update",

@@ -17,7 +17,8 @@ Signals = Mapping[str, Tensor | float]
 
 Probe = Callable[["Step"], Signals]
 """A probe. An object may also have `name`, `cost` ("free", the default, or "costly": then it runs every
-`Monitor(every=...)` steps and within `max_overhead`), `state_dict()` and `load_state_dict(state)`; or be `Live`."""
+`Monitor(every=...)` steps and within `max_overhead`), `state_dict()` and `load_state_dict(state)`; or be `Live`, when
+what it measures counts as a pass unless its cost is "free"."""
 
 
 class UnavailableError(Exception):
@@ -90,7 +91,8 @@ class Live(Protocol):
     """A probe that looks at a step before it is taken as well. Each method says whether it took a pass of its own.
 
     It may also have `saw(record)`, told of every finished record, some steps late, and `urgent`, which brings records
-    to the detectors at once while it is true.
+    to the detectors at once while it is true. Any probe may have `fits(model)`, which refuses a model that it cannot
+    measure with a `UsageError` when the monitor is made.
     """
 
     def observe(self, moment: Moment) -> bool:

@@ -84,9 +84,9 @@ class Functions:
         """Calls every probe that is due and hands on what it measured."""
         self._steps += 1
         for probe in tuple(self.probes):
-            costly = getattr(probe, "cost", "free") == "costly"
-            if not costly or (step.number % self._every == 0 and self.affordable):
-                self._call(probe, partial(_measure, probe, step, keep), counted=costly or probe in self.live)
+            cost = getattr(probe, "cost", "own" if probe in self.live else "free")
+            if cost != "costly" or (step.number % self._every == 0 and self.affordable):
+                self._call(probe, partial(_measure, probe, step, keep), counted=cost != "free")
 
     def _call(self, probe: Any, call: Callable[[], bool | None], *, counted: bool = True) -> None:
         """Calls, and counts the time if a pass was taken."""
