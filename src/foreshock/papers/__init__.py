@@ -21,6 +21,10 @@ PAPERS = {
     "edge-of-stability": ("edge_of_stability", "Adaptive Gradient Methods at the Edge of Stability, arXiv 2207.14484"),
     "landscape-spikes": ("landscape_spikes", "Loss Spike in Training Neural Networks, arXiv 2305.12133"),
     "adam-spikes": ("adam_spikes", "Adaptive Preconditioners Trigger Loss Spikes in Adam, arXiv 2506.04805"),
+    "softmax-absorption": (
+        "softmax_absorption",
+        "Grokking or Glitching? How Low-Precision Drives Slingshot Loss Spikes, arXiv 2605.06152",
+    ),
 }
 
 
