@@ -140,7 +140,8 @@ def test_the_probe_and_the_closed_form_agree_on_head_and_features(monkeypatch):
     for place, name in enumerate(Common._fields):
         steps, values = trace.run.measured(f"softmax_{name}")
         assert len(steps) >= 8
-        np.testing.assert_allclose(values, trace.common[steps, place], rtol=1e-5, atol=1e-3 if name == "logit" else 1e-6)
+        dust = 1e-3 if name == "logit" else 1e-6
+        np.testing.assert_allclose(values, trace.common[steps, place], rtol=1e-5, atol=dust)
 
 
 def test_what_changes_on_the_way_changes_from_its_step_on():
