@@ -170,5 +170,17 @@ def test_it_says_that_it_is_over_after_few_readings() -> None:
     assert (reading, event.end) == (19 + CALM, 190)
 
 
+def test_a_spike_ends_it_though_nothing_is_read_any_more() -> None:
+    records = [
+        record if record.step < 1100 else StepRecord(record.step, {"loss": record.values["loss"]})
+        for record in slingshot(1600).records()
+    ]  # fmt: skip
+    detector = Absorption()
+    events = {event.key: event for record in records for event in detector.update(record)}
+    assert detector.finish() == []
+    assert [event.kind for event in events.values()] == list(KINDS)
+    assert all(event.end == 1090 and event.data["lead"] == SPIKE - event.raised for event in events.values())
+
+
 def test_the_curvature_forecast_does_not_hear_of_it() -> None:
     assert scan(slingshot(), [Forecast()]) == []

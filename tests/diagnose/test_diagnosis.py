@@ -184,6 +184,7 @@ def test_readings_too_far_from_the_event_are_not_judged() -> None:
     far = diagnose(Run.from_arrays(columns), spike(4000))
     assert far.best.name == "unexplained"
     assert "not read close enough" in next(each for each in far.unjudged if each.cause == "softmax_absorption").why
+    assert any("`max_overhead`" in line and "`softmax_absorbed`" in line for line in far.best.advice)
 
 
 @pytest.mark.parametrize("kind", ["nonfinite", "drift", "divergence", "precursor", "transient", "absorbing"])

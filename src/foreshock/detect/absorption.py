@@ -27,6 +27,7 @@ GROWN, FLAT = 2.0, 0.05  # growth of the head's class mean, and what the rest of
 NATS = 1.0  # what one step may shift a logit by
 EASED = 0.7  # share of a level below which a reading counts against an open event
 RISE = 100.0  # times the loss and the wrong mass when it was raised: the spike (they go from 1e-8 to 1)
+AFTER = 100  # steps after it at which an event is over though nothing was read since
 RECENT = 9  # readings whose changes tell the noise, and whose smallest head is the one that inflation is measured from
 DUST = 0.1  # least noise, as a share of the level
 KINDS = ("absorbing", "inflating", "imminent")
@@ -117,6 +118,8 @@ class Absorption:
         """Returns an event when it is raised, when it grew twofold, when its spike came, and when it ended."""
         values = record.values
         found = [event for level in self._levels.values() for event in level.see(record.step, values.get("loss"))]
+        if self._undone(record.step):
+            found += [event for kind in KINDS for event in self._levels[kind].close()]
         absorbed, residual = values.get("softmax_absorbed"), values.get("softmax_residual")
         if not is_finite(absorbed) or not is_finite(residual):
             return found
@@ -136,10 +139,19 @@ class Absorption:
         """Returns the open events, ended at their last readings at the level."""
         return [level.event for level in self._levels.values() if level.event is not None]
 
+    def _undone(self, step: int) -> bool:
+        """Says whether the spike has come and nothing was read since: readings may be withheld."""
+        event = self._levels["absorbing"].event
+        if event is None or event.end is None or "lead" not in event.data:
+            return False
+        rise = event.raised + int(event.data["lead"])
+        return event.end < rise and step > rise + AFTER
+
     def _absorbing(self, step: int, values: Mapping[str, float], *, working: bool, over: bool) -> list[Event]:
         level, residual = self._levels["absorbing"], values["softmax_residual"]
         if level.event is not None:
-            found = level.follow(step, residual, holds=working, wait=self._wait if over else 0)
+            spiked = "lead" in level.event.data and self._wait == CALM
+            found = level.follow(step, residual, holds=working, wait=0 if not over else 1 if spiked else self._wait)
             if level.event is None:
                 short = found[0].data["readings"] < SHORT
                 self._wait = min(2 * self._wait, PATIENT) if short else max(self._wait // 2, CALM)

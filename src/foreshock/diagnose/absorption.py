@@ -23,6 +23,7 @@ NAMES = (
 )  # fmt: skip
 TRAILING = 3  # last readings before the loss that may lie in its rise already
 FAR, GAPS = 200, 5  # steps, or times what readings are apart, from the last one to the event: it tells no more
+AT_WORK = 500  # steps, where it was at work: that does not end by itself
 LATELY = 12  # readings that are quoted where absorption was not at work
 
 
@@ -82,11 +83,13 @@ def slide(run: Run, event: Event) -> Slide | None:
     steps = np.intersect1d(absorbed.steps, residual.steps)
     until = _until(run, event)
     steps = steps[steps <= until]
-    if not len(steps) or until - steps[-1] > max(FAR, GAPS * _gap(steps)):
+    if not len(steps):
         return None
     found = {name: _exactly(run, f"softmax_{name}", steps) for name in NAMES}
     states = [_state(*values) for values in zip(found["absorbed"], found["residual"], found["error"], strict=True)]
     last = _last(states, event)
+    if until - steps[-1] > max(FAR if last is None else AT_WORK, GAPS * _gap(steps)):
+        return None
     rise = _rise(event)
     if last is None:
         lately = slice(max(0, len(steps) - LATELY), None)

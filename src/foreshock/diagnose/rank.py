@@ -58,7 +58,7 @@ def diagnose(run: Run, event: Event, rules: Sequence[Rule] = RULES) -> Diagnosis
     causes = [cause for cause in judged if cause.score >= RULED_OUT]
     out = [cause for cause in judged if cause.score < RULED_OUT]
     if not causes or causes[0].score < LIKELY:
-        causes = sorted([*causes, _unexplained(causes, out, unjudged)], key=lambda cause: -cause.score)
+        causes = sorted([*causes, _unexplained(run, causes, out, unjudged)], key=lambda cause: -cause.score)
     return Diagnosis(event, tuple(causes), tuple(out), tuple(unjudged), _summary(event, causes, out, unjudged))
 
 
@@ -89,11 +89,15 @@ def _explained_away(judged: list[Cause], rules: Sequence[Rule]) -> list[Cause]:
     return judged
 
 
-def _unexplained(causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> Cause:
+def _unexplained(run: Run, causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> Cause:
     best = max((cause.score for cause in causes), default=0.0)
     said = [f"Not {TITLES.get(cause.name, cause.name)}: {cause.evidence[0]}" for cause in (*out, *causes)]
     advice = ["Look at the batch of the onset step: one bad batch moves nothing before it."]
-    lacking = list(dict.fromkeys(name for each in unjudged for name in each.signals))
+    wanted = list(dict.fromkeys(name for each in unjudged for name in each.signals))
+    lacking = [name for name in wanted if name not in run]
+    if len(lacking) < len(wanted):
+        rare = ", ".join(f"`{name}`" for name in wanted if name in run)
+        advice.append(f"Look more often, or give it more of the time (`every`, `max_overhead`): {rare}.")
     if lacking:
         named = ", ".join(f"`{name}`" for name in lacking)
         advice.append(f"Record more, so that the next one can be judged: {named}.")
