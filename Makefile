@@ -14,7 +14,7 @@ PYTHON ?=
 # One thread a process: the tests compare bits, and JOBS processes share the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test nightly lint types bench docs picture clean
+.PHONY: help demo test nightly kernel lint types bench docs picture clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -45,6 +45,10 @@ test: $(READY) ## the fast tests, in JOBS processes
 
 nightly: $(READY) ## the long reproductions
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+
+kernel: $(READY) ## the Triton kernels' tests, in its interpreter (installs Triton: 290 MB to fetch, 1 GB on disk)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[kernel]'
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/numerics/test_kernel.py $(ARGS)
 
 lint: $(READY) ## ruff
 	$(BIN)/python -m ruff check .

@@ -1,0 +1,113 @@
+"""Whether rows of logits go through the Triton kernels: where Triton is, and where it computes what it should."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from foreshock.errors import ForeshockWarning
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+"""Triton runs its kernels in numpy, on tensors of any device: for tests."""
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
+"""Of a kernel's numbers against float64, relative, in the type computed in. Exponentials of -60 by a GPU's instruction
+are right to 4e-6 in float32; what is compiled wrongly is wrong by more than this."""
+
+_verdicts: dict[tuple[torch.device, torch.dtype], bool] = {}
+
+
+def kernels(logits: Tensor, spread: Tensor | None, dim: int) -> ModuleType | None:
+    """Returns `numerics.kernel` where it serves these logits, else None.
+
+    It serves (n, K) whose classes are neighbours in memory, on a CUDA or ROCm device, eagerly (compilers fuse what they
+    trace themselves), with one right class, alone or beside targets (1, K) that all rows share. On its first use for a
+    device and a type it is compared with float64, which waits for the device once.
+    """
+    if not (logits.is_cuda or INTERPRETED) or torch.compiler.is_compiling():
+        return None
+    if type(logits) not in (Tensor, nn.Parameter) or is_functorch_wrapped_tensor(logits):
+        return None
+    if logits.dim() != 2 or dim not in (1, -1) or not logits.numel() or logits.stride(1) != 1:
+        return None
+    if spread is not None and (tuple(spread.shape) != (1, logits.shape[1]) or spread.dtype != _working(logits.dtype)):
+        return None
+    case = logits.device, logits.dtype
+    if case not in _verdicts:
+        if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None  # a graph must not wait, and the next call may judge
+        _verdicts[case] = False
+        _verdicts[case] = _judge(*case)
+    return _module() if _verdicts[case] else None
+
+
+def _module() -> ModuleType:
+    from foreshock.numerics import kernel
+
+    return kernel
+
+
+def _judge(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns whether the kernels are there and agree with float64; says why not, if they are there."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        apart = discrepancy(device, dtype)
+        reason = f"differ from float64 by {apart:.1g}" if not apart <= TOLERANCE[_working(dtype)] else ""
+    except Exception as failure:  # no compiler, no driver, a version that does not know a call: training goes on
+        reason = f"do not run ({type(failure).__name__}: {failure})"
+    if reason:
+        warnings.warn(
+            f"foreshock.cross_entropy: its Triton kernels {reason} for {dtype} on {device}; torch's operators are "
+            "used instead, which are as exact and slower",
+            ForeshockWarning,
+            stacklevel=2,
+        )
+    return not reason
+
+
+def discrepancy(device: torch.device, dtype: torch.dtype) -> float:
+    """Returns the largest error of the kernels on fixed rows with gaps of -20 to 60 nats, beside rounding to `dtype`.
+
+    Relative for one right class; for soft targets, whose gradients cancel, relative to 1.
+    """
+    n, classes = 9, 300
+    place = torch.arange(n * classes, dtype=torch.float64).view(n, classes)
+    right = (37 * torch.arange(n)).remainder(classes).view(n, 1)
+    z = (3 * torch.sin(place.square())).scatter(1, right, torch.linspace(-20, 60, n, dtype=torch.float64).view(n, 1))
+    z = z.to(dtype).double()
+    outer = torch.linspace(0.5, 1, n, dtype=torch.float64).view(n, 1)
+    even = torch.full((1, classes), 0.1 / classes, dtype=torch.float64)
+    kind = _working(dtype)
+
+    def found(spread: Tensor | None, mass: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, m = (None if each is None else each.to(device, kind) for each in (spread, mass))
+        rows, at = z.to(device, dtype), right.to(device)
+        loss, top, wrong = _module().row_losses(rows, at, y, m)
+        gradient = _module().row_gradient(rows, at, y, m, outer.to(device, kind), top, wrong)
+        return loss.double().cpu(), gradient.double().cpu()
+
+    odds = (z - z.gather(1, right)).exp().scatter(1, right, 0.0)  # of each wrong class against the right one
+    total = odds.sum(1, keepdim=True)
+    loss, gradient = found(None, None)
+    true = outer * odds.scatter(1, right, -total) / (1 + total)
+    normal = true.abs() >= torch.finfo(dtype).tiny
+    hard = torch.stack([(loss / total.log1p() - 1).abs().max(), (gradient / true - 1)[normal].abs().max()])
+
+    y = even.expand_as(z).scatter_add(1, right, torch.full_like(outer, 0.9))
+    log_p = -total.log1p() + (z - z.gather(1, right))
+    loss, gradient = found(even, torch.full_like(outer, 0.9))
+    soft = torch.stack([
+        (loss / -(y * log_p).sum(1, keepdim=True) - 1).abs().max(), (gradient - outer * (log_p.exp() - y)).abs().max()
+    ])
+    rounding = torch.tensor([0.0, torch.finfo(dtype).eps], dtype=torch.float64)
+    return float((torch.stack([hard, soft]) - (rounding if dtype != kind else 0)).max())
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
