@@ -145,6 +145,13 @@ def test_arguments_that_cannot_work_are_named(change: dict[str, object], message
         margin_cross_entropy(**arguments)
 
 
+def test_a_single_row_takes_its_class_as_a_list_of_one_as_torch_does() -> None:
+    z, target = torch.randn(3, generator=seeded(8)), torch.tensor([1])
+    found = margin_cross_entropy(z, target, reduction="none")
+    assert found.shape == F.cross_entropy(z, target, reduction="none").shape
+    assert torch.allclose(found, F.cross_entropy(z, target))
+
+
 def test_shapes_can_be_worked_out_without_numbers() -> None:
     """On the meta device, which has no autocast to ask about."""
     z, target = torch.zeros(4, 3, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")

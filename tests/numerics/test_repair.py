@@ -109,6 +109,12 @@ def test_the_classes_may_lie_in_any_dimension(shape: tuple[int, ...], dim: int, 
     assert torch.allclose(found.sum(dim), torch.zeros(target.shape), atol=1e-5)
 
 
+def test_a_single_row_takes_its_class_as_a_list_of_one_as_torch_does() -> None:
+    z, target = torch.tensor([30.0, 0.0, 0.0]), torch.tensor([0])
+    _, found = value_and_gradient(lambda z: F.cross_entropy(exact_gradient(z, target), target[0]), z)
+    assert found[0] == -(found[1] + found[2]) < 0
+
+
 def test_a_shifted_causal_loss_is_repaired_by_shifted_targets() -> None:
     """As losses of causal language models are written: position t predicts token t + 1."""
     tokens = torch.randint(9, (2, 6), generator=seeded(12))

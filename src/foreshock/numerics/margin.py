@@ -55,7 +55,7 @@ def margin_cross_entropy(
     dim = class_dim(logits, target, dim)
     if weight is not None and weight.shape != (logits.shape[dim],):
         raise UsageError(f"weight has shape {tuple(weight.shape)}; it needs a factor for each of the K classes")
-    target = target.long()
+    target = target.long().reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
     kept = target != ignore_index
     index = torch.where(kept, target, 0).unsqueeze(dim)
     wide = logits if logits.dtype == torch.float64 else logits.float()

@@ -59,7 +59,9 @@ def exact_gradient(logits: Tensor, target: Tensor, *, ignore_index: int = -100, 
             f"target has dtype {target.dtype}: exact_gradient needs the index of the right class; a loss of class "
             "probabilities is exact in foreshock.cross_entropy"
         )
-    result: Tensor = _Exact.apply(logits, target, ignore_index, class_dim(logits, target, dim))  # type: ignore[no-untyped-call]
+    dim = class_dim(logits, target, dim)
+    target = target.reshape(logits.shape[:dim] + logits.shape[dim + 1 :])
+    result: Tensor = _Exact.apply(logits, target, ignore_index, dim)  # type: ignore[no-untyped-call]
     return result
 
 
