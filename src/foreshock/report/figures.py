@@ -22,6 +22,7 @@ from foreshock.report.columns import describe, tensor_signals, wants_log
 from foreshock.report.decimate import Floats, Ints, keep, thin
 from foreshock.report.departures import ranked
 from foreshock.report.detail import HARM, Detail, detail, gather, span_of
+from foreshock.report.explained import explained
 from foreshock.report.heat import Heat, whole
 from foreshock.report.phrase import plain
 from foreshock.report.summary import run_name
@@ -103,7 +104,7 @@ def event(run: Run, item: Event, events: Sequence[Event] = (), *, signals: int =
     span = span_of(run, item, events)
     found = detail(run, span, gather(run, span))
     columns = _columns(found, signals)
-    story = told(run, item)
+    story = explained(run, item).curvature
     how = None if story is None else story.approach.stages
     heat = found.heats[0] if found.heats else None
     heights = [1.5, *[1.0] * (len(columns) - 1)] + ([max(1.0, 0.14 * len(heat.names))] if heat else [])
