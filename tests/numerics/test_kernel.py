@@ -7,6 +7,7 @@ The interpreter has to be chosen before Triton is first imported, so these tests
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -141,13 +142,15 @@ def test_only_rows_that_it_can_read_are_given_to_it() -> None:
 
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_comparison_with_float64_accepts_the_kernels(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_comparison_with_float64_accepts_the_kernels(dtype: torch.dtype, soft: bool) -> None:
     limit = dispatch.TOLERANCE[torch.float64 if dtype == torch.float64 else torch.float32]
-    assert dispatch.discrepancy(CPU, dtype) < limit / 10
+    for classes in dispatch.SIZES:
+        assert dispatch.discrepancy(CPU, dtype, soft, classes=classes) < limit / 10
 
 
 @interpreted
-@pytest.mark.parametrize("fault", ["loss", "gradient", "crash"])
+@pytest.mark.parametrize("fault", ["loss", "gradient", "nan", "crash"])
 def test_kernels_that_compute_something_else_are_left_alone_with_one_warning(
     kernel, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -161,7 +164,8 @@ def test_kernels_that_compute_something_else_are_left_alone_with_one_warning(
 
     def gradient(logits: Tensor, right: Tensor, *rest: Tensor) -> Tensor:
         found = honest_gradient(logits, right, *rest)
-        return found.scatter(1, right, 0.0) if fault == "gradient" else found
+        put = {"gradient": 0.0, "nan": math.nan}.get(fault)
+        return found if put is None else found.scatter(1, right, put)
 
     monkeypatch.setattr(kernel, "row_losses", losses)
     monkeypatch.setattr(kernel, "row_gradient", gradient)
