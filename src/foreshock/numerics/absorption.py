@@ -146,7 +146,7 @@ def absorption(
 
 
 def row_sums(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Returns (11, N) sums over the classes of each row, in float64, for `of_rows`; never waits for the device.
+    """Returns (9 or 11, N) sums over the classes of each row, in float64, for `of_rows`; never waits for the device.
 
     Args:
         logits: (N, K), up to a constant a row: log-probabilities serve as well.
@@ -162,27 +162,26 @@ def of_rows(sums: np.ndarray, counted: np.ndarray, *, scale: float | None = None
     """Returns the quantities of `Absorption` that rows and their gradients make; `absorbed` is NaN where there is none.
 
     Args:
-        sums: (11, N), of `row_sums`.
+        sums: (9 or 11, N), of `row_sums`.
         counted: (N,) bool, one of them true.
         scale: what the gradient is multiplied with; None to find it out row by row.
     """
-    own, near, top, others, mine, total, size, along, length, exact, probable = sums[:, counted]
+    own, near, top, others, mine, total, size, along, length, *soft = sums[:, counted]
     with np.errstate(all="ignore"):
         highest = np.maximum(own, near)
         share = np.exp(near - highest)
         mass = share * others + np.exp(own - highest)
         wrong = share * others / mass
-        if np.isnan(exact).all():  # one right class a row: the others' exact gradients are p_k = e_k share / mass
-            exact, fit = -wrong, along / (length**2 * share / mass)
-        else:
-            fit = along / length**2
+        # with one right class a row the others' exact gradients are e_k times this
+        exact, unit = (soft[0], 1.0) if soft else (-wrong, share / mass)
+        fit = along / (length**2 * unit)
         known = np.isfinite(fit) & (fit != 0)
         if scale is None and not known.all():
             fit = np.where(known, fit, _median(fit[known]) if known.any() else 1.0)
         exact = exact * (fit if scale is None else scale)
         largest = np.abs(exact).max()  # so that the squares of gradients near 1e-200 are not 0
         off = np.linalg.norm((mine - exact) / largest) / np.linalg.norm(exact / largest)
-        single = bool((probable <= 1).all())
+        single = not soft or bool((soft[1] <= 1).all())
         return {
             "absorbed": float(((mine == 0) & (wrong > 0)).mean()) if single else math.nan,
             "residual": float(np.abs(total).sum() / size.sum()) if size.any() else 0.0,
@@ -253,9 +252,9 @@ def _slices(values: Tensor) -> Iterator[slice]:
 
 
 def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Returns for some rows (11, n), with d the exact gradients of scale 1 of the wrong classes, or what they are a
-    multiple of: z_r; the largest wrong z, as a finite number and as it is; sum exp of the others relative to it; g_r;
-    sum g; sum |g|; sum g d; |d|; the exact g_r of scale 1 (NaN: minus the wrong mass); classes that are probable."""
+    """Returns for some rows (9 or 11, n): z_r; the largest wrong z, as a finite number and as it is; the sum of e_k =
+    exp z_k relative to it, k != r; g_r; sum g; sum |g|; sum g d and |d| of d = e. For probabilities d are the exact
+    gradients of scale 1, k != r, and there follow the exact g_r and how many classes are probable."""
     soft = target.dim() == 2
     right = target.argmax(1, keepdim=True) if soft else torch.where(counted, target, 0).long().unsqueeze(1)
     z = logits.to(wide(logits), copy=True)
@@ -266,16 +265,15 @@ def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) ->
     d = z.sub_(near.unsqueeze(1)).exp_()  # relative to the largest wrong class, so that no gap underflows its square
     others = d.sum(1)
     g = gradient.to(z.dtype)
-    exact, probable = torch.full_like(own, torch.nan), torch.ones_like(own)
+    more = []
     if soft:
         y = target.to(z.dtype)
-        probable = (y != 0).sum(1).to(z.dtype)
         log = near + others.log()
         d.mul_((y.sum(1) * (near - torch.logaddexp(log, own)).exp()).unsqueeze(1)).sub_(y).scatter_(1, right, 0.0)
-        exact = -d.sum(1)
+        more = [-d.sum(1), (y != 0).sum(1).to(z.dtype)]
     return torch.stack([
         own, near, top, others, g.gather(1, right).squeeze(1), g.sum(1), torch.linalg.vector_norm(g, 1, dim=1),
-        torch.linalg.vecdot(g, d), torch.linalg.vector_norm(d, dim=1), exact, probable,
+        torch.linalg.vecdot(g, d), torch.linalg.vector_norm(d, dim=1), *more,
     ])  # fmt: skip
 
 

@@ -6,23 +6,33 @@ Known are `F.cross_entropy` and what it is made of (`log_softmax`, `nll_loss`), 
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from foreshock.numerics import exact, repair
-
-Node = Any
-"""A `torch.autograd.graph.Node`; what it has saved differs from kind to kind."""
+from foreshock.probes.nodes import (
+    CHOSEN,
+    MOVED,
+    RESHAPED,
+    Edge,
+    Node,
+    is_ours,
+    name_of,
+    passes,
+    shape_of,
+    signed,
+)  # fmt: skip
+from foreshock.probes.rows import rows_after
 
 Kind = Literal["log", "exact", "softmax", "logsumexp"]
 
 MOST = 256  # nodes looked at between a loss and its softmax: `F.cross_entropy` has two, with label smoothing nine
-SINGLE, HIGH = 1 << 63, 1 << 64  # torch shows negative dimensions and ends as unsigned numbers
 
 # What stands between a softmax and its loss: sums and means, signs and factors, choices of rows and classes. A softmax
 # behind anything else, as that of attention, is none of the loss.
@@ -32,7 +42,8 @@ BETWEEN = frozenset({
     "ReshapeAlias", "Select", "Slice", "Squeeze", "Stack", "Sub", "Sum", "ToCopy", "Transpose", "Unsqueeze",
     "UnsafeView", "View", "Where", "Log",
 })  # fmt: skip
-SHAPES = frozenset({"View", "UnsafeView", "ReshapeAlias", "Clone", "ToCopy", "Alias", "Squeeze", "Unsqueeze"})
+KEPT = RESHAPED | frozenset({"Clone", "ToCopy", "Alias"})  # rows keep their order
+TRACED = RESHAPED | MOVED | CHOSEN | frozenset({"Clone", "Alias"})  # every number is kept as it is
 CHOICES = frozenset({"Gather", "Index"})  # of one class in each row
 PLAIN: dict[str, Kind] = {"LogSoftmax": "log", "Softmax": "softmax", "Logsumexp": "logsumexp"}
 
@@ -46,25 +57,25 @@ class SoftmaxNode:
         kind: "log" (log_softmax), "exact" (this library's loss), "softmax" or "logsumexp".
         dim: of the classes, counted from 0.
         shape: of the logits.
-        source: the node that sends the gradient by the logits on: the softmax, or what repairs its gradient.
-        feeder, place: the node that it is sent to, and for which of that node's outputs.
-        alone: whether nothing else sends gradients there, as a z-loss or distillation would.
+        gate: the last node on the way to the head that gets its gradient by the logits and no other (a z-loss's,
+            distillation's), perhaps in another shape, and which of its outputs that is; None where there is none.
         nll: the one `nll_loss` that takes its rows as they are, if nothing else takes any.
         chooser: the node that picks the right classes of "softmax" and "logsumexp", if one is known.
-        clean: whether the gradient that reaches `feeder` is that of a cross-entropy.
+        clean: whether the gradient that is seen is that of a cross-entropy.
+        at: the dimension of the classes in what arrives at the gate.
+        rows: (N,) which of its rows are the softmax's; None where all are, in their order.
     """
 
     node: Node
     kind: Kind
     dim: int
     shape: tuple[int, ...]
-    source: Node
-    feeder: Node
-    place: int
-    alone: bool
-    nll: Node | None = None
-    chooser: Node | None = None
-    clean: bool = True
+    gate: Edge | None
+    nll: Node | None
+    chooser: Node | None
+    clean: bool
+    at: int
+    rows: Tensor | None
 
     @property
     def classes(self) -> int:
@@ -72,7 +83,7 @@ class SoftmaxNode:
         return self.shape[self.dim]
 
     @property
-    def rows(self) -> int:
+    def count(self) -> int:
         """Number of rows, each with one right class."""
         return torch.Size(self.shape).numel() // max(1, self.classes)
 
@@ -102,131 +113,92 @@ def softmaxes(loss: Tensor) -> list[SoftmaxNode]:
                 if name == "Log" or node in logged:
                     logged.add(after)
     made = [made for node, kind in found.items() if (made := _describe(loss, node, kind)) is not None]
-    return sorted(made, key=lambda each: (each.kind != "exact" and each.nll is None, -each.rows))
-
-
-def name_of(node: Node) -> str:
-    """Returns the name of the operation whose derivative a node is, such as "LogSoftmax" for LogSoftmaxBackward0."""
-    return str(node.name()).partition("Backward")[0]
-
-
-def is_ours(node: Node, module: Any) -> bool:
-    """Returns whether a node is of an autograd function of one of our modules."""
-    return (
-        isinstance(node, torch.autograd.function.BackwardCFunction)
-        and type(node)._forward_cls.__module__ == module.__name__  # type: ignore[attr-defined]
-    )
-
-
-def passes(node: Node) -> bool:
-    """Returns whether a node hands its gradient on as it is: modules' backward hooks and DDP put such into graphs."""
-    return node.name() in ("BackwardHookFunctionBackward", "_DDPSinkBackward")
-
-
-def saved(node: Node, name: str) -> Any:
-    """Returns what a node has saved, or None where it cannot be had without harm.
-
-    A tensor saved under hooks is left alone: reading it may run a checkpointed block again. So are those that were
-    freed, whose storage was given back (sharded parameters), and those that are more than tensors (DTensor).
-    """
-    raw = getattr(node, f"_raw_saved_{name}", None)
-    if any(map(_hooked, raw if isinstance(raw, tuple) else (raw,))):
-        return None
-    try:
-        value = getattr(node, f"_saved_{name}", None)
-    except RuntimeError:
-        return None
-    return tuple(map(plain, value)) if isinstance(value, tuple) else plain(value)
-
-
-def saved_tensors(node: Node) -> tuple[Tensor | None, ...]:
-    """Returns the tensors that a node of a custom function has saved, under the same conditions; else nothing."""
-    if any(_hooked(raw) for raw in getattr(node, "_raw_saved_tensors", ())):
-        return ()
-    try:
-        return tuple(map(plain, node.saved_tensors))
-    except RuntimeError:
-        return ()
-
-
-def plain(value: Any) -> Any:
-    """Returns a tensor detached where it is just that and has its memory, None where not; others as they are."""
-    if not isinstance(value, Tensor):
-        return value
-    if type(value) not in (Tensor, torch.nn.Parameter) or value.layout != torch.strided:
-        return None
-    if value.numel() and value.untyped_storage().nbytes() == 0:
-        return None
-    return value.detach()
-
-
-def signed(number: int) -> int:
-    """Returns a number that torch shows as unsigned.
-
-    >>> signed(18446744073709551615), signed(3)
-    (-1, 3)
-    """
-    return number - HIGH if number >= SINGLE else number
-
-
-def _hooked(raw: Any) -> bool:
-    return getattr(raw, "unpack_hook", None) is not None
+    return sorted(made, key=lambda each: (each.kind != "exact" and each.nll is None, -each.count))
 
 
 def _describe(loss: Tensor, node: Node, kind: Kind) -> SoftmaxNode | None:
     """Returns what is known of a softmax, or None where its shape says nothing of classes."""
-    source, (feeder, place) = node, node.next_functions[0]
-    while feeder is not None and is_ours(feeder, repair):
-        source, (feeder, place) = feeder, feeder.next_functions[0]
+    feeder, place = node.next_functions[0]
     dims = getattr(node, "dim", None) if kind == "exact" else getattr(node, "_saved_dim", None)
     if isinstance(dims, tuple):
         dims = dims[0] if len(dims) == 1 else None
     if feeder is None or dims is None:
         return None
-    shape = tuple(feeder._input_metadata[place].shape)
+    shape = shape_of(feeder, place)
     dim = signed(dims) % max(1, len(shape))
     if not shape or shape[dim] < 2:
         return None
-    users, senders = _users(loss, node, stop=feeder), _users(loss, feeder, stop=feeder)
+    chain = _chain((feeder, place))
+    senders = _senders(loss, stop=chain[-1][0])
+    users, others = senders.get(node, []), [each for each in senders.get(feeder, []) if each is not node]
+    depth, before = 0, feeder
+    while not others and depth + 1 < len(chain) and senders.get(chain[depth + 1][0]) == [before]:
+        depth, before = depth + 1, chain[depth + 1][0]
+    if kind == "logsumexp":  # its own part of the gradient says little: that of the right class comes from elsewhere
+        depth = 0
     nll = chooser = None
-    alone = clean = senders == [source]
+    clean = True
     if kind == "log":
-        nll = _nll(loss, node, users)
-    if kind in ("log", "exact"):
-        clean = True
-    else:
-        takers = users if kind == "softmax" else [each for each in senders if each is not node]
-        choosers = [each for each in takers if name_of(each) in CHOICES]
+        nll = _nll(senders, node)
+    elif kind != "exact":
+        choosers = [each for each in (users if kind == "softmax" else others) if name_of(each) in CHOICES]
         chooser = choosers[0] if len(choosers) == 1 else None
     if kind == "logsumexp":
-        clean = len(senders) <= 2 and len(users) == 1 and name_of(users[0]) in BETWEEN
-    return SoftmaxNode(node, kind, dim, shape, source, feeder, place, alone, nll, chooser, clean)
+        clean = len(others) <= 1 and len(users) == 1 and name_of(users[0]) in BETWEEN
+    while (found := _aligned(chain[: depth + 1], shape, dim)) is None:
+        depth -= 1
+    gate = None if others and kind != "logsumexp" else chain[depth]
+    return SoftmaxNode(node, kind, dim, shape, gate, nll, chooser, clean, *found)
 
 
-def _nll(loss: Tensor, node: Node, users: Collection[Node]) -> Node | None:
-    """Returns the `nll_loss` that alone takes the rows of a log_softmax, in their order, be it in another shape."""
-    while len(users) == 1:
-        (user,) = users
-        if name_of(user) in ("NllLoss", "NllLoss2D"):
-            return user
-        if name_of(user) not in SHAPES:
-            return None
-        users = _users(loss, user, stop=node)
+def _aligned(chain: Sequence[Edge], shape: tuple[int, ...], dim: int) -> tuple[int, Tensor | None] | None:
+    """Returns the dimension of the classes at the end of a chain, and which rows there are the softmax's."""
+    path = [node for node, _ in chain[-2::-1]]
+    if not path:
+        return dim, None
+    there = shape_of(*chain[-1])
+    for at in (at for at, size in enumerate(there) if size == shape[dim]):
+        found = rows_after(path, there, at)
+        if found is not None and found[1] == dim and len(found[0]) * shape[dim] == math.prod(shape):
+            return at, None if all(name_of(node) in KEPT for node in path) else found[0]
     return None
 
 
-def _users(loss: Tensor, wanted: Node, stop: Node) -> list[Node]:
-    """Returns the nodes near the loss that send gradients to a node; what is beyond `stop` is not looked at."""
-    seen: set[Node] = set()
-    found: list[Node] = []
+def _chain(edge: Edge) -> list[Edge]:
+    """Returns the edges down from a softmax, as long as numbers are only moved; the last leads where they are made."""
+    chain = [edge]
+    while len(chain) < MOST:
+        node, place = chain[-1]
+        if not (name_of(node) in TRACED or passes(node) or is_ours(node, repair)):
+            break
+        following = node.next_functions[place if passes(node) else 0]
+        if following[0] is None:
+            break
+        chain.append(following)
+    return chain
+
+
+def _nll(senders: Mapping[Node, Sequence[Node]], node: Node) -> Node | None:
+    """Returns the `nll_loss` that alone takes the rows of a log_softmax, in their order, be it in another shape."""
+    users = senders.get(node, ())
+    while len(users) == 1:
+        if name_of(users[0]) in ("NllLoss", "NllLoss2D"):
+            return users[0]
+        users = senders.get(users[0], ()) if name_of(users[0]) in KEPT else ()
+    return None
+
+
+def _senders(loss: Tensor, stop: Node) -> dict[Node, list[Node]]:
+    """Returns, for nodes near the loss, those that send gradients to them; what is beyond `stop` is not looked at."""
+    found: dict[Node, list[Node]] = {}
     queue: deque[Node] = deque([loss.grad_fn])
+    seen: set[Node] = set()
     while queue and len(seen) < MOST:
         node = queue.popleft()
-        if node in seen:
+        if node in seen or node is stop:
             continue
         seen.add(node)
-        after = [following for following, _ in node.next_functions if following is not None]
-        if any(following is wanted for following in after):
-            found.append(node)
-        queue.extend(following for following in after if following is not stop and following is not wanted)
+        for following in {after for after, _ in node.next_functions if after is not None}:
+            found.setdefault(following, []).append(node)
+            queue.append(following)
     return found

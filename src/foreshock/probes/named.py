@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foreshock.errors import UsageError
-from foreshock.probes.logits import plain
+from foreshock.probes.nodes import plain
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
 

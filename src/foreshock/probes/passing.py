@@ -10,8 +10,9 @@ from torch import Tensor
 
 from foreshock.numerics.absorption import average, by_rows, row_sums
 from foreshock.probes.head import Head
-from foreshock.probes.logits import SoftmaxNode, name_of, saved, saved_tensors, signed
+from foreshock.probes.logits import SoftmaxNode
 from foreshock.probes.named import Named
+from foreshock.probes.nodes import name_of, saved, saved_tensors, signed
 
 
 @dataclass(slots=True)
@@ -23,9 +24,10 @@ class Watch:
         head: the layer before it, if there is one.
         right: (N,) right classes, where the graph has them.
         ignored: which of them stand for a row that does not count.
+        places: (N,) which row of the head's input each row was made of, where that is known.
         hooks: to be removed.
         rows: logits (N, K), targets and which rows count, between the softmax's node and the next.
-        sums: (11, N) sums over the classes of each row, see `numerics.absorption.row_sums`.
+        sums: (9 or 11, N) sums over the classes of each row, see `numerics.absorption.row_sums`.
         counted: (N,) whether a row counts.
         mean: (d,) mean of the features.
         layer: (d + 1,) sums over the classes of the head.
@@ -35,6 +37,7 @@ class Watch:
     head: Head | Named | None
     right: Tensor | None
     ignored: int | None
+    places: Tensor | None
     hooks: list[Any]
     rows: tuple[Tensor, Tensor | None, Tensor | None] | None = None
     sums: Tensor | None = None
@@ -44,8 +47,9 @@ class Watch:
 
 
 def watching(softmax: SoftmaxNode, head: Head | Named | None) -> Watch:
-    """Returns a watch without hooks. Right classes are read now: the backward pass frees them before it comes here."""
-    return Watch(softmax, head, *_right(softmax), [])
+    """Returns a watch without hooks. Right classes and choices of rows are read now: backward frees them before it
+    comes to the softmax."""
+    return Watch(softmax, head, *_right(softmax), None if head is None else head.rows(softmax.dim), [])
 
 
 def catch(watch: Watch, given: Tensor) -> None:
@@ -78,10 +82,13 @@ def catch(watch: Watch, given: Tensor) -> None:
 
 def measure(watch: Watch, gradient: Tensor) -> None:
     """Takes all that is wanted of the gradient of the logits: a few sums for each row, and the mean feature."""
-    if watch.rows is None or gradient.shape != watch.softmax.shape:
+    if watch.rows is None:
         return
     values, target, counted = watch.rows
-    g = by_rows(gradient, watch.softmax.dim)
+    g = by_rows(gradient, watch.softmax.at)
+    g = g if watch.softmax.rows is None else g[watch.softmax.rows]
+    if g.shape != values.shape:
+        return
     if target is None:
         least = g.min(1)
         target = torch.where(least.values < 0, least.indices, values.argmax(1))
@@ -89,10 +96,9 @@ def measure(watch: Watch, gradient: Tensor) -> None:
     watch.sums, watch.counted = row_sums(values, g, target, counted), counted
     features = None if watch.head is None else watch.head.features()
     if features is not None and watch.head is not None:
-        rows = watch.head.rows(watch.softmax.dim)
         weights = torch.ones(len(features), device=features.device)
-        if rows is not None:
-            weights = torch.zeros_like(weights).index_add_(0, rows, counted.to(weights))
+        if watch.places is not None:
+            weights = torch.zeros_like(weights).index_add_(0, watch.places, counted.to(weights))
         elif len(features) == len(counted):
             weights = counted.to(weights)
         watch.mean = average(features, weights)
@@ -102,11 +108,11 @@ def _right(softmax: SoftmaxNode) -> tuple[Tensor | None, int | None]:
     """Returns the right class of each row and the index of ignored rows, where the graph has kept them."""
     if softmax.nll is not None:
         target = saved(softmax.nll, "target")
-        if target is not None and target.numel() == softmax.rows:
+        if target is not None and target.numel() == softmax.count:
             return target.reshape(-1), signed(softmax.nll._saved_ignore_index)
     if softmax.chooser is not None and name_of(softmax.chooser) == "Gather":
         index = saved(softmax.chooser, "index")
-        if index is not None and index.numel() == softmax.rows and index.dim() == len(softmax.shape):
+        if index is not None and index.numel() == softmax.count and index.dim() == len(softmax.shape):
             return by_rows(index, softmax.dim)[:, 0], None
     return None, None
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.errors import UsageError
+from foreshock.numerics import repair
 from foreshock.numerics.absorption import head_sums, of_head, of_rows, reach
-from foreshock.probes import logits as graph
 from foreshock.probes.base import Moment, Signals, Step
 from foreshock.probes.head import Head, find_head
+from foreshock.probes.logits import SoftmaxNode, softmaxes
 from foreshock.probes.named import Named, named
+from foreshock.probes.nodes import is_ours, plain
 from foreshock.probes.passing import Watch, catch, measure, watching
 from foreshock.probes.rhythm import EVERY, Rhythm
 
@@ -77,26 +79,26 @@ class Softmax:
             self._forget()
             rhythm = self._kept(moment)
             if rhythm.due(moment.number) and moment.loss is not None:
-                begun = time.perf_counter()
+                begun = time.thread_time()
                 self._looked = moment.number
                 self._watch = self._await(moment.loss)
-                rhythm.spent(time.perf_counter() - begun)
+                rhythm.spent(time.thread_time() - begun)
         return False
 
     def before(self, moment: Moment) -> bool:
         """Measures the head, and copies it where the step is to be held against the mean feature."""
-        begun = time.perf_counter()
+        begun = time.thread_time()
         watch, rhythm = self._watch, self._rhythm
         if watch is None or rhythm is None:
             return False
         self._release(watch)
         head = watch.head
-        if watch.sums is not None and head is not None and graph.plain(head.param) is not None:
+        if watch.sums is not None and head is not None and plain(head.param) is not None:
             weight = head.weight()
             watch.layer = head_sums(weight)
             if watch.mean is not None and head.factor is not None:
                 self._before = weight.clone()
-        rhythm.spent(time.perf_counter() - begun)
+        rhythm.spent(time.thread_time() - begun)
         return False
 
     def heard(self, kind: str, step: int) -> None:
@@ -109,7 +111,7 @@ class Softmax:
 
     def __call__(self, step: Step) -> Signals:
         """Returns what was measured at this step."""
-        begun = time.perf_counter()
+        begun = time.thread_time()
         rhythm, watch = self._rhythm, self._watch
         if rhythm is None:
             return {}
@@ -123,7 +125,7 @@ class Softmax:
                 rhythm.missed(step.number)
             else:
                 rhythm.took(step.number, values)
-            rhythm.spent(time.perf_counter() - begun)
+            rhythm.spent(time.thread_time() - begun)
         self._forget()
         if self._named is not None and step.number + 1 >= rhythm.next:
             self._named.listen()
@@ -155,12 +157,12 @@ class Softmax:
         """Takes the hooks away, and lets go of all that is as long as the batch."""
         for hook in watch.hooks:
             hook.remove()
-        watch.hooks, watch.rows, watch.right = [], None, None
+        watch.hooks, watch.rows, watch.right, watch.places = [], None, None, None
 
     def _await(self, loss: Tensor) -> Watch | None:
         """Returns the softmax to watch in this graph, with hooks in place; None where there is none."""
-        found: list[tuple[graph.SoftmaxNode, Head | Named | None]]
-        found = [(each, find_head(each.feeder, each.classes)) for each in graph.softmaxes(loss)]
+        found: list[tuple[SoftmaxNode, Head | Named | None]]
+        found = [(each, find_head(each.node, each.classes)) for each in softmaxes(loss)]
         if self._named is not None:
             own = self._named
             own.stop()
@@ -173,25 +175,20 @@ class Softmax:
         watch = watching(softmax, head)
         probe = weakref.ref(self)  # a graph that held the watch, which holds the graph, would never be freed
 
+        gate, place = softmax.gate or (softmax.node, 0)
+        after = softmax.gate is None or is_ours(gate, repair)  # what it sends on is wanted, not what it gets
+
         def at_softmax(onward: tuple[Any, ...], given: tuple[Any, ...]) -> None:
             _quietly(probe, catch, given[0])
-            if not behind and not ahead:
-                _quietly(probe, measure, onward[0])
 
-        def at_source(onward: tuple[Any, ...], given: tuple[Any, ...]) -> None:
+        def behind(onward: tuple[Any, ...], given: tuple[Any, ...]) -> None:
             _quietly(probe, measure, onward[0])
 
-        def at_feeder(given: tuple[Any, ...]) -> None:
+        def ahead(given: tuple[Any, ...]) -> None:  # hooks on the logits have had their say by now
             _quietly(probe, measure, given[place])
 
-        place = softmax.place
-        ahead = softmax.alone or softmax.kind == "logsumexp"  # what hooks on the logits make of it is seen as well
-        behind = not ahead and softmax.source is not softmax.node
         watch.hooks.append(softmax.node.register_hook(at_softmax))
-        if ahead:
-            watch.hooks.append(softmax.feeder.register_prehook(at_feeder))
-        if behind:
-            watch.hooks.append(softmax.source.register_hook(at_source))
+        watch.hooks.append(gate.register_hook(behind) if after else gate.register_prehook(ahead))
         return watch
 
     def _values(self, watch: Watch) -> dict[str, float]:
@@ -210,7 +207,8 @@ class Softmax:
         if head is not None and head.factor is not None and layer is not None and mu is not None and step is not None:
             found["logit"] = head.factor * (float(layer[:-1] @ mu) + (0.0 if shift is None else float(shift)))
             found["sensitivity"] = abs(head.factor) * float(step)
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        known = {name: value for name, value in found.items() if math.isfinite(value)}
+        return known if "wrong" in known else {}
 
 
 def _to_host(*values: Tensor | None) -> list[np.ndarray | None]:
@@ -228,13 +226,13 @@ def _quietly(reference: Callable[[], Softmax | None], act: Callable[[Watch, Tens
     """Looks at a gradient inside a backward pass that belongs to the loop: nothing is raised and nothing recorded."""
     probe = reference()
     watch = None if probe is None else probe._watch
-    if probe is None or watch is None or not watch.hooks or graph.plain(given) is None:
+    if probe is None or watch is None or not watch.hooks or plain(given) is None:
         return
-    begun = time.perf_counter()
+    begun = time.thread_time()
     try:
         with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
             act(watch, given.detach())
     except Exception as error:
         probe._error = error
     if probe._rhythm is not None:
-        probe._rhythm.spent(time.perf_counter() - begun)
+        probe._rhythm.spent(time.thread_time() - begun)
