@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,71 @@ def sum_(tensor: Tensor, group: Group) -> Tensor:
     """Adds up a tensor over the ranks, in place, and returns it: one collective, the same bits on each rank."""
     torch.distributed.all_reduce(tensor, group=group)
     return tensor
+
+
+def max_(tensor: Tensor, group: Group) -> Tensor:
+    """Takes the largest over the ranks of each number of a tensor, in place, and returns it: one collective."""
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def place(group: Group) -> tuple[int, int]:
+    """Returns this process's rank in a group, and how many ranks that has.
+
+    Raises:
+        UsageError: it is not in the group.
+    """
+    rank = torch.distributed.get_rank(group)
+    if rank < 0:
+        raise UsageError("this process is not in the group that it was given; leave the call to those that are in it")
+    return rank, torch.distributed.get_world_size(group)
+
+
+def slice_of(tensor: Tensor) -> tuple[Tensor, Group, int]:
+    """Returns this rank's slice of a `DTensor` that is split once, the ranks it is split between, and the dimension.
+
+    The gradient of the slice becomes that of the `DTensor`.
+
+    Raises:
+        UsageError: the tensor is split along no dimension or several, or awaits a sum over ranks.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    whole: Any = tensor
+    split = [at for at, each in enumerate(whole.placements) if not isinstance(each, Replicate)]
+    placement = whole.placements[split[0]] if len(split) == 1 else None
+    if not isinstance(placement, Shard):
+        raise UsageError(
+            f"a DTensor is placed as {whole.placements}; it must be split along one of its dimensions over one of its "
+            "mesh's, and replicated over the others: use redistribute(), or give its to_local() and the group"
+        )
+    return whole.to_local(), whole.device_mesh.get_group(split[0]), placement.dim % tensor.ndim
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns a rank's part of a `DTensor`; others as they are."""
+    return tensor.to_local() if sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def alike(
+    names: Sequence[str], numbers: Sequence[int] | None, error: Exception | None, group: Group, device: torch.device
+) -> None:
+    """Raises on every rank when one of them has an error, or when numbers that must be the same on all are not.
+
+    Raises:
+        Exception: this rank's own, or `UsageError` for that of another or for the first number that differs.
+    """
+    mine = torch.tensor([int(error is not None), *(numbers or [0] * len(names))], device=_of(group, device))
+    every = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(every, mine, group=group)
+    failed, *columns = torch.stack(every, dim=1).tolist()
+    if error is not None:
+        raise error
+    if any(failed):
+        raise UsageError(f"{sum(failed)} of the other ranks failed; what happened is in their own messages")
+    for name, column in zip(names, columns, strict=True):
+        if len(set(column)) > 1:
+            raise UsageError(f"{name} must be the same on every rank; by rank: {', '.join(map(str, column))}")
 
 
 def agreed(error: Exception | None, group: Group, device: torch.device) -> None:
