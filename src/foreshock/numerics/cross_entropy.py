@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from foreshock.errors import UsageError
 from foreshock.numerics.exact import losses, working_dtype
-from foreshock.numerics.layout import autocasts
+from foreshock.numerics.layout import Layout, arranged, autocasts, described
 
-__all__ = ["cross_entropy"]
+__all__ = ["REDUCTIONS", "cross_entropy"]
 
 REDUCTIONS = ("none", "mean", "sum")
-
-
-class Layout(NamedTuple):
-    """How logits of any shape become rows: (n, K) with classes last, or (a, K, b) with classes in the middle."""
-
-    logits: Tensor
-    dim: int
-    per_row: tuple[int, ...]  # the logits' shape without the classes
-
-    def rows(self, values: Tensor) -> Tensor:
-        """Returns one value for each row of logits, shaped like a row's loss."""
-        shape = list(self.logits.shape)
-        shape[self.dim] = 1
-        return values.reshape(shape)
-
-    def targets(self, values: Tensor, classes: int) -> Tensor:
-        """Returns values of the logits' shape, arranged as the rows are."""
-        return (values if self.dim == 1 else values.movedim(classes, -1)).reshape(self.logits.shape)
 
 
 def cross_entropy(
@@ -87,7 +66,7 @@ def cross_entropy(
     '2.061e-09 -2.061e-09 2.061e-09'
     """
     reduction = _reduction(reduction, size_average, reduce)
-    layout, classes = _arranged(logits, target, dim)
+    layout, classes = arranged(logits, target, dim)
     if not 0.0 <= label_smoothing <= 1.0:
         raise UsageError(f"cross_entropy(label_smoothing=...): must be between 0 and 1, got {label_smoothing}")
     weight = _checked(weight, logits, logits.shape[classes])
@@ -163,49 +142,12 @@ def _may_ignore(target: Tensor, ignore_index: int, count: int) -> bool:
     return True
 
 
-def _arranged(logits: Tensor, target: Tensor, dim: int | None) -> tuple[Layout, int]:
-    """Returns the logits as rows, without a copy where their memory allows it, and where their classes are."""
-    classes = _class_dimension(logits, target, dim)
-    shape, count = logits.shape, logits.shape[classes]
-    per_row = (*shape[:classes], *shape[classes + 1 :])
-    last = logits.movedim(classes, -1)
-    if logits.ndim <= 2 or classes == logits.ndim - 1 or last.is_contiguous():
-        return Layout(last.reshape(math.prod(per_row), count), -1, per_row), classes
-    rows = logits.reshape(math.prod(shape[:classes]), count, math.prod(shape[classes + 1 :]))
-    return Layout(rows, 1, per_row), classes
-
-
-def _class_dimension(logits: Tensor, target: Tensor, dim: int | None) -> int:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim < 1:
-        raise UsageError(f"cross_entropy(logits, ...): need a floating tensor with a dimension of classes, got "
-                         f"{_described(logits)}")
-    if not isinstance(target, Tensor) or target.dtype == torch.bool or target.is_complex():
-        raise UsageError("cross_entropy(..., target): need class indices (an integer tensor) or class probabilities (a "
-                         f"floating one), got {_described(target)}")
-    usual = 0 if logits.ndim == 1 else 1
-    if dim is not None and not -logits.ndim <= dim < logits.ndim:
-        raise UsageError(f"cross_entropy(dim={dim}): the logits have {logits.ndim} dimensions")
-    candidates = (usual, logits.ndim - 1) if dim is None else (dim % logits.ndim,)
-    for classes in candidates:
-        shape = logits.shape
-        wanted = shape if target.is_floating_point() else (*shape[:classes], *shape[classes + 1 :])
-        single = logits.ndim == 1 and target.shape == (1,) and not target.is_floating_point()  # as torch has it
-        if (target.shape == torch.Size(wanted) or single) and shape[classes] > 0:
-            return classes
-    kind = "probabilities" if target.is_floating_point() else "indices"
-    raise UsageError(
-        f"cross_entropy(logits, target): class {kind} of shape {tuple(target.shape)} do not fit logits of shape "
-        f"{tuple(logits.shape)} with the classes in dimension {' or '.join(map(str, dict.fromkeys(candidates)))}; "
-        "indices are shaped like the logits without the classes, probabilities like the logits"
-    )
-
-
 def _checked(weight: Tensor | None, logits: Tensor, count: int) -> Tensor | None:
     if weight is None:
         return None
     if weight.shape != (count,) or not weight.is_floating_point():
         raise UsageError(f"cross_entropy(weight=...): need one weight for each of {count} classes, got "
-                         f"{_described(weight)}")
+                         f"{described(weight)}")
     if weight.requires_grad:
         raise UsageError("cross_entropy(weight=...): there is no derivative by the class weights; detach them")
     return weight.to(working_dtype(logits))
@@ -219,9 +161,3 @@ def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -
     if reduction not in REDUCTIONS:
         raise UsageError(f"cross_entropy(reduction={reduction!r}): must be one of {', '.join(REDUCTIONS)}")
     return reduction
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return type(value).__name__
