@@ -139,11 +139,12 @@ def _alike(traces: dict[str, Trace], double: Trace) -> dict[str, float]:
         if len(trace.losses) != len(double.losses) or len(trace.losses) < HALF:
             continue
         ratio = trace.truth / double.truth
+        whole = len(ratio) >= STEPS
         if name in SAME:
             numbers[f"{name}: off float64 at {HALF}"] = abs(float(ratio[HALF - 1]) - 1)
-            numbers[f"{name}: off float64"] = abs(float(ratio[-1]) - 1)
             numbers[f"{name}: off float64 at worst"] = float(np.abs(ratio - 1).max())
-        else:
+            numbers |= {f"{name}: off float64": abs(float(ratio[-1]) - 1)} if whole else {}
+        elif whole:
             numbers[f"{name}: loss over float64's"] = float(ratio[-1])
     return numbers
 
