@@ -14,7 +14,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from foreshock.errors import ForeshockWarning
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-"""Triton runs its kernels in numpy, on tensors of any device: for tests."""
+"""Triton runs its kernels in numpy, on tensors of the CPU as well: for tests."""
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 """Of a kernel's numbers against float64, relative, in the type computed in. Exponentials of -60 by a GPU's instruction
 are right to 4e-6 in float32; what is compiled wrongly is wrong by more than this."""
@@ -32,7 +32,7 @@ def kernels(logits: Tensor, spread: Tensor | None, dim: int) -> ModuleType | Non
     trace themselves), with one right class, alone or beside targets (1, K) that all rows share. On its first use for a
     device, a type and a kind of target it is compared with float64, which waits for the device once.
     """
-    if not (logits.is_cuda or INTERPRETED) or torch.compiler.is_compiling():
+    if not (logits.is_cuda or (INTERPRETED and logits.is_cpu)) or torch.compiler.is_compiling():
         return None
     if type(logits) not in (Tensor, nn.Parameter) or is_functorch_wrapped_tensor(logits):
         return None
