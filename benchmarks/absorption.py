@@ -98,15 +98,16 @@ def spiking(found: Found, indices: Sequence[int]) -> Table:
 
 
 def others(found: Found, indices: Sequence[int], title: str) -> Table:
-    """Returns the table of the trainings that do not spike, those without a warning in one line."""
+    """Returns the table of the trainings that do not spike, with their largest readings."""
     shown = Table(title=title, title_justify="left")
     shown.add_column("training", no_wrap=True)
-    for name in ("steps", "last loss", "spikes", *KINDS):
+    for name in ("steps", "last loss", "absorbed", "residual", "spikes", *KINDS):
         shown.add_column(name, justify="right", no_wrap=True)
     for i in indices:
         rows = found[i, STOCK]
         shown.add_row(
             CASES[i].name, str(CASES[i].steps), " ".join(f"{seen.losses[-1]:.1e}" for seen, _ in rows),
+            *(" ".join(f"{seen.most(name):.2g}" for seen, _ in rows) for name in ("absorbed", "residual")),
             " ".join(str(len(score.spikes)) for _, score in rows),
             *(" ".join(str(score.first.get(kind, "-")) for _, score in rows) for kind in KINDS),
         )  # fmt: skip
@@ -123,7 +124,7 @@ def summary(found: Found) -> dict[str, Any]:
     calm = [
         (seen, score) for rows in found.values() for seen, score in rows if seen.case.group == HEALTHY
     ]  # fmt: skip
-    gaps = [gap for i, arm in found if arm == EXACT for gap in near(found, i, EXACT)]
+    gaps = [gap for i, arm in found if arm == EXACT and CASES[i].cast is None for gap in near(found, i, EXACT)]
     return {
         "trainings that spiked": len(spiked), "of": len(scored),
         "spikes": sum(len(score.spikes) for score in spiked),
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str]) -> int:
         if groups[group]:
             console.print(others(found, groups[group], title))
     result = summary(found)
-    for name, value in result.items():
+    for name, value in result.items() if groups[SPIKES] else ():
         console.print(f"{name}: {value}", highlight=False)
     if options.list:
         for line in listing(found):

@@ -103,13 +103,14 @@ def convolved(source: str = "digits", channels: int = 8, samples: int = 100, act
 
 def clusters(
     classes: int, *hidden: int, samples: int = 200, inputs: int = 20, spread: float = 0.5, zipf: bool = False,
-    **more: object,
+    unclear: int = 0, **more: object,
 ) -> Problem:  # fmt: skip
-    """Net on Gaussian clusters of unit distance, equally frequent or with frequencies 1, 1/2, 1/3, ..."""
+    """Net on Gaussian clusters, equally frequent or with frequencies 1, 1/2, 1/3, ...; the first few drawn by lot."""
     centres = torch.randn(classes, inputs)
     frequencies = 1 / torch.arange(1.0, classes + 1)
     y = torch.multinomial(frequencies, samples, replacement=True) if zipf else torch.arange(samples) % classes
     x = centres[y] + spread * torch.randn(samples, inputs)
+    y = torch.where(y < unclear, torch.randint(classes, (samples,)), y)
     return Problem(mlp(inputs, *hidden, classes, **more), (x, y))  # type: ignore[arg-type]
 
 

@@ -43,6 +43,11 @@ class Trace:
     def name(self) -> str:
         return f"{self.case.name}, {self.case.arm}, seed {self.seed}"
 
+    def most(self, name: str) -> float:
+        """Returns the largest reading of a signal of the softmax, NaN where there is none."""
+        signal = f"softmax_{name}"
+        return max(self.run.measured(signal)[1].tolist(), default=math.nan) if signal in self.run else math.nan
+
     def warnings(self) -> dict[str, list[tuple[int, float]]]:
         """Returns when warnings of the shipped detectors stood: kind -> (raised, end), from a scan of the record."""
         found: dict[str, list[tuple[int, float]]] = {kind: [] for kind in KINDS}
