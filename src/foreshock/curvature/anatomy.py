@@ -81,7 +81,7 @@ def anatomy(loss: Tensor, params: Sequence[Tensor] = ()) -> Anatomy:
             kind = type(node)._forward_cls
             if _once_differentiable(kind.backward):
                 once.add(name)
-            elif not kind.__module__.startswith("torch."):
+            elif not kind.__module__.startswith(("torch.", "foreshock.")):
                 custom.add(name)
         if low is None and name == "ToCopyBackward0":
             low = next((meta.dtype for meta in getattr(node, "_input_metadata", ()) if meta.dtype in LOW), None)
