@@ -6,8 +6,9 @@
 [('spike', 200)]
 
 `Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page;
-`stability_threshold` and `edge` say how far an optimizer is from its edge of stability; `landscape` draws the loss
-around a training. Names are imported at first use, so that reading runs never waits for torch.
+`diagnose` ranks its causes; `stability_threshold` and `edge` say how far an optimizer is from its edge of stability;
+`landscape` draws the loss around a training; `cross_entropy` is torch's with an exact gradient. Names are imported at
+first use, so that reading runs never waits for torch.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from foreshock.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreshock import landscape, probes, report
+    from foreshock import diagnose, landscape, numerics, probes, report
     from foreshock.curvature import (
         EdgeTracker,
         GaussNewton,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from foreshock.curvature.edge import Edge, edge
     from foreshock.detect import scan
     from foreshock.monitor import Monitor
+    from foreshock.numerics import absorption, cross_entropy, linear_cross_entropy
     from foreshock.probes import every
     from foreshock.run import Event, Run
     from foreshock.stability import edge_weights, stability_threshold
@@ -53,12 +55,17 @@ _LAZY = {
     "Hessian": "foreshock.curvature",
     "Monitor": "foreshock.monitor",
     "Run": "foreshock.run",
+    "absorption": "foreshock.numerics",
+    "cross_entropy": "foreshock.numerics",
+    "diagnose": "",
     "edge": "foreshock.curvature",
     "edge_weights": "foreshock.stability",
     "eigsh": "foreshock.curvature",
     "every": "foreshock.probes",
     "generalized_sharpness": "foreshock.curvature",
     "landscape": "",
+    "linear_cross_entropy": "foreshock.numerics",
+    "numerics": "",
     "probes": "",
     "report": "",
     "scan": "foreshock.detect",
@@ -82,12 +89,17 @@ __all__ = [
     "RunError",
     "UsageError",
     "__version__",
+    "absorption",
+    "cross_entropy",
+    "diagnose",
     "edge",
     "edge_weights",
     "eigsh",
     "every",
     "generalized_sharpness",
     "landscape",
+    "linear_cross_entropy",
+    "numerics",
     "probes",
     "report",
     "scan",

@@ -32,9 +32,9 @@ class Layout(NamedTuple):
 def class_dim(logits: Tensor, target: Tensor, dim: int | None = None) -> int:
     """Returns the dimension of the classes, as a number >= 0.
 
-    Torch's layout comes first: (K,) with (), (N, K) with (N,), (N, K, d1, ...) with (N, d1, ...). Where that does not
-    fit, the last dimension may: (B, T, K) with (B, T), as language models have it. A call that both fit, (N, K, K) with
-    (N, K), is read as torch reads it; `dim` settles it.
+    Torch's layout comes first: (K,) with () or (1,), (N, K) with (N,), (N, K, d1, ...) with (N, d1, ...). Where that
+    does not fit, the last dimension may: (B, T, K) with (B, T), as language models have it. A call that both fit,
+    (N, K, K) with (N, K), is read as torch reads it; `dim` settles it.
 
     Args:
         logits: scores, with one dimension of K classes.
@@ -62,6 +62,8 @@ def class_dim(logits: Tensor, target: Tensor, dim: int | None = None) -> int:
         if wanted == shape:
             return candidates[0]
         raise UsageError(f"target has shape {wanted}, logits have {shape}: class probabilities need the same shape")
+    if len(shape) == 1 and wanted == (1,):
+        return 0
     for candidate in candidates:
         if shape[:candidate] + shape[candidate + 1 :] == wanted:
             return candidate
@@ -74,8 +76,7 @@ def class_dim(logits: Tensor, target: Tensor, dim: int | None = None) -> int:
 
 def arranged(logits: Tensor, target: Tensor, dim: int | None) -> tuple[Layout, int]:
     """Returns the logits as rows, without a copy where their memory allows it, and where their classes are."""
-    single = logits.ndim == 1 and target.shape == (1,) and not target.is_floating_point()  # as torch has it
-    classes = class_dim(logits, target.reshape(()) if single else target, dim)
+    classes = class_dim(logits, target, dim)
     shape, count = logits.shape, logits.shape[classes]
     if not count:
         raise UsageError(f"logits of shape {tuple(shape)} have no classes in dimension {classes}")
