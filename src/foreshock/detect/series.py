@@ -65,10 +65,16 @@ def readings(run: Run) -> Series:
     return series(run, "chi") if not len(formal) or formal.values.max() < 1 else series(run, "")
 
 
+_PARTS: WeakKeyDictionary[Run, tuple[float, float, Run]] = WeakKeyDictionary()  # the last part asked for
+
+
 def near(run: Run, event: Event) -> Run:
-    """Returns the part of a long run that an event's story is read from."""
+    """Returns the part of a long run that an event's story is read from; the same object for the same event again."""
     past = float("inf") if event.end is None else max(event.end, event.peak) + AHEAD
-    steps = run.steps
-    if len(steps) == 0 or (steps[0] >= event.onset - BACK and steps[-1] < past):
+    start, steps = event.onset - BACK, run.steps
+    if len(steps) == 0 or (steps[0] >= start and steps[-1] < past):
         return run
-    return run.window(event.onset - BACK, past)
+    kept = _PARTS.get(run)
+    if kept is None or kept[:2] != (start, past):
+        kept = _PARTS[run] = (start, past, run.window(start, past))
+    return kept[2]

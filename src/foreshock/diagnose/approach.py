@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -78,6 +79,16 @@ def approach(run: Run, event: Event) -> Approach | None:
     if event.kind not in KINDS or family(event) == "softmax":
         return None
     run = near(run, event)
+    known = _FOUND.get(run)
+    if known is None or known[0] != event:
+        known = _FOUND[run] = (event, _approach(run, event))
+    return known[1]
+
+
+_FOUND: WeakKeyDictionary[Run, tuple[Event, Approach | None]] = WeakKeyDictionary()  # several causes ask for the last
+
+
+def _approach(run: Run, event: Event) -> Approach | None:
     found = stages(run, event)
     marks, chi = found.marks, readings(run)
     if marks.crossing is None:

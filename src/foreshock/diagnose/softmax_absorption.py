@@ -135,8 +135,8 @@ def _inflated(found: Slide) -> list[str]:
         said.append(f"The class mean of the head {mean}; the rest of the head changed by {rest}.")
     if "cosine" in begin and "cosine" in end:
         turned = f"Its cosine with the mean feature went from {begin['cosine']:.2f} to {end['cosine']:.2f}"
-        norms = [each.get("feature_mean", math.nan) for each in (begin, end)]
-        grew = f", while the feature grew from {number(norms[0])} to {number(norms[1])}" if norms[1] > STOOD * norms[0] else ""
+        first, last = (each.get("feature_mean", math.nan) for each in (begin, end))
+        grew = f", while the feature grew from {number(first)} to {number(last)}" if last > STOOD * first else ""
         said.append(turned + grew + ".")
     shift = found.most.get("sensitivity")
     if shift is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -64,7 +65,8 @@ class Table:
         """Returns the records with start <= step < stop."""
         segments, selections = [], []
         for segment, chosen in self._parts:
-            low, high = np.searchsorted(segment.rows["step"][chosen], [start, stop])
+            steps = segment.rows["step"][chosen]
+            low, high = bisect_left(steps, start), bisect_left(steps, stop)  # numpy's would copy the whole column
             rows = segment.rows[chosen] if isinstance(chosen, slice) else segment.rows
             segments.append(Segment(segment.columns, rows))
             selections.append(slice(low, high) if isinstance(chosen, slice) else chosen[low:high])
