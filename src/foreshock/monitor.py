@@ -122,11 +122,7 @@ class Monitor:
         self.close(None if kind is None else kind.__name__)
 
     def close(self, ended: str | None = None) -> None:
-        """Detaches from the optimizer, writes what is held back and closes the run.
-
-        Args:
-            ended: what ended the run, where it was an error; kept in the metadata.
-        """
+        """Detaches from the optimizer, writes what is held back and closes the run, noting what `ended` it."""
         if not self._hooks:
             return
         for hook in self._hooks:
@@ -182,6 +178,10 @@ class Monitor:
                 loss.grad_fn.register_prehook(self._weights.append)
         self._losses.append(value)
         self._spent += time.perf_counter() - begun
+
+    def look(self, loss: Tensor) -> None:
+        """Shows a loss to the probes that only look on as it is differentiated, for who observes its value later."""
+        self._functions.look(self._moment(loss))
 
     @property
     def events(self) -> list[Event]:

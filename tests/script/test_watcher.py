@@ -227,3 +227,44 @@ def test_errors_of_backward_come_through(caught):
         loss.backward()
     with pytest.raises(RuntimeError, match="scalar"):
         nn.Linear(4, 1)(X).backward()
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_what_rounding_takes_from_the_softmax_is_seen_at_backward(caught, parts):
+    model = network()
+    with torch.no_grad():
+        model[3].weight.mul_(300.0)
+    loop(model, parts=parts)
+    (run,) = caught.runs()
+    assert not [note for note in run.notes if "disabled" in note["kind"]]
+    steps, absorbed = run.measured("softmax_absorbed")
+    assert steps[0] == 1  # the first backward pass comes before there is an optimizer
+    assert 0.0 < absorbed[0] < 1.0
+    assert {"softmax_sensitivity", "softmax_cosine", "softmax_residual"} <= set(run.columns)
+
+
+def test_the_scale_of_a_gradient_scaler_does_not_hide_the_softmax(caught):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(4):
+        optimizer.zero_grad()
+        scaler.scale(functional.cross_entropy(model(X), Y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    (run,) = caught.runs()
+    assert run.measured("softmax_error")[1].max() < 1e-4
+
+
+def test_each_softmax_goes_to_the_optimizer_that_has_its_head(caught):
+    one, other = network(), nn.Linear(4, 2)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.01) for each in (one, other)]
+    for _ in range(6):
+        for model, optimizer in zip((other, one), optimizers[::-1], strict=True):
+            optimizer.zero_grad()
+            (functional.cross_entropy(model(X), Y) if model is one else model(X).square().mean()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    runs = caught.runs()
+    assert len(runs) == 2
+    assert ["softmax_wrong" in run.columns for run in runs] == [True, False]

@@ -59,6 +59,12 @@ class Functions:
         for probe in tuple(self.live):
             self._call(probe, partial(probe.observe, moment))
 
+    def look(self, moment: Moment) -> None:
+        """Shows a loss to the live probes that look on as it is differentiated, whosever it is."""
+        for probe in tuple(self.live):
+            if hasattr(probe, "look"):
+                self._call(probe, partial(probe.look, moment), counted=False)
+
     def before(self, moment: Moment) -> None:
         """Shows the gradients that the optimizer is about to consume to the live probes."""
         for probe in tuple(self.live):

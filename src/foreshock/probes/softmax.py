@@ -85,6 +85,16 @@ class Softmax:
                 rhythm.spent(time.thread_time() - begun)
         return False
 
+    def look(self, moment: Moment) -> None:
+        """Does the same for a loss that may be another optimizer's: then the head is none of this one's parameters."""
+        if self._watch is None and self._looked == moment.number:
+            self._looked = None  # the step's last loss was none to watch
+        self.observe(moment)
+        head = None if self._watch is None else self._watch.head
+        own = (param for group in moment.optimizer.param_groups for param in group["params"])
+        if head is not None and all(param is not head.param for param in own):
+            self._forget()
+
     def before(self, moment: Moment) -> bool:
         """Measures the head, and copies it where the step is to be held against the mean feature."""
         begun = time.thread_time()

@@ -124,6 +124,7 @@ class Watcher:
             marks: dict[Watched, list[Any]] = {}
             with self._harmless():
                 marks = self._marks()
+                self._look([tensors] if isinstance(tensors, Tensor) else list(tensors))
             original(tensors, *args, **kwargs)
             with self._harmless():
                 self._caught([tensors] if isinstance(tensors, Tensor) else list(tensors), marks)
@@ -153,6 +154,14 @@ class Watcher:
             if several:
                 marks[watched] = [_mark(tensor) for tensor in parameters]
         return marks
+
+    def _look(self, tensors: Sequence[Any]) -> None:
+        """Shows the losses about to be differentiated to the probes that look on; whose they are is known later."""
+        losses = [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.numel() == 1]
+        for watched in self.runs if os.getpid() == self._process else ():
+            for loss in losses:
+                if watched.monitor is not None and loss.grad_fn is not None:
+                    watched.monitor.look(loss)
 
     def _caught(self, tensors: Sequence[Any], marks: dict[Watched, list[Any]]) -> None:
         scalars = [
