@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foreshock.monitor import Monitor
-from foreshock.probes import FREE, Secant, native
+from foreshock.probes import FREE, Secant, Softmax, native
 
 Step = Callable[[Tensor], None]
 
@@ -87,7 +87,7 @@ def contender(name: str, settings: dict[str, int], folder: Path) -> tuple[Step, 
     if name == "trainscope":
         return trainscope(model, optimizer, folder)
     # chi has a budget of its own, a share of the time that one can set
-    probes = {"loss only": (), "and secants": (*FREE, Secant)}.get(name, FREE)
+    probes = {"loss only": (), "and secants": (*FREE, Secant), "and softmax": (*FREE, Softmax)}.get(name, FREE)
     monitor = Monitor(model, optimizer, run=folder / name, probes=probes)
     if name == "not compiled":
         monitor._sweep.fused = False
@@ -138,7 +138,7 @@ def measure(names: list[str], settings: dict[str, int], batch: int, rounds: int)
 
 def main() -> None:
     share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    names = ["plain", "plain again", "monitor", "and secants", "not compiled", "loss only"]
+    names = ["plain", "plain again", "monitor", "and secants", "and softmax", "not compiled", "loss only"]
     if native.library() is None:
         print("the compiled sweep was not built here, so `monitor` is the torch path")
     try:
