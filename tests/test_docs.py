@@ -56,6 +56,16 @@ def test_the_guide_to_curvature_runs_from_top_to_bottom():
     assert "exact" in names
 
 
+def test_the_page_on_absorption_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Run.from_arrays({"loss": [1.0, 1.1] * 40 + [9.0] + [1.0, 1.1] * 40}).save("runs/a")
+    names: dict[str, object] = {}
+    for block in blocks((ROOT / "docs" / "absorption.md").read_text(encoding="utf-8"), "python"):
+        exec(compile(block, "absorption.md", "exec"), names)
+    assert "softmax_absorbed" in capsys.readouterr().out
+    assert 0 < float(names["loss"]) < 1e-7
+
+
 def test_the_run_format_reads_with_numpy_alone(loop):
     exec(compile(blocks(README, "python")[0], "README.md", "exec"), loop)
     (reader,) = blocks((ROOT / "docs" / "run-format.md").read_text(encoding="utf-8"), "python")

@@ -6,12 +6,13 @@ import doctest
 import json
 import re
 from functools import cache
+from operator import attrgetter
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-import foreshock.diagnose
+import foreshock
 from foreshock.detect import scan
 from foreshock.diagnose import Cause, Diagnosis, Rule, approach, diagnose, rank, wording
 from foreshock.run import Event, Run, absent
@@ -39,7 +40,7 @@ def leaping(factor: float, **signals: float) -> Run:
 
 def test_the_module_can_be_called_and_its_parts_stay_reachable() -> None:
     run, event = slingshot(), spike()
-    assert foreshock.diagnose(run, event).to_dict() == diagnose(run, event).to_dict()  # type: ignore[operator]
+    assert foreshock.diagnose(run, event).to_dict() == diagnose(run, event).to_dict()
     assert foreshock.diagnose.approach is approach
 
 
@@ -59,6 +60,14 @@ def test_a_spike_after_absorption_is_called_so_with_its_numbers() -> None:
     assert "The order is the mechanism's: absorbed at 630, inflated at 800, more than a nat" in text
     assert any("foreshock.cross_entropy(logits, target)" in line for line in found.best.advice)
     assert any("2605.06152" in line for line in found.best.references)
+
+
+def test_what_the_advice_says_to_call_exists() -> None:
+    text = " ".join(diagnose(slingshot(), spike()).best.advice)
+    called = set(re.findall(r"foreshock((?:\.\w+)+)\(", text))
+    assert {".cross_entropy", ".numerics.exact_gradient", ".numerics.recentre_"} <= called
+    for name in called:
+        assert callable(attrgetter(name[1:])(foreshock)), name
 
 
 def test_every_event_of_a_slingshot_is_absorption() -> None:

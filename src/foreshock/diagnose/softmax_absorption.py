@@ -36,11 +36,10 @@ REFERENCES = (
 ADVICE = (
     "`loss = foreshock.cross_entropy(logits, target)` in place of `F.cross_entropy`: the same loss, its gradient exact "
     "at every margin. This alone ends the mechanism.",
-    "Where the loss must stay, `from foreshock.numerics.repair import exact_gradient` and "
-    "`F.cross_entropy(exact_gradient(logits, target), target)`: its gradient is repaired on the way back.",
-    "Where the loss cannot be touched, `from foreshock.numerics.recentre import recentre_` and "
-    "`recentre_(head, optimizer=optimizer)` after each step: the common part of the head goes, predictions stay, rows "
-    "are still absorbed.",
+    "Where the loss must stay: `F.cross_entropy(foreshock.numerics.exact_gradient(logits, target), target)` repairs "
+    "its gradient on the way back.",
+    "Where the loss cannot be touched: `foreshock.numerics.recentre_(head, optimizer=optimizer)` after each step takes "
+    "the common part out of the head; predictions stay, rows are still absorbed.",
     "`F.cross_entropy(logits.double(), target)` is exact up to margins of 36.7, at twice the memory of the logits.",
     "A larger `eps` (1e-6, 1e-5) makes the spikes rarer and leaves the gradient wrong.",
 )
