@@ -24,14 +24,15 @@ class Relapse(NamedTuple):
     last: int
 
 
-def relapses(losses: npt.ArrayLike) -> list[Relapse]:
-    """Returns the spikes of a loss: after it was below 1e-6 for the first time, every run of steps above 1e-2.
+def relapses(losses: npt.ArrayLike, lost: float = LOST) -> list[Relapse]:
+    """Returns the spikes of a loss: after it was below 1e-6 for the first time, every run of steps above `lost`.
 
     Runs less than 100 steps apart are one spike. A loss that never fits has none, and a slow rise counts as much as a
     sudden one: the rule is blind to form, so that counts do not depend on it.
 
     Args:
         losses: (n,) one a step; NaN and infinity count as higher than anything.
+        lost: the loss above which a spike is one; 1e-2 is the rule of all counts.
 
     >>> fitted = [1.0, 1e-7, 1e-8]
     >>> relapses([*fitted, 0.5, 3.0, 1e-3, 0.2, *[1e-8] * 100, 0.5])
@@ -40,7 +41,7 @@ def relapses(losses: npt.ArrayLike) -> list[Relapse]:
     values = np.nan_to_num(np.asarray(losses, dtype=np.float64), nan=np.inf)
     fitted = np.flatnonzero(values < FITTED)
     found: list[Relapse] = []
-    for first, last in runs_above(values, 1, edge=LOST):
+    for first, last in runs_above(values, 1, edge=lost):
         if not len(fitted) or first < fitted[0]:
             continue
         if found and first - found[-1].last < APART:

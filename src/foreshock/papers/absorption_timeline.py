@@ -14,7 +14,7 @@ from foreshock.papers.absorption_spikes import Relapse, relapses
 from foreshock.papers.absorption_training import Trace, reference
 from foreshock.run import Run
 
-__all__ = ["BEGIN", "DRIFT_STEPS", "LEVELS", "PRINTED", "at", "calm_run", "drifts", "raised", "stages"]
+__all__ = ["BEGIN", "DRIFT_STEPS", "LEVELS", "LOW", "PRINTED", "at", "calm_run", "drifts", "raised", "stages"]
 
 BEGIN = 400  # step from which growth is counted: the loss is near 1e-5, and nothing is absorbed
 DRIFT_STEPS = (800, 900, 1000, 1100)
@@ -22,6 +22,7 @@ PRINTED = (500, 800, 1000, 1200)  # steps of the table in the paper's reference 
 LEVELS = ("absorbing", "inflating", "imminent")
 SIGNAL = "softmax_sensitivity"  # of the level "imminent", which other causes have as well
 HEAD = "update_rms/6.weight"
+LOW = 1e-4  # a loss that is a spike as well when leads are told: some first spikes stay below 1e-2
 NEAR = 30  # steps before a spike within which updates are largest
 
 Floats = npt.NDArray[np.float64]
@@ -54,8 +55,8 @@ def at(run: Run, name: str, step: int) -> float:
 
 
 def stages(trace: Trace) -> dict[str, float]:
-    """Returns what was seen of the way to the first spike, for the claims; without a spike only that there is none."""
-    run, spikes = trace.run, relapses(trace.losses)
+    """Returns what was seen of the way to the first spike, be it a low one; without any, only that there is none."""
+    run, spikes = trace.run, relapses(trace.losses, LOW)
     numbers = {"spikes seen": float(len(spikes))}
     if not spikes:
         return numbers

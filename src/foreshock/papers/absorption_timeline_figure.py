@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreshock.papers.absorption_spikes import relapses
-from foreshock.papers.absorption_timeline import BEGIN, Level
+from foreshock.papers.absorption_timeline import BEGIN, LOW, Level
 from foreshock.papers.absorption_training import Trace
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, spread
 from foreshock.papers.stage_figure import caption
@@ -25,7 +25,7 @@ COLOURS = {"stock": STOCK, "float64": FLOAT64, "exact": EXACT}
 RESIDUAL, HEAD, REST, FEATURE = "#8f3a84", "#c2410c", "#4d7a1c", "#96700a"
 MARKS = {"absorbing": "#96700a", "inflating": "#b4541f", "imminent": "#b3261e"}
 AFTER = 60  # steps that are shown after the first spike has begun
-ROOM = 0.14  # between labels of levels, as a share of the axis
+ROOM = 0.16  # between labels of levels, as a share of the axis
 
 
 def timeline(traces: Mapping[str, Trace], levels: Sequence[Level]) -> Figure | None:
@@ -36,14 +36,14 @@ def timeline(traces: Mapping[str, Trace], levels: Sequence[Level]) -> Figure | N
         levels: when each was raised in the stock run.
     """
     stock = traces["stock"]
-    spikes = relapses(stock.losses)
-    if not spikes:
+    rises = relapses(stock.losses, LOW)
+    if not rises:
         return None
-    first = spikes[0].first
+    first = rises[0].first
     window = BEGIN // 2, min(first + AFTER, len(stock.losses) - 1)
     with blank(WIDTH, 6.4) as figure:
         whole, loss, absorbed, norms, cosine, shift = figure.subplots(6, 1, height_ratios=(1.25, 1, 0.8, 1, 0.75, 0.8))
-        _whole(whole, traces, len(spikes), window)
+        _whole(whole, traces, len(relapses(stock.losses)), window)
         for name, trace in traces.items():
             steps = np.arange(window[0], window[1] + 1)
             _line(loss, steps, trace.truth[window[0] : window[1] + 1], COLOURS[name], name)
@@ -84,7 +84,7 @@ def timeline(traces: Mapping[str, Trace], levels: Sequence[Level]) -> Figure | N
 def _whole(axes: Axes, traces: Mapping[str, Trace], spikes: int, window: tuple[int, int]) -> None:
     """Draws the losses of the whole run, the part that is drawn below shaded."""
     axes.axvspan(*window, color="#f6e3b4", linewidth=0, zorder=0)
-    names = {"stock": f"float32, torch's loss: {spikes} spike{'s' if spikes > 1 else ''}", "float64": "float64",
+    names = {"stock": f"float32, torch's loss: {spikes} spike{'s' if spikes != 1 else ''}", "float64": "float64",
              "exact": "float32, exact loss"}  # fmt: skip
     for name, trace in traces.items():
         _line(axes, np.arange(len(trace.truth)), trace.truth, COLOURS[name], name)
@@ -125,4 +125,5 @@ def _named(axes: Axes, levels: Sequence[Level], first: int, window: tuple[int, i
         axes.annotate(
             f"{level.name}\n{first - level.step:.0f} steps ahead", (place, 0.98), xycoords=("data", "axes fraction"),
             xytext=(3, 0), textcoords="offset points", fontsize=7, color=MARKS[level.name], va="top", linespacing=1.1,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )  # fmt: skip
