@@ -16,6 +16,7 @@ from foreshock.papers.absorption_timeline_figure import EXACT, FLOAT64, STOCK, t
 from foreshock.papers.absorption_training import Trace
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, heading
 from foreshock.papers.landscape_study import Found
+from foreshock.papers.modular_figure import figure as modular_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,13 +34,21 @@ TYPES = {"float16": "#96700a", "bfloat16": "#8f3a84", "float32": STOCK, "float64
 
 def figures(found: Studies) -> dict[str, Figure]:
     """Returns the figures that the trainings at hand allow, by file name."""
-    made = {"timeline": _timeline(found), "arms": arms(found), "thresholds": thresholds(found)}
+    made = {
+        "timeline": _timeline(found), "arms": arms(found), "thresholds": thresholds(found),
+        "grokking": _grokking(found),
+    }  # fmt: skip
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def _timeline(found: Studies) -> Figure | None:
     study = _first(found, "timeline")
     return None if study is None else timeline(study.drawn["traces"], study.drawn["levels"])
+
+
+def _grokking(found: Studies) -> Figure | None:
+    study = _first(found, "grokking")
+    return None if study is None else modular_figure(study.drawn["modular"])
 
 
 def arms(found: Studies) -> Figure | None:
@@ -86,7 +95,7 @@ def _arm(axes: Axes, trace: Trace, double: Trace | None) -> None:
 
 def _descents(axes: Axes, traces: list[Trace]) -> None:
     """Draws the trainings that go on by plain gradient descent in one panel."""
-    axes.set_title("gradient descent from step 800", fontsize=6.5, fontweight="bold", pad=3)
+    axes.set_title("GD from step 800", fontsize=6.5, fontweight="bold", pad=3)
     heights = {"descent-stock": 0.93, "descent-exact": 0.79, "descent-margin": 0.65}
     for trace in traces:
         name, colour = trace.arm.name, DESCENTS[trace.arm.name]

@@ -5,8 +5,8 @@ class sum is then no longer zero, the class mean of the head and the mean featur
 of steps later Adam loses the fit; it finds it again, and the cycle goes on. Claimed: that rounding alone does it, and
 whatever mends the gradient ends it.
 
-One network of 4,522 parameters on 200 digits, trained far beyond its fit, each time with one thing changed; and where
-floats lose the right class, by type and number of classes.
+One network of 4,522 parameters on 200 digits, trained far beyond its fit, each time with one thing changed; where
+floats lose the right class, by type and number of classes; and modular addition, where spikes were said to teach.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from foreshock.papers.absorption_thresholds import thresholds
 from foreshock.papers.absorption_training import PAPER
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 from foreshock.papers.landscape_study import Found, Live, Shelf, judge
+from foreshock.papers.modular_statements import GROKKING
+from foreshock.papers.modular_study import STEPS as MODULAR_STEPS
+from foreshock.papers.modular_study import grokking
 from foreshock.threads import one_thread
 
 __all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
@@ -53,6 +56,8 @@ STUDIES = {
     "settings": Study("eps, a clamp, weight decay, label smoothing, one hidden layer", settings, 36),
     "formats": Study("Logits in bfloat16 and float16", formats, 11),
     "descent": Study("Plain gradient descent at a learning rate of 100,000", descent, 4, 1200),
+    "grokking": Study("Two networks on modular addition, and what they make of questions not taught", grokking, 60,
+                      MODULAR_STEPS),
 }
 QUICK = ("thresholds", "timeline", "cures", "causes")
 
@@ -93,7 +98,8 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
         remarks.append(f"not trained: {', '.join(name for name in STUDIES if name not in names)}")
     everything = [each for studies in found.values() for each in studies.values()]
     return Outcome(
-        claims=judge(STATEMENTS, {seed: list(studies.values()) for seed, studies in found.items()}), columns=COLUMNS,
+        claims=judge((*STATEMENTS, *GROKKING), {seed: list(studies.values()) for seed, studies in found.items()}),
+        columns=COLUMNS,
         rows=[row for each in everything for row in each.rows],
         runs={place: run for each in everything for place, run in each.runs.items()},
         remarks=remarks, figures=lambda: figures(found),
