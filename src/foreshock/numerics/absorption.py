@@ -154,8 +154,10 @@ def row_sums(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) 
         target: (N,) right classes, or (N, K) class probabilities up to a factor a row.
         counted: (N,) bool.
     """
-    pieces = [_piece(logits[rows], gradient[rows], target[rows], counted[rows]) for rows in _slices(logits)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+    slices = list(_slices(logits))
+    if len(slices) == 1:
+        return _piece(logits, gradient, target, counted)
+    return torch.cat([_piece(logits[rows], gradient[rows], target[rows], counted[rows]) for rows in slices], 1)
 
 
 def of_rows(sums: np.ndarray, counted: np.ndarray, *, scale: float | None = None) -> dict[str, float]:

@@ -72,11 +72,14 @@ class Head:
         return kept if kept is None or self.left else kept.T
 
     def rows(self, dim: int) -> Tensor | None:
-        """Returns (N,) of which row of the features each row of the logits was made; None where that is not known.
+        """Returns (N,) of which row of the features each row of the logits was made; None where they are in the same
+        order, or where that is not known.
 
         Args:
             dim: of the classes, in the softmax.
         """
+        if self.left and dim == 1 and not any(name_of(node) in MOVED | CHOSEN for node in self.path):
+            return None  # they are as they were
         found = rows_after(self.path, shape_of(self.node), 1 if self.left else 0)
         return found[0] if found is not None and found[1] == dim else None
 

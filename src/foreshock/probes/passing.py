@@ -96,11 +96,12 @@ def measure(watch: Watch, gradient: Tensor) -> None:
     watch.sums, watch.counted = row_sums(values, g, target, counted), counted
     features = None if watch.head is None else watch.head.features()
     if features is not None and watch.head is not None:
-        weights = torch.ones(len(features), device=features.device)
+        weights = counted
         if watch.places is not None:
-            weights = torch.zeros_like(weights).index_add_(0, watch.places, counted.to(weights))
-        elif len(features) == len(counted):
-            weights = counted.to(weights)
+            weights = torch.zeros(len(features), device=features.device)
+            weights.index_add_(0, watch.places, counted.to(weights))
+        elif len(features) != len(counted):
+            weights = torch.ones(len(features), device=features.device)
         watch.mean = average(features, weights)
 
 

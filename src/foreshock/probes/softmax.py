@@ -224,10 +224,9 @@ class Softmax:
 def _to_host(*values: Tensor | None) -> list[np.ndarray | None]:
     """Returns tensors as float64 arrays, by one copy; None stays None."""
     known = [value for value in values if value is not None]
-    if not known:
-        return [None] * len(values)
-    wide_type = known[0].dtype
-    flat = torch.cat([value.reshape(-1).to(known[0].device, wide_type) for value in known]).cpu().numpy()
+    if all(value.device.type == "cpu" for value in known):
+        return [None if value is None else value.numpy() for value in values]
+    flat = torch.cat([value.reshape(-1).to(known[0].device, known[0].dtype) for value in known]).cpu().numpy()
     pieces = iter(np.split(flat.astype(np.float64), np.cumsum([value.numel() for value in known])[:-1]))
     return [None if value is None else next(pieces).reshape(value.shape) for value in values]
 
