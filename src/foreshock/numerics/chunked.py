@@ -136,6 +136,7 @@ def _sweep(given: Given, plan: Plan, wanted: Sequence[bool], outer: Tensor | Non
                 torch.mm(g, w, out=to_features[part])
             if to_head is not None:
                 _add_product(to_head, g, x)
+            del logits, each, g  # before the next ones are made
     return losses, (to_features, to_head, to_bias)
 
 
@@ -177,6 +178,7 @@ def _product(given: Given, outer: Tensor, along: Made, plan: Plan, wanted: Seque
                 _add_product(to_head, bent, x)
                 if a is not None:
                     _add_product(to_head, g, a[part])
+            del logits, each, g, bent, moved  # before the next ones are made
     return _like(found, (features, head, bias, outer))
 
 

@@ -13,14 +13,14 @@ from foreshock import distributed
 from foreshock.errors import UsageError
 from foreshock.numerics.chunked import Losses, Plan
 from foreshock.numerics.cross_entropy import REDUCTIONS, cross_entropy
-from foreshock.numerics.cross_entropy import _described as described
-from foreshock.numerics.layout import autocasts
+from foreshock.numerics.layout import autocasts, described
 
 __all__ = ["linear_cross_entropy"]
 
-# A chunk has as many rows as the features have entries, so that its logits take the memory of the head's gradient, but
-# no less than 128 (below, products of matrices slow down) and no more than 512; of a small head a million logits.
-FEWEST, MOST, SMALL = 128, 512, 1 << 20
+# A chunk has half as many rows as the features have entries, so that its logits and their gradient together take the
+# memory of the head's gradient, but no less than 128 (with 64, at a width of 256, all takes 1.2 times as long) and no
+# more than 512; of a small head 2^18 logits, a megabyte.
+FEWEST, MOST, SMALL = 128, 512, 1 << 18
 
 
 def linear_cross_entropy(
@@ -41,7 +41,9 @@ def linear_cross_entropy(
     products of matrices, and wait for the backward pass to be scaled; with "none", where that brings a factor for each
     row, and in float16, whose gradients must not be rounded before a loss scale has reached them, the logits are
     computed a second time. Second derivatives compute them again, by chunks as well; third and higher ones hold them
-    all. Inputs that need no gradient cost nothing.
+    all. Inputs that need no gradient cost nothing. It is made for large vocabularies: at 1024 x 256 x 32000 in float32
+    it takes 0.76 of the time and 0.17 of the memory of torch's dense loss, at 97 classes 1.5 times as long
+    (`benchmarks/linear_cross_entropy.py`, one thread of a CPU).
 
         loss = linear_cross_entropy(hidden, model.head.weight, tokens, model.head.bias)
 
@@ -83,7 +85,7 @@ def linear_cross_entropy(
         logits = F.linear(features, head, bias)
         return cross_entropy(logits, target, weight, None, ignore_index, None, reduction, label_smoothing, dim=-1)
     classes, width = head.shape
-    several = rows or max(min(max(width, FEWEST), MOST), SMALL // max(classes, 1))
+    several = rows or max(min(max(width // 2, FEWEST), MOST), SMALL // max(classes, 1))
     plan = Plan(kind, several, ignore_index, label_smoothing, reduction != "none")
     early = plan.total and kind != torch.float16 and torch.is_grad_enabled()
     wanted = tuple(early and x is not None and x.requires_grad for x in (features, head, bias))
