@@ -46,7 +46,8 @@ def class_dim(logits: Tensor, target: Tensor, dim: int | None = None) -> int:
         UsageError: no dimension, or not the one given, leaves the target's shape; or they are no logits and targets.
 
     >>> import torch
-    >>> class_dim(torch.zeros(2, 5, 7), torch.zeros(2, 7)), class_dim(torch.zeros(2, 5, 7), torch.zeros(2, 5))
+    >>> logits, indices = torch.zeros(2, 5, 7), torch.zeros(2, 7, dtype=torch.long)
+    >>> class_dim(logits, indices), class_dim(logits, indices[:, :5])
     (1, 2)
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:
