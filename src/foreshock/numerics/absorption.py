@@ -28,8 +28,8 @@ gaps are below 14, and 0.06 to 1 from 15 on (measured, torch 2.13, 10 classes)."
 
 NOT_ALWAYS = ("absorbed", "cosine")  # NaN where there is none
 
-CHUNK, CHUNK_DEVICE = 1 << 18, 1 << 24
-"""Numbers taken to float64 at a time, on the CPU (2 MB, in its cache) and on an accelerator (128 MB)."""
+CHUNK, CHUNK_DEVICE = 1 << 16, 1 << 24
+"""Numbers taken to float64 at a time, on the CPU (half a MB, in its cache) and on an accelerator (128 MB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +155,11 @@ def row_sums(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) 
         counted: (N,) bool.
     """
     slices = list(_slices(logits))
+    space = logits.new_empty((2, slices[0].stop, logits.shape[1]), dtype=wide(logits))  # once: fresh pages are dear
     if len(slices) == 1:
-        return _piece(logits, gradient, target, counted)
-    return torch.cat([_piece(logits[rows], gradient[rows], target[rows], counted[rows]) for rows in slices], 1)
+        return _piece(logits, gradient, target, counted, space)
+    parts = [_piece(logits[rows], gradient[rows], target[rows], counted[rows], space) for rows in slices]
+    return torch.cat(parts, 1)
 
 
 def of_rows(sums: np.ndarray, counted: np.ndarray, *, scale: float | None = None) -> dict[str, float]:
@@ -250,33 +252,33 @@ def wide(values: Tensor) -> torch.dtype:
 def _slices(values: Tensor) -> Iterator[slice]:
     most = CHUNK if values.device.type == "cpu" else CHUNK_DEVICE
     step = max(1, most // max(1, values.shape[1]))
-    return (slice(start, start + step) for start in range(0, max(1, len(values)), step))
+    count = max(1, len(values))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+def _piece(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor, space: Tensor) -> Tensor:
     """Returns for some rows (9 or 11, n): z_r; the largest wrong z, as a finite number and as it is; the sum of e_k =
     exp z_k relative to it, k != r; g_r; sum g; sum |g|; sum g d and |d| of d = e. For probabilities d are the exact
     gradients of scale 1, k != r, and there follow the exact g_r and how many classes are probable."""
     soft = target.dim() == 2
     right = target.argmax(1, keepdim=True) if soft else torch.where(counted, target, 0).long().unsqueeze(1)
-    z = logits.to(wide(logits), copy=True)
+    z, g = space[0, : len(logits)].copy_(logits), space[1, : len(logits)].copy_(gradient)
     own = z.gather(1, right).squeeze(1)
     z.scatter_(1, right, -torch.inf)
     top = z.amax(1)
     near = top.clamp(min=torch.finfo(z.dtype).min)  # of a row whose wrong classes are all masked
     d = z.sub_(near.unsqueeze(1)).exp_()  # relative to the largest wrong class, so that no gap underflows its square
     others = d.sum(1)
-    g = gradient.to(z.dtype)
+    mine, total = g.gather(1, right).squeeze(1), g.sum(1)
     more = []
     if soft:
         y = target.to(z.dtype)
         log = near + others.log()
         d.mul_((y.sum(1) * (near - torch.logaddexp(log, own)).exp()).unsqueeze(1)).sub_(y).scatter_(1, right, 0.0)
         more = [-d.sum(1), (y != 0).sum(1).to(z.dtype)]
-    return torch.stack([
-        own, near, top, others, g.gather(1, right).squeeze(1), g.sum(1), torch.linalg.vector_norm(g, 1, dim=1),
-        torch.linalg.vecdot(g, d), torch.linalg.vector_norm(d, dim=1), *more,
-    ])  # fmt: skip
+    length = torch.linalg.vector_norm(d, dim=1)
+    along = d.mul_(g).sum(1)  # in place, and below: three times as fast as vecdot and a norm of order 1
+    return torch.stack([own, near, top, others, mine, total, g.abs_().sum(1), along, length, *more])
 
 
 def _numpy(values: Tensor) -> np.ndarray:
