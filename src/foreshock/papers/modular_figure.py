@@ -20,14 +20,14 @@ __all__ = ["figure"]
 
 COLOURS = {"float64": FLOAT64, "stock": STOCK, "exact": EXACT, "stablemax": "#12807a", "perpendicular": "#8f3a84"}
 NAMES = {
-    "stock": "float32, torch's loss", "float64": "float64", "exact": "float32, exact loss", "stablemax": "StableMax",
-    "perpendicular": "perpendicular gradient",
+    "stock": "torch's loss", "float64": "float64", "exact": "exact loss", "stablemax": "StableMax",
+    "perpendicular": "perpendicular",
 }  # fmt: skip
 FLOOR = 1e-12  # of the losses drawn
 
 
 def figure(traces: Mapping[str, Mapping[str, Grokking]]) -> Figure:
-    """Returns the figure: a column for each network.
+    """Returns the figure: a column for each network, stripes where its spikes with torch's loss begin.
 
     Args:
         traces: network -> arm -> training.
@@ -44,8 +44,6 @@ def figure(traces: Mapping[str, Mapping[str, Grokking]]) -> Figure:
         absorbed.set(ylim=(-0.05, 1.1), yticks=[0, 0.5, 1], ylabel="absorbed")
         mean.set(yscale="log", ylabel=r"$|W_G|$")
         mean.minorticks_off()
-        others = [name for name in ("stablemax", "perpendicular") if any(name in arms for arms in traces.values())]
-        caption(accuracy, *((NAMES[name], COLOURS[name]) for name in others))
     return drawn
 
 
@@ -68,6 +66,9 @@ def _column(axes: np.ndarray, place: str, arms: Mapping[str, Grokking]) -> None:
             if signal in trace.run:
                 panel.plot(*trace.run.measured(signal), color=colour, **look)
     axes[3].set(xlabel="step", xlim=(0, len(arms["stock"].losses)))
+    caption(axes[1], *((NAMES[name], COLOURS[name]) for name in NAMES if name in arms))
+    count = f"{len(spikes)} spike{'' if len(spikes) == 1 else 's'} with torch's loss"
+    caption(axes[2], (count, STOCK))
 
 
 def _look(name: str) -> dict[str, object]:

@@ -65,8 +65,8 @@ class Square(nn.Module):
         return x * x
 
 
-SQUARES = Setting("squares", "128 squares", (128,), Square, 0.3, 5e-3, 6000)
-RECTIFIED = Setting("rectified", "2 x 128 ReLU", (128, 128), nn.ReLU, 1.0, 1e-2, 3000)
+SQUARES = Setting("squares", "128 squares", (128,), Square, 0.3, 5e-3, 4000)
+RECTIFIED = Setting("rectified", "2 x 128 ReLU", (128, 128), nn.ReLU, 1.0, 1e-2, 2400)
 SETTINGS = {setting.name: setting for setting in (SQUARES, RECTIFIED)}
 
 
