@@ -22,7 +22,7 @@ PRINTED = (500, 800, 1000, 1200)  # steps of the table in the paper's reference 
 LEVELS = ("absorbing", "inflating", "imminent")
 SIGNAL = "softmax_sensitivity"  # of the level "imminent", which other causes have as well
 HEAD = "update_rms/6.weight"
-LOW = 1e-4  # a loss that is a spike as well when leads are told: some first spikes stay below 1e-2
+LOW = 1e-5  # a loss that ends the way to the first spike too: of some starts it goes up to 3e-5 or 2e-3 only
 NEAR = 30  # steps before a spike within which updates are largest
 
 Floats = npt.NDArray[np.float64]

@@ -142,15 +142,16 @@ def train(
     head, labels, loss_of = problem.head, problem.labels, arm.loss
     optimizer = _adam(problem.model, arm.settings)
     trace = Trace(arm, seed, steps)
-    truth: list[Tensor] = []
+    # not lists of scalars: those by the thousand keep the pages between larger tensors from being given back
+    losses, truth = torch.empty(2, steps, dtype=torch.float64)
+    common = []
 
     def exactly(step: Step) -> dict[str, Tensor | float]:
-        return {"loss_exact": truth[-1]}
+        return {"loss_exact": truth[step.number]}
 
     watch = Monitor(
         problem.model, optimizer, probes=[*FREE, Softmax(every=5), exactly], max_overhead=1.0
     ) if monitored else None  # fmt: skip
-    losses, common = [], []
     with one_thread(), watch or nullcontext():
         for step in range(steps):
             if arm.later is not None and step == arm.later.step:
@@ -161,8 +162,8 @@ def train(
             features = problem.features()
             logits: Tensor = head(features)
             loss = loss_of(logits, labels)
-            losses.append(loss.detach())
-            truth.append(functional.cross_entropy(logits.detach().double(), labels))
+            losses[step] = loss.detach()
+            truth[step] = functional.cross_entropy(logits.detach().double(), labels)
             if step % EVERY == 0:
                 common.append(common_mode(head, features, logits))
             if watch is not None:
@@ -177,8 +178,7 @@ def train(
                 live(step / steps, f"seed {seed}, {arm.title}: step {step:,}")
         features = problem.features()
         trace.end = Common(*common_mode(head, features, head(features)).tolist())
-    trace.losses[:] = torch.stack(losses).double().numpy()
-    trace.truth[:] = torch.stack(truth).numpy()
+    trace.losses[:], trace.truth[:] = losses.numpy(), truth.numpy()
     trace.common[::EVERY] = torch.stack(common).numpy()
     trace.run = _recorded(trace, optimizer) if watch is None else _annotated(watch.run, trace)
     trace.seconds = time.process_time() - started
