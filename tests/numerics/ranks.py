@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from foreshock.errors import UsageError
+from foreshock.numerics.cross_entropy import cross_entropy
 from foreshock.numerics.parallel import parallel_cross_entropy
 from tests.reference.margin_loss import margin_loss
 
@@ -246,6 +247,8 @@ def a_dtensor_brings_its_group_and_gets_its_gradient():
         (found,) = torch.autograd.grad(loss, logits)
         assert isinstance(found, DTensor)
         near(found.full_tensor(), true)
+    with pytest.raises(UsageError, match="parallel_cross_entropy"):
+        cross_entropy(logits, target)
     shared = distribute_tensor(target, mesh, [Replicate()])
     middle = distribute_tensor(whole.detach().T[None].expand(2, 11, 9).contiguous(), mesh, [Shard(1)])
     truth = margin_loss(whole, target, reduction="none")

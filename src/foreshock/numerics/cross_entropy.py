@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from foreshock import distributed
 from foreshock.errors import UsageError
 from foreshock.numerics.exact import losses, working_dtype
 from foreshock.numerics.layout import Layout, arranged, autocasts, described
@@ -65,6 +66,9 @@ def cross_entropy(
     >>> f"{loss.item():.4g} {z.grad[0, 0].item():.4g} {z.grad[0, 1].item():.4g}"
     '2.061e-09 -2.061e-09 2.061e-09'
     """
+    if any(distributed.sharded(each) for each in (logits, target)):
+        raise UsageError("cross_entropy takes plain tensors, and one is a DTensor: where its rows are split give each "
+                         "rank's to_local(); where its classes are, numerics.parallel_cross_entropy(logits, target)")
     reduction = _reduction(reduction, size_average, reduce)
     layout, classes = arranged(logits, target, dim)
     if not 0.0 <= label_smoothing <= 1.0:
