@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from foreshock.curvature.edge import Edge, edge
     from foreshock.detect import scan
     from foreshock.monitor import Monitor
-    from foreshock.numerics import absorption, cross_entropy, linear_cross_entropy
+    from foreshock.numerics.absorption import absorption
+    from foreshock.numerics.cross_entropy import cross_entropy
+    from foreshock.numerics.linear import linear_cross_entropy
     from foreshock.probes import every
     from foreshock.run import Event, Run
     from foreshock.stability import edge_weights, stability_threshold
