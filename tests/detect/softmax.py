@@ -45,7 +45,7 @@ SPIKE, PERIOD = 1240, 540
 _LOGARITHMIC = frozenset({"residual", "error", "wrong", "head_mean", "feature_mean", "sensitivity"})
 
 
-def slingshot(steps: int = 2500, *, every: int = 10, seed: int = 0, noise: float = 0.05) -> Run:
+def slingshot(steps: int = 2440, *, every: int = 10, seed: int = 0, noise: float = 0.05) -> Run:
     """Returns a run with spikes at 1240, 1780, 2320, ..., read at every `every`-th step, readings noisy."""
     at = np.arange(steps)
     since = np.where(at < SPIKE, at, (at - SPIKE) % PERIOD)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import doctest
 import json
 from functools import cache
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from foreshock.detect import Absorption, Forecast, absorption, scan
+from foreshock.detect import Absorption, Forecast, absorption, scan, softmax_levels
 from foreshock.detect.absorption import CALM
 from foreshock.run import Event, Run, StepRecord
 from foreshock.testing import check_detector
@@ -20,7 +21,7 @@ KINDS = ("absorbing", "inflating", "imminent")
 
 
 @cache
-def found(every: int = 10, steps: int = 2500) -> tuple[Event, ...]:
+def found(every: int = 10, steps: int = 2440) -> tuple[Event, ...]:
     return tuple(scan(slingshot(steps, every=every), [Absorption()]))
 
 
@@ -43,15 +44,16 @@ def test_it_keeps_the_contract_of_detectors() -> None:
     check_detector(Absorption)
 
 
-def test_the_docstrings_are_true() -> None:
-    result = doctest.testmod(absorption)
-    assert (result.failed, result.attempted >= 5) == (0, True)
+@pytest.mark.parametrize("module", [absorption, softmax_levels])
+def test_the_docstrings_are_true(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert (result.failed, result.attempted >= 4) == (0, True)
 
 
 @pytest.mark.parametrize("every", [5, 10, 20])
 def test_the_three_levels_come_in_order_hundreds_of_steps_before_the_spike(every: int) -> None:
     absorbing, inflating, imminent = (of(kind, found(every))[0] for kind in KINDS)
-    assert 610 <= absorbing.raised <= 670
+    assert 530 <= absorbing.raised <= 600  # foretold: the residual is a tenth at 625
     assert 780 <= inflating.raised <= 850
     assert 1000 <= imminent.raised <= 1070
     assert SPIKE - absorbing.raised >= 300
@@ -74,7 +76,7 @@ def test_numbers_at_the_raising_are_kept() -> None:
     data = of("inflating", found())[0].data
     assert data["by"] == ["cosine"]
     assert data["cosine"] < -0.8
-    assert data["baseline"] == pytest.approx(0.245, rel=0.02)
+    assert data["baseline"] == pytest.approx(0.243, rel=0.02)
     assert data["growth"] == pytest.approx(data["head_mean"] / data["baseline"])
     assert {"absorbed", "residual", "error", "wrong", "margin", "head_centred", "logit", "sensitivity"} <= set(data)
 
@@ -108,7 +110,10 @@ def test_without_a_head_only_absorption_is_seen() -> None:
 
 def test_a_float64_recomputation_that_agrees_silences_it() -> None:
     run = slingshot()
-    assert scan(changed(run, error=np.full(len(run), 0.02)), [Absorption()]) == []
+    assert scan(changed(run, error=np.full(len(run), 0.008)), [Absorption()]) == []
+    foretold = scan(changed(run, error=np.full(len(run), 0.08)), [Absorption()])
+    assert {event.kind for event in foretold} == {"absorbing"}  # on its way, and then it does not come
+    assert all(event.end - event.onset < 120 for event in foretold)
     assert of("absorbing", scan(changed(run, error=None), [Absorption()]))
 
 

@@ -125,7 +125,7 @@ def test_the_page_holds_story_and_causes(tmp_path: Path) -> None:
     assert len(told) >= 9  # three of each level, and the spikes
     for detail in told:
         story = detail["softmax"]
-        assert [panel["name"] for panel in story["panels"]] == ["absorbed share", "head", "features", "cosine", "step"]
+        assert [panel["name"] for panel in story["panels"]] == ["absorbed", "head", "features", "cosine", "step"]
         assert detail["approach"] is None
         best = detail["causes"]["causes"][0]
         assert best["name"] == "softmax_absorption"
@@ -148,7 +148,7 @@ def test_a_run_without_a_head_shows_what_there_is(tmp_path: Path) -> None:
     bare = constant(1300, absorbed=0.9, residual=0.5, error=0.5, wrong=1e-8)
     rise = Event("spike", 1280, 1280, 1281, 1290, 0.3, 80.0, "loss")
     [detail] = details(write(bare, tmp_path / "page.html", events=[rise]))
-    assert [panel["name"] for panel in detail["softmax"]["panels"]] == ["absorbed share"]
+    assert [panel["name"] for panel in detail["softmax"]["panels"]] == ["absorbed"]
 
 
 def test_scan_says_it_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,34 +1,32 @@
 """Foretells spikes of a low-precision softmax: the right class's gradient is rounded away, head and features inflate.
 
-Source: Liu, Cao, Li and Zhou 2026, arXiv 2605.06152; the levels were measured on their reference configuration.
+Source: Liu, Cao, Li and Zhou 2026, arXiv 2605.06152; the levels are explained in `softmax_levels`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from foreshock.detect import softmax_levels as levels
 from foreshock.detect.base import is_finite, pack, unpack
+from foreshock.detect.softmax_levels import EARLY, HORIZON, NATS, RESIDUAL, Rise, at_work, faded, inflated
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
 from foreshock.stats import CHANGE_TO_SIGMA
 
-ABSORBED, RESIDUAL = 0.5, 0.1  # absorption is at work: more than half of the rows, and a tenth of the gradient's mass
-FADED = 0.3  # share of both below which a reading counts as over: near the levels readings are noisy
-ERROR = 0.1  # relative error of the right class's gradient against float64 from which on rounding is the cause
 IN_A_ROW = 2  # readings that raise `absorbing`; the others need one, while that is open
 CALM, PATIENT = 3, 24  # readings in a row below that end an event: more after each short one, which is flicker
 SHORT = 10  # readings of an event that is no flicker
-COSINE = -0.8  # of the class mean of the head with the mean feature
-GROWN, FLAT = 2.0, 0.05  # growth of the head's class mean, and what the rest of the head may change meanwhile
-NATS = 1.0  # what one step may shift a logit by
+LATE = 3  # times the steps it was foretold within, after which a residual that has not come to its level will not
 EASED = 0.7  # share of a level below which a reading counts against an open event
 RISE = 100.0  # times the loss and the wrong mass when it was raised: the spike (they go from 1e-8 to 1)
 AFTER = 100  # steps after it at which an event is over though nothing was read since
-RECENT = 9  # readings whose changes tell the noise, and whose smallest head is the one that inflation is measured from
+RECENT = 9  # readings whose changes tell the noise
 DUST = 0.1  # least noise, as a share of the level
 KINDS = ("absorbing", "inflating", "imminent")
 _KEPT = {
@@ -39,53 +37,15 @@ _KEPT = {
 }  # fmt: skip
 
 
-def at_work(absorbed: float, residual: float, error: float | None = None) -> bool:
-    """Says whether a reading shows absorption at work: most rows lost their right class, and it shows in the sum.
-
-    A float64 recomputation that finds the gradient right (`error`) overrules both.
-
-    >>> at_work(0.9, 0.5), at_work(0.9, 0.05), at_work(0.9, 0.5, error=0.01)
-    (True, False, False)
-    """
-    sound = error is not None and error <= ERROR
-    return absorbed > ABSORBED and residual > RESIDUAL and not sound
-
-
-def faded(absorbed: float, residual: float, error: float | None = None) -> bool:
-    """Says whether a reading shows absorption to be over; readings about the levels show neither that nor `at_work`.
-
-    >>> faded(0.9, 0.05), faded(0.9, 0.01), faded(0.1, 0.05)
-    (False, True, True)
-    """
-    sound = error is not None and error <= ERROR
-    return absorbed < FADED * ABSORBED or residual < FADED * RESIDUAL or sound
-
-
-def inflated(values: Mapping[str, float], base: Mapping[str, float]) -> tuple[str, ...]:
-    """Returns by which rules a reading shows inflation: "cosine", "growth", both or none.
-
-    Args:
-        values: signals of the reading.
-        base: "head_mean" and "head_centred" when absorption began.
-    """
-    rules = []
-    cosine, mean, rest = (values.get(f"softmax_{name}") for name in ("cosine", "head_mean", "head_centred"))
-    if is_finite(cosine) and cosine < COSINE:
-        rules.append("cosine")
-    if is_finite(mean) and is_finite(rest) and base:
-        flat = abs(rest / base["head_centred"] - 1) <= FLAT
-        rules += ["growth"] if flat and mean > GROWN * base["head_mean"] else []
-    return tuple(rules)
-
-
 class Absorption:
     """Raises `absorbing`, `inflating` and `imminent`, in this order, on the way to a spike of a low-precision softmax.
 
-    `absorbing`: on two readings in a row more than half of the rows have a right-class gradient of exactly 0, and the
-    class sums that should vanish hold more than a tenth of the gradient; where the gradient was recomputed in float64
-    as well, the two must differ. `inflating`: the class mean of the head has turned against the mean feature (cosine
-    below -0.8), or has doubled while the rest of the head stayed within 5 %. `imminent` (signal `softmax_sensitivity`):
-    one step shifts a logit by more than a nat. The latter two are raised only while the first is open.
+    `absorbing`: right classes have gradients of exactly 0, and the class sums that should vanish hold more than a tenth
+    of the gradient (the residual), or a hundredth and will hold a tenth within 100 steps, on two readings in a row;
+    where the gradient was recomputed in float64 as well, the two must differ as much. `inflating`: the class mean of
+    the head has turned against the mean feature (cosine below -0.8), or has doubled while the rest of the head stayed
+    within 5 %. `imminent` (signal `softmax_sensitivity`): one step shifts a logit by more than a nat. The latter two
+    are raised only while the first is open and the residual above a tenth.
 
     Readings may be far apart. A spike undoes absorption, so that each cycle is one event of each kind; readings about
     the levels neither end an event nor begin another, and where absorption comes and goes within few readings (narrow
@@ -94,8 +54,8 @@ class Absorption:
     Event data: "value" (largest reading), "readings" (at the level), "scale" (noise of a reading); as they were when it
     was raised "absorbed", "residual", "error", "wrong", "margin" (median), "loss", "head_mean", "head_centred",
     "growth" (of `head_mean`, since absorption began), "feature_mean", "cosine", "sensitivity", "logit", as far as they
-    were read; "by" (of `inflating`: "cosine", "growth" or both); "lead" (steps from `raised` to the loss having risen
-    a hundredfold, once it did).
+    were read; "ahead" (of `absorbing`: steps until the residual would be a tenth); "by" (of `inflating`: "cosine",
+    "growth" or both); "lead" (steps from `raised` to the loss having risen a hundredfold, once it did).
 
     >>> from foreshock.run.record import StepRecord
     >>> reading = {"loss": 1e-8, "softmax_absorbed": 0.9, "softmax_residual": 0.5}
@@ -110,9 +70,10 @@ class Absorption:
             "imminent": _Level("imminent", "softmax_sensitivity"),
         }  # fmt: skip
         self._held: list[tuple[int, float]] = []  # readings at work before it is raised: (step, residual)
-        self._heads: deque[dict[str, float]] = deque(maxlen=RECENT)
-        self._base: dict[str, float] = {}
+        self._head: dict[str, float] = {}  # of the last reading
+        self._base: dict[str, float] = {}  # where growth counts from
         self._wait = CALM
+        self._rise = Rise()
 
     def update(self, record: StepRecord) -> Sequence[Event]:
         """Returns an event when it is raised, when it grew twofold, when its spike came, and when it ended."""
@@ -126,8 +87,9 @@ class Absorption:
         error = values.get("softmax_error")
         error = error if is_finite(error) else None
         self._take_head(values)
-        working, over = at_work(absorbed, residual, error), faded(absorbed, residual, error)
-        found += self._absorbing(record.step, values, working=working, over=over)
+        self._rise.take(record.step, residual)
+        working = at_work(absorbed, residual, error)
+        found += self._absorbing(record.step, values, error, working=working)
         if self._levels["absorbing"].event is None:
             return found + [event for kind in KINDS[1:] for event in self._levels[kind].close()]
         if working:  # a reading in between says nothing new of the head
@@ -147,25 +109,49 @@ class Absorption:
         rise = event.raised + int(event.data["lead"])
         return event.end < rise and step > rise + AFTER
 
-    def _absorbing(self, step: int, values: Mapping[str, float], *, working: bool, over: bool) -> list[Event]:
-        level, residual = self._levels["absorbing"], values["softmax_residual"]
+    def _absorbing(
+        self, step: int, values: Mapping[str, float], error: float | None, *, working: bool
+    ) -> list[Event]:
+        level, absorbed, residual = self._levels["absorbing"], values["softmax_absorbed"], values["softmax_residual"]
         if level.event is not None:
-            spiked = "lead" in level.event.data and self._wait == CALM
-            found = level.follow(step, residual, holds=working, wait=0 if not over else 1 if spiked else self._wait)
-            if level.event is None:
-                short = found[0].data["readings"] < SHORT
-                self._wait = min(2 * self._wait, PATIENT) if short else max(self._wait // 2, CALM)
-            return found
-        if not working:
+            return self._follow(level, step, (absorbed, residual, error), working=working)
+        ahead = 0.0 if working else self._ahead(absorbed, residual, error)
+        if not ahead < HORIZON:
             self._held.clear()
             level.calm(residual)
             return []
         self._held.append((step, residual))
         if len(self._held) < IN_A_ROW:
             return []
-        self._base = min(self._heads, key=lambda head: head["head_mean"], default={})
+        self._base = self._head
         readings, self._held = self._held, []
-        return level.open(step, readings, RESIDUAL, self._data(values))
+        return level.open(step, readings, RESIDUAL, self._data(values) | {"ahead": ahead})
+
+    def _ahead(self, absorbed: float, residual: float, error: float | None) -> float:
+        """Returns the steps until absorption will be at work; infinite where it is not on its way."""
+        sound = error is not None and error <= levels.EARLY_ERROR
+        early = absorbed > levels.ABSORBED and EARLY < residual <= RESIDUAL and not sound
+        return self._rise.ahead() if early else math.inf
+
+    def _follow(
+        self, level: _Level, step: int, reading: tuple[float, float, float | None], *, working: bool
+    ) -> list[Event]:
+        """Takes a reading, (absorbed, residual, error), while `absorbing` is open."""
+        event, (_, residual, _) = level.event, reading
+        assert event is not None
+        if event.data["value"] > RESIDUAL:
+            holds, over = working, faded(*reading)
+        else:  # foretold, and not there yet
+            last = event.raised + LATE * HORIZON
+            holds = working or EARLY < residual <= RESIDUAL
+            over = not working and (residual < levels.FADED * EARLY or residual > RESIDUAL or step > last)
+            self._base = self._head if working else self._base
+        spiked = "lead" in event.data and self._wait == CALM
+        found = level.follow(step, residual, holds=holds, wait=0 if not over else 1 if spiked else self._wait)
+        if level.event is None and found[0].data["value"] > RESIDUAL:
+            short = found[0].data["readings"] < SHORT
+            self._wait = min(2 * self._wait, PATIENT) if short else max(self._wait // 2, CALM)
+        return found
 
     def _inflating(self, step: int, values: Mapping[str, float]) -> list[Event]:
         level, mean = self._levels["inflating"], values.get("softmax_head_mean")
@@ -178,7 +164,8 @@ class Absorption:
             level.calm(mean)
             return []
         cosine = values.get("softmax_cosine")
-        against = not (is_finite(cosine) and cosine < EASED * COSINE) and mean < EASED * GROWN * self._base["head_mean"]
+        turned = is_finite(cosine) and cosine < EASED * levels.COSINE
+        against = not turned and mean < EASED * levels.GROWN * self._base["head_mean"]
         return level.follow(step, mean, holds=bool(rules), wait=self._wait if against else 0)
 
     def _imminent(self, step: int, values: Mapping[str, float]) -> list[Event]:
@@ -193,15 +180,13 @@ class Absorption:
         return level.follow(step, shift, holds=shift > NATS, wait=self._wait if shift < EASED * NATS else 0)
 
     def _take_head(self, values: Mapping[str, float]) -> None:
-        """Keeps the norms of the head; while absorption is at work its smallest class mean is what growth counts from.
-        """
+        """Keeps the norms of the head; growth counts from where absorption began, or the least class mean since."""
         mean, rest = values.get("softmax_head_mean"), values.get("softmax_head_centred")
         if not (is_finite(mean) and is_finite(rest) and mean > 0 and rest > 0):
             return
-        head = {"head_mean": mean, "head_centred": rest}
-        self._heads.append(head)
+        self._head = {"head_mean": mean, "head_centred": rest}
         if self._levels["absorbing"].event is not None and (not self._base or mean < self._base["head_mean"]):
-            self._base = head
+            self._base = self._head
 
     def _data(self, values: Mapping[str, float]) -> dict[str, Any]:
         """Returns the numbers of a reading as an event keeps them."""
@@ -213,16 +198,16 @@ class Absorption:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as plain JSON values."""
         return {
-            "held": [list(each) for each in self._held], "heads": [dict(head) for head in self._heads],
-            "base": dict(self._base), "wait": self._wait,
+            "held": [list(each) for each in self._held], "head": dict(self._head),
+            "base": dict(self._base), "wait": self._wait, "rise": self._rise.state_dict(),
             "levels": {kind: level.state_dict() for kind, level in self._levels.items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self._held = [(int(step), value) for step, value in state["held"]]
-        self._heads = deque((dict(head) for head in state["heads"]), maxlen=RECENT)
-        self._base, self._wait = dict(state["base"]), int(state["wait"])
+        self._head, self._base, self._wait = dict(state["head"]), dict(state["base"]), int(state["wait"])
+        self._rise.load_state_dict(state["rise"])
         for kind, level in self._levels.items():
             level.load_state_dict(state["levels"][kind])
 
@@ -254,7 +239,7 @@ class _Level:
         self.event = Event(
             self.kind, step, readings[0][0], peak, step, height, height / scale, self.signal, data
         )
-        self.against, self.told = 0, height
+        self.against, self.told = 0, max(height, scale)
         self.recent.clear()
         return [replace(self.event, end=None)]
 

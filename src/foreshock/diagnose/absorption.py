@@ -1,6 +1,6 @@
 """How a softmax in low precision led up to an event: since when it absorbed, what inflated, how long before the loss.
 
-Source: Liu, Cao, Li and Zhou 2026, arXiv 2605.06152; levels as in `foreshock.detect.absorption`.
+Source: Liu, Cao, Li and Zhou 2026, arXiv 2605.06152; levels as in `foreshock.detect.softmax_levels`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foreshock.detect.absorption import CALM, ERROR, NATS, RECENT, at_work, faded, inflated
+from foreshock.detect.absorption import CALM, RECENT
 from foreshock.detect.series import Ints, near, series
+from foreshock.detect.softmax_levels import ERROR, NATS, at_work, faded, inflated
 from foreshock.run.event import Event, family
 from foreshock.run.run import Run
 

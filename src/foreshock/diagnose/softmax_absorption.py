@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from foreshock.detect.absorption import ABSORBED, COSINE, ERROR, FADED, GROWN, NATS, RESIDUAL
 from foreshock.detect.series import near, series
+from foreshock.detect.softmax_levels import ABSORBED, COSINE, ERROR, FADED, GROWN, NATS, RESIDUAL
 from foreshock.diagnose.absorption import HARM, Slide, slide
 from foreshock.diagnose.base import Cause
 from foreshock.diagnose.wording import count, number, percent

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from foreshock.detect.absorption import ABSORBED, COSINE, NATS
 from foreshock.detect.series import series
+from foreshock.detect.softmax_levels import COSINE, NATS, RESIDUAL
 from foreshock.diagnose.absorption import Slide, slide
 from foreshock.diagnose.base import LIKELY, Diagnosis
 from foreshock.diagnose.wording import count, number, percent
@@ -149,8 +149,8 @@ def _levels(found: Slide, end: int) -> tuple[tuple[str, int, int], ...]:
 
 def _panels(run: Run) -> list[dict[str, object]]:
     return [
-        _panel(run, "absorbed share", "of the rows; thin: residual of the class sums", {
-            "softmax_absorbed": "absorbed", "softmax_residual": "residual"}, level=ABSORBED, top=1.0),
+        _panel(run, "absorbed", "share of the rows; thin: residual of the class sums", {
+            "softmax_absorbed": "rows", "softmax_residual": "residual"}, level=RESIDUAL, top=1.0),
         _panel(run, "head", "norm of its class mean; thin: of the rest", {
             "softmax_head_mean": "class mean", "softmax_head_centred": "rest"}, log=True),
         _panel(run, "features", "norm of the mean feature", {"softmax_feature_mean": ""}),
