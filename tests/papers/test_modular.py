@@ -152,11 +152,11 @@ def test_a_short_study_judges_nothing_but_can_be_drawn():
 
 @pytest.fixture(scope="module")
 def study() -> Found:
-    return grokking(2, silent, 0, {})
+    return grokking(3, silent, 0, {})
 
 
 @pytest.mark.slow
 def test_what_is_claimed_holds_for_a_seed_that_was_not_looked_at(study):
-    claims = judge(GROKKING, {2: [study]})
+    claims = judge(GROKKING, {3: [study]})
     assert {each.name for each in claims} == {each.name for each in GROKKING}
     assert [each.name for each in claims if not each.reproduced] == []

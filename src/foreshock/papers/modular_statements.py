@@ -13,7 +13,7 @@ __all__ = ["GROKKING"]
 SLINGSHOT = "Thilak et al. 2022, arXiv 2206.04817: with adaptive optimizers and without decay, cycles of spikes"
 ROUNDING = "Liu et al. 2026, arXiv 2605.06152, section 4"
 COLLAPSE = "Prieto et al. 2025, arXiv 2501.04697: rounding keeps networks from generalising"
-HERE = "measured on seeds 0 and 1, and widened"
+HERE = "measured on seeds 0 to 2, and widened"
 INF = math.inf
 
 
@@ -43,14 +43,14 @@ GROKKING = (
     _spikes(_SQUARES, "stock", 1, 20),
     *(_spikes(_SQUARES, name, 0, 0) for name in ("float64", "exact", "stablemax")),
     Statement(f"{_SQUARES}, stock: best accuracy", "Squares grok with torch's loss, too: best test accuracy",
-              0.8, 1, HERE),
+              0.75, 1, HERE),
     Statement(f"{_SQUARES}, stock: accuracy before the first spike", "... lost again before any spike: test accuracy",
               0, 0.5, COLLAPSE),
     Statement(f"{_SQUARES}, stock: best accuracy after the first spike", "... which no spike brings back: best later",
               0, 0.5, HERE),
     _kept(_SQUARES, "stock", 0, 0.4, HERE),
-    *(_kept(_SQUARES, name, 0.85, 1, HERE) for name in ("float64", "exact")),
-    _kept(_SQUARES, "stablemax", 0.8, 1, COLLAPSE),
+    *(_kept(_SQUARES, name, 0.75, 1, HERE) for name in ("float64", "exact")),
+    _kept(_SQUARES, "stablemax", 0.75, 1, COLLAPSE),
     Statement(f"{_SQUARES}, stock: lead of absorbing", "Absorption is named before the first spike by steps", 300, INF,
               HERE),
     *_as_float64(_SQUARES),
