@@ -22,7 +22,7 @@ NAMES = (
     "absorbed", "residual", "error", "wrong", "margin_median", "head_mean", "head_centred", "feature_mean", "cosine",
     "sensitivity", "logit",
 )  # fmt: skip
-TRAILING = 3  # last readings before the loss that may lie in its rise already
+TRAILING, RISING = 3, 30  # last readings before the loss, or steps of them, that may lie in its rise already
 FAR, GAPS = 200, 5  # steps, or times what readings are apart, from the last one to the event: it tells no more
 AT_WORK = 500  # steps, where it was at work: that does not end by itself
 LATELY = 12  # readings that are quoted where absorption was not at work
@@ -88,7 +88,7 @@ def slide(run: Run, event: Event) -> Slide | None:
         return None
     found = {name: _exactly(run, f"softmax_{name}", steps) for name in NAMES}
     states = [_state(*values) for values in zip(found["absorbed"], found["residual"], found["error"], strict=True)]
-    last = _last(states, event)
+    last = _last(states, steps, event)
     if until - steps[-1] > max(FAR if last is None else AT_WORK, GAPS * _gap(steps)):
         return None
     rise = _rise(event)
@@ -151,9 +151,10 @@ def _state(absorbed: float, residual: float, error: float) -> str:
     return "faded" if faded(absorbed, residual, checked) else "between"
 
 
-def _last(states: list[str], event: Event) -> int | None:
+def _last(states: list[str], steps: Ints, event: Event) -> int | None:
     """Returns the place of the last reading at work before the event; None where the last readings were not."""
-    trailing = TRAILING if event.kind in HARM else len(states)
+    rising = int(np.sum(steps > steps[-1] - RISING))
+    trailing = max(TRAILING, rising) if event.kind in HARM else len(states)
     places = range(len(states) - 1, max(-1, len(states) - 2 - trailing), -1)
     return next((place for place in places if states[place] == "work"), None)
 
