@@ -1,6 +1,6 @@
 """Tables of modular arithmetic, the data of the grokking literature: part of the table is taught, the rest is asked.
 
-Source: Power et al. 2022, Grokking, arXiv 2201.02177, section 3.
+Source: Power et al. 2022, Grokking, arXiv 2201.02177.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (n, K).
         labels: (n,) right classes.
 
-    Source: Prieto et al. 2025, arXiv 2501.04697, section 4.1.
+    Source: Prieto et al. 2025, arXiv 2501.04697 (StableMax).
 
     >>> round(stablemax_cross_entropy(torch.tensor([[2.0, 0.0]]), torch.tensor([0])).item(), 5)  # -log(3/4)
     0.28768
@@ -43,7 +43,7 @@ def perpendicular_(params: Iterable[Tensor]) -> None:
     Args:
         params: with gradients, or without, which are passed over.
 
-    Source: Prieto et al. 2025, arXiv 2501.04697, section 5 (perpGrad).
+    Source: Prieto et al. 2025, arXiv 2501.04697 (perpGrad).
     """
     for param in params:
         if param.grad is None:
