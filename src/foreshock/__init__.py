@@ -27,7 +27,7 @@ from foreshock.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreshock import diagnose, landscape, numerics, probes, report
+    from foreshock import landscape, numerics, probes, report
     from foreshock.curvature import (
         EdgeTracker,
         GaussNewton,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from foreshock.curvature.edge import Edge, edge
     from foreshock.detect import scan
+    from foreshock.diagnose.rank import diagnose
     from foreshock.monitor import Monitor
     from foreshock.numerics.absorption import absorption
     from foreshock.numerics.cross_entropy import cross_entropy

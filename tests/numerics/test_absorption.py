@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from foreshock.errors import UsageError
 from foreshock.numerics.absorption import Absorption, absorption
+from foreshock.numerics.cross_entropy import cross_entropy
 
 module = importlib.import_module("foreshock.numerics.absorption")  # the room has a function of this name
 
@@ -59,7 +60,7 @@ def reference(logits: Tensor, right: Tensor, gradient: Tensor, scale: float) -> 
     margin = own - others.max(1)
     exact = -scale * w
     return {
-        "absorbed": float(((g[rows, r] == 0) & (w > 0)).mean()),
+        "absorbed": float(((g[rows, r] == 0) & (w > 0) & (g != 0).any(1)).mean()),
         "residual": float(np.abs(g.sum(1)).sum() / np.abs(g).sum()),
         "wrong": float(w.mean()),
         "margin_min": float(margin.min()),
@@ -330,3 +331,13 @@ def test_what_cannot_be_is_refused(arguments: tuple[Tensor, Tensor], settings: d
 
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_rows_that_underflow_whole_are_not_absorbed() -> None:
+    """Float16 holds no gradient of 1e-9, that of no class; a row of float32 loses that of the right class alone."""
+    z, right = torch.tensor([[21.0, 0.0, 0.0]]), torch.tensor([0])
+    narrow = z.half().requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(narrow, right), narrow)
+    assert not gradient.any()
+    assert absorption(narrow.detach(), right, gradient=gradient).absorbed == 0.0
+    assert absorption(z, right).absorbed == 1.0

@@ -40,7 +40,8 @@ class Absorption:
 
     Attributes:
         rows: rows that count, those with `ignore_index` left out.
-        absorbed: share of rows with g_r exactly 0 although w > 0; None where a row has several probable classes.
+        absorbed: share of rows with g_r exactly 0 although w > 0 and wrong classes have theirs (where all of them are 0
+            they were too small for the type, which is underflow); None where a row has several probable classes.
         residual: sum_i |sum_k g_ik| / sum_ik |g_ik|: 0 in exact arithmetic, 1 in full collapse.
         wrong: mean of w = sum_{k != r} p_k, as a sum of the wrong classes, never as 1 - p_r.
         margin_min, margin_median: of z_r - max_{k != r} z_k, nats.
@@ -187,7 +188,7 @@ def of_rows(sums: np.ndarray, counted: np.ndarray, *, scale: float | None = None
         off = np.linalg.norm((mine - exact) / largest) / np.linalg.norm(exact / largest)
         single = not soft or bool((soft[1] <= 1).all())
         return {
-            "absorbed": float(((mine == 0) & (wrong > 0)).mean()) if single else math.nan,
+            "absorbed": float(((mine == 0) & (wrong > 0) & (size > 0)).mean()) if single else math.nan,
             "residual": float(np.abs(total).sum() / size.sum()) if size.any() else 0.0,
             "wrong": float(wrong.mean()),
             "margin_min": float((own - top).min()),

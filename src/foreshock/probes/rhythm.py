@@ -8,8 +8,9 @@ from typing import Any
 
 EVERY = 5  # readings for each that the monitor wants of costly probes: 20 steps apart at its default
 OFTEN = 4  # readings at work for each one when calm
-ABSORBED, RESIDUAL = 0.25, 0.1
-"""Shares of rows and of the gradient from which absorption is at work: half of what warnings are raised at."""
+ABSORBED, RESIDUAL = 0.25, 0.003
+"""Shares of rows and of the gradient from which absorption is at work. Healthy trainings in float32 hold 1e-3 of the
+gradient in their class sums at most, and with many classes those grow long before a row is absorbed whole."""
 LEVELS = ({"absorbed": 0.5, "residual": 0.1}, {"cosine": 0.8}, {"sensitivity": 1.0})
 """What detectors warn at (Liu et al. 2026, arXiv 2605.06152; cos < -0.8): they are told at once when it is reached."""
 CONFIRMED = 3  # readings at a level that detectors are to have at once
