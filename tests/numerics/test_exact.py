@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
@@ -141,6 +143,15 @@ def test_the_compiled_loss_has_no_graph_break_and_the_same_gradients() -> None:
     (found,) = torch.autograd.grad(compiled(z), z)
     (wanted,) = torch.autograd.grad(losses(z, **given).sum(), z)
     torch.testing.assert_close(found, wanted)
+
+
+def test_every_argument_has_torchs_name_place_and_default() -> None:
+    ours, torchs = (inspect.signature(each).parameters for each in (cross_entropy, torch.nn.functional.cross_entropy))
+    assert [(each.name, each.default) for each in list(ours.values())[: len(torchs)]] == [
+        (each.name, each.default) for each in torchs.values()
+    ]
+    z, y = torch.zeros(2, 4), torch.tensor([0, 1])
+    assert cross_entropy(input=z, target=y, reduction="sum").item() == pytest.approx(2 * torch.tensor(4.0).log().item())
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def cross_entropy(
-    logits: Tensor,
+    input: Tensor,  # torch's name for the logits, which calls may use
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
@@ -42,7 +42,7 @@ def cross_entropy(
         loss = foreshock.cross_entropy(logits, tokens, dim=-1)           # (batch, time, K) and (batch, time)
 
     Args:
-        logits: (K,), (N, K) or (N, K, d1, d2, ...), floating, in nats.
+        input: logits, (K,), (N, K) or (N, K, d1, d2, ...), floating, in nats.
         target: class indices, shaped like the logits without the classes, of any integer type; or class
             probabilities, floating, shaped like the logits, which may require a gradient.
         weight: (K,), weight of each class.
@@ -66,6 +66,7 @@ def cross_entropy(
     >>> f"{loss.item():.4g} {z.grad[0, 0].item():.4g} {z.grad[0, 1].item():.4g}"
     '2.061e-09 -2.061e-09 2.061e-09'
     """
+    logits = input
     if any(distributed.sharded(each) for each in (logits, target)):
         raise UsageError("cross_entropy takes plain tensors, and one is a DTensor: where its rows are split give each "
                          "rank's to_local(); where its classes are, numerics.parallel_cross_entropy(logits, target)")
