@@ -68,6 +68,38 @@ def test_the_last_backward_pass_through_a_kept_graph_is_the_one_that_counts() ->
     assert found["absorbed"] == pytest.approx(absorption(make()[0](x).flatten(0, 1), y.flatten()).absorbed)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_backward_pass_in_the_optimizers_closure_is_read_as_one_before_it(inside: bool) -> None:
+    runs = []
+    for closed in (False, True):
+        model, x, y = make()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+        def forward(monitor: Monitor, model: Net = model, x: Tensor = x, y: Tensor = y) -> Tensor:
+            loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            monitor.observe(loss)
+            return loss
+
+        with Monitor(model, optimizer, probes=[Softmax(every=1)]) as monitor:
+            for _ in range(3):
+                optimizer.zero_grad()
+                early = None if closed and inside else forward(monitor)
+
+                def closure(early: Tensor | None = early, monitor: Monitor = monitor) -> float:
+                    loss = forward(monitor) if early is None else early
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    return float(loss)
+
+                if closed:
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    optimizer.step()
+        runs.append([signals(monitor.run, row) for row in range(3)])
+    assert runs[0] == runs[1]
+    assert {"absorbed", "cosine", "sensitivity", "logit"} <= set(runs[0][0])
+
+
 def test_a_loss_that_is_not_a_number_gives_no_reading_and_the_next_one_does() -> None:
     model, x, y = make()
     count = [0]

@@ -62,6 +62,7 @@ class Softmax:
         self._watch: Watch | None = None
         self._looked: int | None = None  # step at which the softmax was last looked for
         self._before: Tensor | None = None  # the head's weight before the step
+        self._stepping: int | None = None  # step whose optimizer has been called: what is observed is in its closure
         self._error: Exception | None = None
 
     def fits(self, model: Any) -> None:
@@ -82,6 +83,8 @@ class Softmax:
                 begun = time.thread_time()
                 self._looked = moment.number
                 self._watch = self._await(moment.loss)
+                if self._watch is not None and self._stepping == moment.number:
+                    self._hold(self._watch)
                 rhythm.spent(time.thread_time() - begun)
         return False
 
@@ -99,17 +102,24 @@ class Softmax:
         """Measures the head, and copies it where the step is to be held against the mean feature."""
         begun = time.thread_time()
         watch, rhythm = self._watch, self._rhythm
+        self._stepping = moment.number
         if watch is None or rhythm is None:
             return False
-        self._release(watch)
-        head = watch.head
-        if watch.sums is not None and head is not None and plain(head.param) is not None:
-            weight = head.weight()
-            watch.layer = head_sums(weight)
-            if watch.mean is not None and head.factor is not None:
-                self._before = weight.clone()
+        if watch.sums is not None:  # else backward is to come, in a closure that the optimizer will call
+            self._release(watch)
+        self._hold(watch)
         rhythm.spent(time.thread_time() - begun)
         return False
+
+    def _hold(self, watch: Watch) -> None:
+        """Measures the head as it is before the step."""
+        head = watch.head
+        if head is None or plain(head.param) is None:
+            return
+        weight = head.weight()
+        watch.layer = head_sums(weight)
+        if head.factor is not None and (watch.mean is not None or watch.hooks):
+            self._before = weight.clone()
 
     def heard(self, kind: str, step: int) -> None:
         """Does nothing."""
@@ -148,7 +158,7 @@ class Softmax:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self._forget()
-        self._state, self._rhythm, self._looked = state.get("rhythm"), None, None
+        self._state, self._rhythm, self._looked, self._stepping = state.get("rhythm"), None, None, None
 
     def _kept(self, moment: Moment) -> Rhythm:
         if self._rhythm is None:
