@@ -88,7 +88,7 @@ def test_a_backward_pass_in_the_optimizers_closure_is_read_as_one_before_it(insi
                 def closure(early: Tensor | None = early, monitor: Monitor = monitor) -> float:
                     loss = forward(monitor) if early is None else early
                     loss.backward()  # type: ignore[no-untyped-call]
-                    return float(loss)
+                    return float(loss.detach())
 
                 if closed:
                     optimizer.step(closure)
