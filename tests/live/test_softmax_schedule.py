@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from foreshock.monitor import Monitor
 from foreshock.numerics.absorption import absorption
-from foreshock.probes import Softmax
+from foreshock.probes import Softmax, rhythm
 from tests.live.softmaxes import BATCH, CLASSES, LENGTH, Net, make, signals, watched
 
 NO_SOFTMAX: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
@@ -42,6 +43,20 @@ def test_readings_come_at_doubling_steps_then_at_a_fifth_of_the_monitors_and_mor
         model, x, y = make(stretch=stretch)
         run = watched(model, lambda: F.cross_entropy(model(x).flatten(0, 1), y.flatten()), steps=80, lr=1e-6)  # noqa: B023
         assert run.measured("softmax_wrong")[0].tolist() == steps
+
+
+def test_readings_that_have_used_up_their_credit_become_rarer_but_never_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(rhythm.time, "perf_counter", lambda: now[0])
+    kept, steps, cost = rhythm.Rhythm(20), [], 2e-3
+    for step in range(20_000):
+        now[0] += 3e-3
+        if kept.due(step):
+            steps.append(step)
+            kept.spent(cost)
+            kept.took(step, {"absorbed": 0.9, "residual": 0.5})
+    assert max(b - a for a, b in pairwise(steps)) <= 60
+    assert len(steps) * cost <= 1.5 + 0.02 * now[0] + cost
 
 
 def test_one_reading_a_step_of_the_first_micro_batch() -> None:

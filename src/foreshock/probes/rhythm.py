@@ -15,7 +15,7 @@ LEVELS = ({"absorbed": 0.5, "residual": 0.1}, {"cosine": 0.8}, {"sensitivity": 1
 """What detectors warn at (Liu et al. 2026, arXiv 2605.06152; cos < -0.8): they are told at once when it is reached."""
 CONFIRMED = 3  # readings at a level that detectors are to have at once
 PATIENCE, RARELY = 3, 50  # looks without a softmax, after which one is taken 50 times as seldom
-CREDIT, SHARE = 1.5, 0.02  # CPU seconds that readings may take in all, or the share of the time where that is more
+CREDIT, SHARE = 1.5, 0.02  # CPU seconds that readings may take, and the share of the time by which they become more
 
 
 class Rhythm:
@@ -38,7 +38,7 @@ class Rhythm:
         """Returns whether to look at this step. One that cannot be afforded is put off."""
         if step < self.next:
             return False
-        if self.free or self._spent <= max(CREDIT, SHARE * (time.perf_counter() - self._started)):
+        if self.free or self._spent <= CREDIT + SHARE * (time.perf_counter() - self._started):
             return True
         self.next = step + self.every
         return False
