@@ -122,6 +122,25 @@ def test_what_multiplies_the_loss_does_not_matter(how: str) -> None:
     assert found["error"] == pytest.approx(wanted["error"], rel=0.5)
 
 
+@pytest.mark.parametrize("loss", [F.cross_entropy, cross_entropy])
+@pytest.mark.parametrize("how", ["mask", "class weights"])
+def test_rows_of_weight_zero_do_not_count(loss: Callable[..., Tensor], how: str) -> None:
+    model, x, y = make()
+    rows, right = x.flatten(0, 1), y.flatten()
+    some = torch.arange(len(right)) % 2 == 0 if how == "mask" else right != int(right[0])
+    weight = torch.ones(CLASSES)
+    weight[right[0]] = 0.0
+
+    def whole() -> Tensor:
+        if how == "mask":
+            return (loss(model(rows), right, reduction="none") * some).sum() / some.sum()
+        return loss(model(rows), right, weight=weight)
+
+    alone = make()[0]
+    wanted = signals(watched(alone, lambda: loss(alone(rows[some]), right[some])))
+    agree(signals(watched(model, whole)), wanted)
+
+
 def test_a_temperature_is_counted_in_nats() -> None:
     model, x, y = make(stretch=120.0)
     run = watched(model, lambda: F.cross_entropy(model(x).flatten(0, 1) / 3.0, y.flatten()), lr=0.1)

@@ -163,6 +163,27 @@ def row_sums(logits: Tensor, gradient: Tensor, target: Tensor, counted: Tensor) 
     return torch.cat(parts, 1)
 
 
+def weighed(sums: Tensor, counted: Tensor, classes: int, least: float) -> Tensor:
+    """Returns (N,) bool, those of `counted` whose loss has a weight: rows of a mask or of a class weight of 0 have a
+    gradient of 0 altogether, though not so small that it would have to be.
+
+    Args:
+        sums: (9 or 11, N), of `row_sums`.
+        counted: (N,) bool.
+        classes: K.
+        least: smallest positive number of the gradient's type.
+    """
+    own, near, _, others, _, _, size, along, length = sums[:9]
+    norm = length  # of the wrong classes' exact gradients
+    if len(sums) == 9:
+        highest = torch.maximum(own, near)
+        share = (near - highest).exp()
+        norm = length * share / (share * others + (own - highest).exp())
+    scale = (along / (length * norm)).abs().where(counted & (size > 0), torch.nan).nanmedian()
+    without: Tensor = (size == 0) & (norm * scale > classes * least)
+    return counted & ~without
+
+
 def of_rows(sums: np.ndarray, counted: np.ndarray, *, scale: float | None = None) -> dict[str, float]:
     """Returns the quantities of `Absorption` that rows and their gradients make; `absorbed` is NaN where there is none.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreshock.numerics.absorption import average, by_rows, row_sums
+from foreshock.numerics.absorption import average, by_rows, row_sums, weighed
 from foreshock.probes.head import Head
 from foreshock.probes.logits import SoftmaxNode
 from foreshock.probes.named import Named
@@ -93,7 +93,8 @@ def measure(watch: Watch, gradient: Tensor) -> None:
         least = g.min(1)
         target = torch.where(least.values < 0, least.indices, values.argmax(1))
     counted = (g != 0).any(1) if counted is None else counted
-    watch.sums, watch.counted = row_sums(values, g, target, counted), counted
+    watch.sums = row_sums(values, g, target, counted)
+    watch.counted = counted = weighed(watch.sums, counted, g.shape[1], torch.finfo(g.dtype).smallest_normal)
     features = None if watch.head is None else watch.head.features()
     if features is not None and watch.head is not None:
         weights = counted
