@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
 from foreshock.curvature import Hessian
+from foreshock.errors import UsageError
 from foreshock.numerics import rows
 from foreshock.numerics.cross_entropy import cross_entropy
 from foreshock.numerics.exact import losses
@@ -145,11 +146,14 @@ def test_the_compiled_loss_has_no_graph_break_and_the_same_gradients() -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_every_argument_has_torchs_name_place_and_default() -> None:
+def test_every_argument_has_torchs_place_and_default_and_can_be_called_by_torchs_name() -> None:
     ours, torchs = (inspect.signature(each).parameters for each in (cross_entropy, torch.nn.functional.cross_entropy))
-    assert [(each.name, each.default) for each in list(ours.values())[: len(torchs)]] == [
-        (each.name, each.default) for each in torchs.values()
+    assert [(each.name, each.default) for each in list(ours.values())[2 : len(torchs)]] == [
+        (each.name, each.default) for each in list(torchs.values())[2:]
     ]
+    assert set(torchs) <= set(ours)
+    with pytest.raises(UsageError, match="both are needed"):
+        cross_entropy(torch.zeros(2, 4), torch.tensor([0, 1]), input=torch.ones(2, 4))
     z, y = torch.zeros(2, 4), torch.tensor([0, 1])
     assert cross_entropy(input=z, target=y, reduction="sum").item() == pytest.approx(2 * torch.tensor(4.0).log().item())
 
@@ -169,7 +173,33 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(kept, wanted, rtol=0, atol=0)
 
 
-def test_nothing_as_large_as_the_logits_is_kept_but_the_logits() -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_can_be_taken_again_and_from_probabilities_or_anew(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, given = case(name)
+    z.requires_grad_()
+    loss = losses(z, **given).sum()
+    first, again = (torch.autograd.grad(loss, z, retain_graph=kept)[0] for kept in (True, False))
+    assert torch.equal(first, again)
+    monkeypatch.setattr(rows, "KEPT", 0)
+    torch.testing.assert_close(torch.autograd.grad(losses(z, **given).sum(), z)[0], first, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("gap", [-300.0, -90.0, -20.0, 0.0, 20.0, 90.0])
+def test_a_right_class_without_probability_costs_no_digits(gap: float) -> None:
+    """Beside ordinary rows, whose ratio of probabilities it would overflow."""
+    z = torch.tensor([[gap, 0.0], [1.0, 2.0]], requires_grad=True)
+    found = losses(z, torch.tensor([[0], [0]]))
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    wide = z.detach().double().requires_grad_()
+    true = losses(wide, torch.tensor([[0], [0]]))
+    torch.testing.assert_close(found.double(), true, rtol=1e-6, atol=1e-44)
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(true.sum(), wide)[0], rtol=1e-5, atol=1e-44)
+
+
+def test_nothing_as_large_as_the_logits_is_kept_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "KEPT", 1000)
     z = torch.randn(64, 50, requires_grad=True, generator=seeded())
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

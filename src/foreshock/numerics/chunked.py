@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from foreshock.numerics.cross_entropy import cross_entropy
+from foreshock.numerics.exact import wanted_again
 from foreshock.numerics.layout import autocasts
 
 __all__ = ["Losses", "Plan"]
@@ -74,7 +75,7 @@ class Losses(Function):
             return *_whole(detached, outer, ctx.plan, wanted, create_graph=False), *none
         if ctx.made is None:
             return *_like(_sweep(given, ctx.plan, wanted, outer.expand(len(given[0])))[1], given), *none
-        if _again(outer):
+        if wanted_again(outer):
             made = [None if each is None else each * outer for each in ctx.made]
         else:  # no copy of something as large as the head
             made = [None if each is None else each.mul_(outer) for each in ctx.made]
@@ -234,9 +235,3 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
 def _wide(kind: torch.dtype) -> torch.dtype:
     """Returns the type of losses and sums for one that matrices are multiplied in."""
     return torch.float64 if kind == torch.float64 else torch.float32
-
-
-def _again(outer: Tensor) -> bool:
-    """Returns whether the backward pass that runs may want the saved gradients again; in doubt, yes."""
-    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return ask is None or ask() or is_legacy_batchedtensor(outer)

@@ -17,8 +17,8 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def cross_entropy(
-    input: Tensor,  # torch's name for the logits, which calls may use
-    target: Tensor,
+    logits: Tensor | None = None,
+    target: Tensor | None = None,
     weight: Tensor | None = None,
     size_average: bool | None = None,
     ignore_index: int = -100,
@@ -27,6 +27,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     *,
     dim: int | None = None,
+    input: Tensor | None = None,
 ) -> Tensor:
     """Returns the cross-entropy of logits and targets, exact in value and gradient at every logit gap.
 
@@ -35,14 +36,14 @@ def cross_entropy(
     there on a row's gradient no longer sums to zero, head and features inflate, and Adam spikes again and again (Liu,
     Cao, Li and Zhou 2026, arXiv 2605.06152, sections 3 and 4). Here the right class's gradient is minus the sum of the
     others, and the loss is log1p of the odds against it; see `numerics.exact.losses`. It can be differentiated twice
-    and more, keeps one buffer less than the logits' size for the backward pass, and works under autocast,
-    torch.func and torch.compile.
+    and more, keeps no more for the backward pass than torch's does (of many logits nothing but themselves), and works
+    under autocast, torch.func and torch.compile.
 
         loss = foreshock.cross_entropy(model(x), y)                      # (N, K) and (N,)
         loss = foreshock.cross_entropy(logits, tokens, dim=-1)           # (batch, time, K) and (batch, time)
 
     Args:
-        input: logits, (K,), (N, K) or (N, K, d1, d2, ...), floating, in nats.
+        logits: (K,), (N, K) or (N, K, d1, d2, ...), floating, in nats.
         target: class indices, shaped like the logits without the classes, of any integer type; or class
             probabilities, floating, shaped like the logits, which may require a gradient.
         weight: (K,), weight of each class.
@@ -52,6 +53,7 @@ def cross_entropy(
         label_smoothing: share of the target that is spread evenly over all classes, 0 to 1.
         dim: where the classes are. None: dimension 1 as in torch (0 for a single row), or the last where class indices
             fit only there. Where both fit, say which.
+        input: torch's name for the logits, which calls may use.
 
     Returns:
         A scalar, or with "none" a tensor shaped like the rows, in the logits' type; float32 under autocast.
@@ -66,7 +68,9 @@ def cross_entropy(
     >>> f"{loss.item():.4g} {z.grad[0, 0].item():.4g} {z.grad[0, 1].item():.4g}"
     '2.061e-09 -2.061e-09 2.061e-09'
     """
-    logits = input
+    logits = input if logits is None else logits
+    if logits is None or target is None or (input is not None and input is not logits):
+        raise UsageError("cross_entropy(logits, target): both are needed, and once; input= is another name for logits=")
     if any(distributed.sharded(each) for each in (logits, target)):
         raise UsageError("cross_entropy takes plain tensors, and one is a DTensor: where its rows are split give each "
                          "rank's to_local(); where its classes are, numerics.parallel_cross_entropy(logits, target)")

@@ -12,7 +12,9 @@ from torch.autograd import Function, forward_ad
 from foreshock.numerics.rows import (
     bend,
     fit,
+    gradients_by_probabilities_,
     gradients_of_rows,
+    losses_by_probabilities,
     losses_of_rows,
     parts,
     probabilities,
@@ -21,7 +23,7 @@ from foreshock.numerics.rows import (
     working_dtype,
 )
 
-__all__ = ["losses", "parts", "working_dtype"]
+__all__ = ["losses", "parts", "wanted_again", "working_dtype"]
 
 
 def losses(
@@ -74,6 +76,12 @@ def gradient(
     return found
 
 
+def wanted_again(outer: Tensor) -> bool:
+    """Returns whether the backward pass that runs may want what was saved for it again; in doubt, yes."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or ask() or is_legacy_batchedtensor(outer)
+
+
 def _plain() -> bool:
     """Returns whether nothing but autograd, or a compiler, is at work.
 
@@ -91,9 +99,14 @@ class _Losses(Function):
     def forward(
         ctx: Any, logits: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, dim: int
     ) -> Tensor:
-        found, top, wrong = losses_of_rows(logits, right, spread, mass, dim)
         ctx.dim = dim
-        ctx.save_for_backward(logits, right, spread, mass, top, wrong)
+        ready = losses_by_probabilities(logits, right, dim) if spread is None and ctx.needs_input_grad[0] else None
+        if ready is not None:
+            found, wrong, shares = ready
+            ctx.save_for_backward(logits, right, None, None, None, wrong, shares)
+            return found
+        found, top, wrong = losses_of_rows(logits, right, spread, mass, dim)
+        ctx.save_for_backward(logits, right, spread, mass, top, wrong, None)
         return found
 
     @staticmethod
@@ -129,7 +142,7 @@ class _TransformableLosses(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.dim = inputs[4]
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs[:4], *output[1:])
+        ctx.save_for_backward(*inputs[:4], *output[1:], None)
         ctx.save_for_forward(*inputs[:4])
 
     @staticmethod
@@ -138,7 +151,7 @@ class _TransformableLosses(Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, _: None, spread_tangent: Tensor | None, *__: None) -> Any:
-        logits, right, spread, mass = ctx.saved_tensors
+        logits, right, spread, mass, *_ = ctx.saved_tensors
         found = torch.zeros(right.shape, dtype=working_dtype(logits), device=logits.device)
         if tangent is not None:
             found = found + bend(logits, right, spread, mass, tangent, ctx.dim)[2]
@@ -196,8 +209,13 @@ class _TransformableGradient(Function):
 
 
 def _losses_backward(ctx: Any, outer: Tensor) -> Any:
-    logits, right, spread, mass, top, wrong = ctx.saved_tensors
+    logits, right, spread, mass, top, wrong, shares = ctx.saved_tensors
     to_logits = to_spread = None
+    if shares is not None:
+        if not torch.is_grad_enabled() and not is_legacy_batchedtensor(outer):
+            shares = shares.clone() if wanted_again(outer) else shares
+            return gradients_by_probabilities_(shares, right, wrong, outer, ctx.dim), None, None, None, None
+        _, top, wrong = losses_of_rows(logits.detach(), right, None, None, ctx.dim)
     if ctx.needs_input_grad[0]:
         to_logits = gradient(logits, right, spread, mass, outer, top, wrong, ctx.dim)
     if ctx.needs_input_grad[2]:

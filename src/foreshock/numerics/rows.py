@@ -11,17 +11,26 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from foreshock.numerics.dispatch import kernels
 
-__all__ = ["bend", "fit", "gradients_of_rows", "losses_of_rows", "parts", "probabilities", "relative", "surprises",
-           "working_dtype"]
+__all__ = [
+    "bend", "fit", "gradients_by_probabilities_", "gradients_of_rows", "losses_by_probabilities", "losses_of_rows",
+    "parts", "probabilities", "relative", "surprises", "working_dtype",
+]  # fmt: skip
 
 CHUNK = 1 << 18
 """Logits handled at a time by each thread of a CPU: with their exponentials they stay in the second-level cache, and
 4096 x 32000 take 0.4 of the time of `torch.nn.functional.cross_entropy`."""
 CHUNK_ELSEWHERE = 1 << 24
 NARROWER = 4  # times fewer float16 and bfloat16 logits, whose copies in float32 would outweigh them
+
+
+KEPT = 1 << 24
+"""Float32 logits of a CPU, 64 MB, up to which probabilities are kept for the backward pass: one exponential an element
+instead of two, 0.7 to 0.9 of the time. Torch keeps as much; above, nothing but the logits is."""
+SMALLEST = 1e-30  # probability of the right class from which the ratio of the others to it is safe in float32
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
@@ -95,6 +104,30 @@ def gradients_of_rows(
         if logits.dtype != kind:
             _cut(found, part).copy_(space)
     return found
+
+
+def losses_by_probabilities(logits: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Returns the loss log1p(w / p_r) of each row, its wrong mass w, and its probabilities with that of r set to 0.
+
+    None where it does not serve: for many or narrow logits, on accelerators, and where a right class has next to no
+    probability, so that w / p_r overflows.
+    """
+    few = 0 < logits.numel() <= KEPT and logits.dtype == working_dtype(logits) and logits.device.type == "cpu"
+    if not few or type(logits) not in (Tensor, Parameter) or torch.compiler.is_compiling():
+        return None
+    if kernels(logits, None, dim):
+        return None
+    shares = torch.softmax(logits, dim)
+    own = shares.gather(dim, right)
+    if not own.min() > SMALLEST:
+        return None
+    wrong = shares.scatter_(dim, right, 0.0).sum(dim, keepdim=True)
+    return torch.log1p(wrong / own), wrong, shares
+
+
+def gradients_by_probabilities_(shares: Tensor, right: Tensor, wrong: Tensor, outer: Tensor, dim: int) -> Tensor:
+    """Returns the gradient of sum(outer * losses) by the logits, made in the place of the probabilities."""
+    return shares.mul_(outer).scatter_(dim, right, -(wrong * outer))
 
 
 def parts(logits: Tensor) -> Iterator[slice | None]:
