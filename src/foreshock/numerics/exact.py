@@ -213,7 +213,8 @@ def _losses_backward(ctx: Any, outer: Tensor) -> Any:
     to_logits = to_spread = None
     if shares is not None:
         if not torch.is_grad_enabled() and not is_legacy_batchedtensor(outer):
-            shares = shares.clone() if wanted_again(outer) else shares
+            # .data: what is saved beside it stays readable for hooks that run after this
+            shares = shares.clone() if wanted_again(outer) else shares.data
             return gradients_by_probabilities_(shares, right, wrong, outer, ctx.dim), None, None, None, None
         _, top, wrong = losses_of_rows(logits.detach(), right, None, None, ctx.dim)
     if ctx.needs_input_grad[0]:
