@@ -53,7 +53,7 @@ def test_the_docstrings_are_true(module: ModuleType) -> None:
 @pytest.mark.parametrize("every", [5, 10, 20])
 def test_the_three_levels_come_in_order_hundreds_of_steps_before_the_spike(every: int) -> None:
     absorbing, inflating, imminent = (of(kind, found(every))[0] for kind in KINDS)
-    assert 530 <= absorbing.raised <= 600  # foretold: the residual is a tenth at 625
+    assert 480 <= absorbing.raised <= 560  # foretold: the residual is a tenth at 625
     assert 780 <= inflating.raised <= 850
     assert 1000 <= imminent.raised <= 1070
     assert SPIKE - absorbing.raised >= 300
@@ -65,8 +65,8 @@ def test_the_three_levels_come_in_order_hundreds_of_steps_before_the_spike(every
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cycle_is_one_event_of_each_kind_and_ends_with_its_spike(every: int, kind: str) -> None:
     events = of(kind, found(every))
-    assert len(events) == 3  # two spikes at 1240 and 1780, one at 2320, and the way to the next has not begun
-    for cycle, event in enumerate(events):
+    assert len(events) in (3, 4)  # before the spikes at 1240, 1780 and 2320; the next one may be foretold already
+    for cycle, event in enumerate(events[:3]):
         spike = SPIKE + cycle * PERIOD
         assert spike - 2 * every <= event.end <= spike
         assert event.data["lead"] == spike - event.raised
@@ -110,10 +110,10 @@ def test_without_a_head_only_absorption_is_seen() -> None:
 
 def test_a_float64_recomputation_that_agrees_silences_it() -> None:
     run = slingshot()
-    assert scan(changed(run, error=np.full(len(run), 0.008)), [Absorption()]) == []
+    assert scan(changed(run, error=np.full(len(run), 0.002)), [Absorption()]) == []
     foretold = scan(changed(run, error=np.full(len(run), 0.08)), [Absorption()])
     assert {event.kind for event in foretold} == {"absorbing"}  # on its way, and then it does not come
-    assert all(event.end - event.onset < 120 for event in foretold)
+    assert all(event.end - event.onset < 170 for event in foretold)
     assert of("absorbing", scan(changed(run, error=None), [Absorption()]))
 
 
@@ -189,3 +189,16 @@ def test_a_spike_ends_it_though_nothing_is_read_any_more() -> None:
 
 def test_the_curvature_forecast_does_not_hear_of_it() -> None:
     assert scan(slingshot(), [Forecast()]) == []
+
+
+def test_a_fast_training_is_warned_of_300_steps_ahead() -> None:
+    # as read of a LeakyReLU net under AdamW at a rate of .002, betas (.85, .93), which spikes at step 583
+    residual = {192: 1.7e-4, 212: 4.1e-4, 232: 9.2e-4, 252: 1.8e-3, 257: 2.3e-3, 262: 2.8e-3, 267: 2.9e-3, 272: 3.6e-3,
+                277: 4.6e-3, 282: 5.6e-3, 287: 6.5e-3, 292: 8.0e-3, 297: 9.5e-3, 302: 1.0e-2, 307: 1.3e-2}  # fmt: skip
+    records = [
+        StepRecord(step, {"softmax_absorbed": 0.3, "softmax_residual": value, "softmax_error": 1.2 * value})
+        for step, value in residual.items()
+    ]
+    absorbing = Absorption()
+    raised = [event.raised for record in records for event in absorbing.update(record)]
+    assert raised[0] <= 283

@@ -22,7 +22,7 @@ from foreshock.stats import CHANGE_TO_SIGMA
 IN_A_ROW = 2  # readings that raise `absorbing`; the others need one, while that is open
 CALM, PATIENT = 3, 24  # readings in a row below that end an event: more after each short one, which is flicker
 SHORT = 10  # readings of an event that is no flicker
-LATE = 3  # times the steps it was foretold within, after which a residual that has not come to its level will not
+LATE = 2  # times the steps it was foretold within, after which a residual that has not come to its level will not
 EASED = 0.7  # share of a level below which a reading counts against an open event
 RISE = 100.0  # times the loss and the wrong mass when it was raised: the spike (they go from 1e-8 to 1)
 AFTER = 100  # steps after it at which an event is over though nothing was read since
@@ -41,7 +41,7 @@ class Absorption:
     """Raises `absorbing`, `inflating` and `imminent`, in this order, on the way to a spike of a low-precision softmax.
 
     `absorbing`: right classes have gradients of exactly 0, and the class sums that should vanish hold more than a tenth
-    of the gradient (the residual), or a hundredth and will hold a tenth within 100 steps, on two readings in a row;
+    of the gradient (the residual), or 0.003 and will hold a tenth within 150 steps, on two readings in a row;
     where the gradient was recomputed in float64 as well, the two must differ as much. `inflating`: the class mean of
     the head has turned against the mean feature (cosine below -0.8), or has doubled while the rest of the head stayed
     within 5 %. `imminent` (signal `softmax_sensitivity`): one step shifts a logit by more than a nat. The latter two

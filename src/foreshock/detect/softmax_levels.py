@@ -20,8 +20,8 @@ from foreshock.detect.base import is_finite
 ABSORBED, RESIDUAL = 0.05, 0.1  # shares of rows and of the gradient's mass from which absorption is at work
 ERROR = 0.1  # relative error of the right class's gradient against float64 from which on rounding is the cause
 FADED = 0.3  # share of both below which a reading counts as over: near the levels readings are noisy
-EARLY, EARLY_ERROR = 0.01, 0.01  # residual and error from which a rise is worth foretelling: ten times the healthy one
-HORIZON = 100  # steps ahead that the residual is foretold to pass its level: fast trainings spike 230 steps after that
+EARLY, EARLY_ERROR = 0.003, 0.003  # residual and error from which a rise is worth foretelling: thrice the healthy one
+HORIZON = 150  # steps ahead that the residual is foretold to pass its level: fast trainings spike 210 steps after that
 WINDOW, LEAST = 60, 3  # steps whose readings make the forecast, and how many there have to be
 SURE = 2.0  # standard errors that the rise must have
 COSINE = -0.8  # of the class mean of the head with the mean feature
