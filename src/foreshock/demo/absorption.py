@@ -41,7 +41,7 @@ SCENARIO = Scenario(
         "200 digits, fitted perfectly, then trained on in float32. The softmax rounds the right class's gradient to "
         "zero, the class gradients no longer cancel, and head and features inflate until the loss jumps."
     ),
-    look="Absorbing, inflating, imminent: a first warning some 700 steps before the loss jumps; and why, below the curves.",
+    look="Absorbing, inflating, imminent: a first warning 700 steps before the loss jumps; and why, below the curves.",
     source="arXiv 2605.06152",
     build=build,
 )
