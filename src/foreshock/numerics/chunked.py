@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from foreshock.numerics.cross_entropy import cross_entropy
 from foreshock.numerics.exact import wanted_again
-from foreshock.numerics.layout import autocasts
+from foreshock.numerics.layout import autocasts, working_dtype
 
 __all__ = ["Losses", "Plan"]
 
@@ -114,7 +114,7 @@ def _sweep(given: Given, plan: Plan, wanted: Sequence[bool], outer: Tensor | Non
     With G (n, K) the gradient by the logits, they are G W, G' X and G' 1.
     """
     features, head, bias, target, weight = given
-    wide = _wide(plan.kind)
+    wide = working_dtype(plan.kind)
     losses = features.new_empty(len(features), dtype=wide)
     to_features = features.new_empty(features.shape, dtype=plan.kind) if wanted[0] else None
     to_head = head.new_zeros(head.shape, dtype=wide) if wanted[1] else None
@@ -150,7 +150,7 @@ def _product(given: Given, outer: Tensor, along: Made, plan: Plan, wanted: Seque
     """
     features, head, bias, target, weight = given
     found = tuple(
-        x.new_zeros(x.shape, dtype=_wide(plan.kind)) if want and x is not None else None
+        x.new_zeros(x.shape, dtype=working_dtype(plan.kind)) if want and x is not None else None
         for x, want in zip((features, head, bias, outer), wanted, strict=True)
     )
     to_features, to_head, to_bias, to_outer = found
@@ -159,7 +159,7 @@ def _product(given: Given, outer: Tensor, along: Made, plan: Plan, wanted: Seque
         shift, a, b, c = (each if each is None else each.to(plan.kind) for each in (bias, *along))
         for part in plan.chunks(len(features)):
             x = features[part].to(plan.kind)
-            logits = F.linear(x, w, shift).to(_wide(plan.kind)).requires_grad_()
+            logits = F.linear(x, w, shift).to(working_dtype(plan.kind)).requires_grad_()
             moved = torch.zeros_like(logits) if c is None else c.to(logits.dtype).expand_as(logits)
             moved = moved if a is None else moved + a[part] @ w.T
             moved = moved if b is None else moved + x @ b.T
@@ -194,7 +194,7 @@ def _whole(
         x, w, b = (each if each is None else each.to(plan.kind) for each in inputs)
         assert x is not None
         assert w is not None
-        losses = plan.losses(F.linear(x, w, b).to(_wide(plan.kind)), target, weight)
+        losses = plan.losses(F.linear(x, w, b).to(working_dtype(plan.kind)), target, weight)
         asked = [each for each, want in zip(inputs, wanted, strict=True) if want]
         found = iter(torch.autograd.grad(losses, asked, outer, create_graph=create_graph))
     return tuple(next(found) if want else None for want in wanted)
@@ -230,8 +230,3 @@ def _like(found: Iterable[Tensor | None], given: Iterable[Tensor | None]) -> Mad
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Returns a context in which products are computed in the type of what is multiplied."""
     return torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext()
-
-
-def _wide(kind: torch.dtype) -> torch.dtype:
-    """Returns the type of losses and sums for one that matrices are multiplied in."""
-    return torch.float64 if kind == torch.float64 else torch.float32

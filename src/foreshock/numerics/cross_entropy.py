@@ -8,8 +8,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from foreshock import distributed
 from foreshock.errors import UsageError
-from foreshock.numerics.exact import losses, working_dtype
-from foreshock.numerics.layout import Layout, arranged, autocasts, described
+from foreshock.numerics.exact import losses
+from foreshock.numerics.layout import Layout, arranged, autocasts, described, working_dtype
 
 __all__ = ["REDUCTIONS", "cross_entropy"]
 
@@ -107,7 +107,7 @@ def _of_indices(
         at = torch.where(counted, at, 0)
     share = None if weight is None else weight[at]
     if label_smoothing > 0:
-        even = rows.new_full((1, count), 1.0, dtype=working_dtype(rows)) if weight is None else weight[None]
+        even = rows.new_full((1, count), 1.0, dtype=working_dtype(rows.dtype)) if weight is None else weight[None]
         spread = (even * (label_smoothing / count)).reshape((1, count, 1) if layout.dim == 1 else (1, count))
         mass = torch.ones_like(at, dtype=spread.dtype) if share is None else share
         found = losses(rows, at, spread=spread, mass=mass * (1 - label_smoothing), dim=layout.dim)
@@ -122,7 +122,7 @@ def _of_indices(
 def _of_probabilities(layout: Layout, target: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
     """Returns the loss of each row, to whose targets smoothing and weights are applied first."""
     count = layout.logits.shape[layout.dim]
-    spread = target.to(working_dtype(layout.logits))
+    spread = target.to(working_dtype(layout.logits.dtype))
     if label_smoothing > 0:
         spread = spread * (1 - label_smoothing) + label_smoothing / count
     if weight is not None:
@@ -159,7 +159,7 @@ def _checked(weight: Tensor | None, logits: Tensor, count: int) -> Tensor | None
                          f"{described(weight)}")
     if weight.requires_grad:
         raise UsageError("cross_entropy(weight=...): there is no derivative by the class weights; detach them")
-    return weight.to(working_dtype(logits))
+    return weight.to(working_dtype(logits.dtype))
 
 
 def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from foreshock.errors import ForeshockWarning
+from foreshock.numerics.layout import working_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 """Triton runs its kernels in numpy, on tensors of the CPU as well: for tests."""
@@ -38,7 +39,8 @@ def kernels(logits: Tensor, spread: Tensor | None, dim: int) -> ModuleType | Non
         return None
     if logits.dim() != 2 or dim not in (1, -1) or not logits.numel() or logits.stride(1) != 1:
         return None
-    if spread is not None and (tuple(spread.shape) != (1, logits.shape[1]) or spread.dtype != _working(logits.dtype)):
+    kind = working_dtype(logits.dtype)
+    if spread is not None and (tuple(spread.shape) != (1, logits.shape[1]) or spread.dtype != kind):
         return None
     case = logits.device, logits.dtype, spread is not None
     if case not in _verdicts:
@@ -61,7 +63,7 @@ def _judge(device: torch.device, dtype: torch.dtype, soft: bool) -> bool:
         return False
     try:
         apart = [discrepancy(device, dtype, soft, classes=classes) for classes in SIZES]
-        wrong = [each for each in apart if not each <= TOLERANCE[_working(dtype)]]  # NaN is wrong
+        wrong = [each for each in apart if not each <= TOLERANCE[working_dtype(dtype)]]  # NaN is wrong
         reason = f"differ from float64 by {wrong[0]:.1g}" if wrong else ""
     except Exception as failure:  # no compiler, no driver, a version that does not know a call: training goes on
         reason = f"do not run ({type(failure).__name__}: {failure})"
@@ -80,7 +82,7 @@ def discrepancy(device: torch.device, dtype: torch.dtype, soft: bool, *, classes
 
     Relative for one right class; for soft targets, whose gradients cancel, relative to 1.
     """
-    n, kind = 9, _working(dtype)
+    n, kind = 9, working_dtype(dtype)
     right = (37 * torch.arange(n)).remainder(classes).view(n, 1)
     # any logits will do, but the same everywhere
     z = 3 * torch.arange(n * classes, dtype=torch.float64).square().sin().view(n, classes)
@@ -106,7 +108,3 @@ def discrepancy(device: torch.device, dtype: torch.dtype, soft: bool, *, classes
         off = (gradient / true - 1).abs()[true.abs() >= torch.finfo(dtype).tiny]
     rounding = torch.finfo(dtype).eps if dtype != kind else 0.0
     return float(torch.stack([(loss / true_loss - 1).abs().max(), off.max() - rounding]).max())
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import Function, forward_ad
 
+from foreshock.numerics.layout import working_dtype
 from foreshock.numerics.rows import (
     bend,
     fit,
@@ -16,14 +17,12 @@ from foreshock.numerics.rows import (
     gradients_of_rows,
     losses_by_probabilities,
     losses_of_rows,
-    parts,
     probabilities,
     relative,
     surprises,
-    working_dtype,
 )
 
-__all__ = ["losses", "parts", "wanted_again", "working_dtype"]
+__all__ = ["losses", "wanted_again"]
 
 
 def losses(
@@ -152,7 +151,7 @@ class _TransformableLosses(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, _: None, spread_tangent: Tensor | None, *__: None) -> Any:
         logits, right, spread, mass, *_ = ctx.saved_tensors
-        found = torch.zeros(right.shape, dtype=working_dtype(logits), device=logits.device)
+        found = torch.zeros(right.shape, dtype=working_dtype(logits.dtype), device=logits.device)
         if tangent is not None:
             found = found + bend(logits, right, spread, mass, tangent, ctx.dim)[2]
         if spread_tangent is not None:
@@ -191,7 +190,7 @@ class _TransformableGradient(Function):
         outer_tangent: Tensor | None, *___: None,
     ) -> Tensor:  # fmt: skip
         logits, right, spread, mass, outer, top, wrong = ctx.saved_tensors
-        found = torch.zeros_like(logits, dtype=working_dtype(logits))
+        found = torch.zeros_like(logits, dtype=working_dtype(logits.dtype))
         if tangent is not None:
             found = found + outer * bend(logits, right, spread, mass, tangent, ctx.dim)[0]
         if spread_tangent is not None:

@@ -89,6 +89,11 @@ def arranged(logits: Tensor, target: Tensor, dim: int | None) -> tuple[Layout, i
     return Layout(rows, 1, per_row), classes
 
 
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the type that losses of logits of a type are computed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def autocasts(device: torch.device) -> bool:
     """Returns whether autocast is on for a device, False for those that have none (meta)."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -11,8 +11,7 @@ from foreshock import distributed
 from foreshock.distributed import Group
 from foreshock.errors import UsageError
 from foreshock.numerics.cross_entropy import REDUCTIONS, cross_entropy
-from foreshock.numerics.layout import autocasts
-from foreshock.numerics.rows import working_dtype
+from foreshock.numerics.layout import autocasts, working_dtype
 from foreshock.numerics.split import Losses
 
 __all__ = ["parallel_cross_entropy"]
@@ -146,5 +145,5 @@ def _facts(
     """Returns the numbers that `ALIKE` names."""
     places = torch.arange(1, target.numel() + 1)
     order = int((target.reshape(-1).long() * places).sum())
-    bits, sixty = 8 * working_dtype(logits).itemsize, round(label_smoothing * 2**60)
+    bits, sixty = 8 * working_dtype(logits.dtype).itemsize, round(label_smoothing * 2**60)
     return [target.numel(), bits, order, weighted, ignore_index, REDUCTIONS.index(reduction), sixty]

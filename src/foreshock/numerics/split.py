@@ -12,7 +12,8 @@ from torch.autograd import Function
 from foreshock import distributed
 from foreshock.distributed import Group
 from foreshock.errors import UsageError
-from foreshock.numerics.rows import parts, working_dtype
+from foreshock.numerics.layout import working_dtype
+from foreshock.numerics.rows import parts
 
 __all__ = ["Losses"]
 
@@ -30,7 +31,7 @@ class Losses(Function):
     def forward(
         logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, smoothing: float, group: Group
     ) -> Any:
-        kind, (n, classes) = working_dtype(logits), logits.shape
+        kind, (n, classes) = working_dtype(logits.dtype), logits.shape
         rank, ranks = distributed.place(group)
         extremes = logits.new_zeros(n + ranks, dtype=kind)
         extremes[:n] = logits.amax(1) if classes else -torch.inf
