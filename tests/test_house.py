@@ -25,7 +25,9 @@ RECORD_SIDE: dict[str, set[str]] = {
     "run": {"signals"},
     "detect": {"run", "stats", "signals"},
     "diagnose": {"detect", "run", "signals", "stats"},
-    "testing": {"detect", "run"},
+    "policies": {"run"},
+    "policies": {"run"},
+    "testing": {"detect", "policies", "run"},
     "report": {"detect", "diagnose", "run", "signals", "stats"},
 }
 TORCH_SIDE: dict[str, set[str]] = {
@@ -48,6 +50,8 @@ TORCH_SIDE: dict[str, set[str]] = {
         "threads",
     },
 }
+# Files of a room of the record side that need torch and are imported only by those who ask for them.
+TORCH_FILES = {"testing/faults.py", "testing/optimizers.py"}
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {
     "cli": {"script", "demo", "papers", "report", "diagnose", "detect", "run", "stability"},
@@ -98,7 +102,8 @@ def test_imports_go_one_way(room):
 @pytest.mark.parametrize("room", sorted({*RECORD_SIDE, "cli"} & set(rooms())))
 def test_the_record_side_names_no_torch(room):
     for path in files(room):
-        assert not any(name.split(".")[0] == "torch" for name in imports(path)), path.relative_to(ROOT)
+        if path.relative_to(PACKAGE).as_posix() not in TORCH_FILES:
+            assert not any(name.split(".")[0] == "torch" for name in imports(path)), path.relative_to(ROOT)
 
 
 def python(code: str, cwd: Path) -> str:

@@ -27,5 +27,9 @@ class MissingExtraError(ForeshockError, ImportError):
     """An optional dependency that is not installed; the message holds the `pip install` line."""
 
 
+class StoppedError(ForeshockError):
+    """A guarded training went on after its policy had said stop; the message says why that was."""
+
+
 class ForeshockWarning(UserWarning):
     """Something went wrong inside foreshock while training goes on: said once, then silence."""

@@ -1,0 +1,44 @@
+"""Policies: what a guard should do about an event. Functions of events and past actions; nothing here imports torch.
+
+>>> from foreshock import policies
+>>> policies.Proceed().takes_step, policies.Skip().takes_step
+(True, False)
+"""
+
+from __future__ import annotations
+
+from foreshock.policies.sight import Policy, Sight, seen
+from foreshock.run.action import (
+    KINDS,
+    Action,
+    ClipUpdate,
+    CutLr,
+    ExactSoftmax,
+    Floor,
+    Proceed,
+    Refill,
+    RepairMoments,
+    Rollback,
+    Scale,
+    Skip,
+    Stop,
+)
+
+__all__ = [
+    "KINDS",
+    "Action",
+    "ClipUpdate",
+    "CutLr",
+    "ExactSoftmax",
+    "Floor",
+    "Policy",
+    "Proceed",
+    "Refill",
+    "RepairMoments",
+    "Rollback",
+    "Scale",
+    "Sight",
+    "Skip",
+    "Stop",
+    "seen",
+]
