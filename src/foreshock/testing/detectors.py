@@ -1,4 +1,4 @@
-"""Contracts that anybody can run on a class of their own."""
+"""The contract of detectors."""
 
 from __future__ import annotations
 
