@@ -31,6 +31,7 @@ while True:
     writer.append("step", columns, steps, np.zeros(batch), row + steps[:, None].astype(np.float32))
     if step % 50 == 0:
         writer.event(Event("spike", step, step, step, None, 1.0, 2.0, "loss"))
+        writer.note("action", step=step, action="skip")
     step += batch
     os.write(1, b"%d\\n" % step)
 """
@@ -67,7 +68,9 @@ def test_every_acknowledged_record_survives_a_kill_and_the_run_goes_on(
     assert acknowledged <= len(run) <= acknowledged + batch
     np.testing.assert_array_equal(run.steps, np.arange(len(run)))
     np.testing.assert_array_equal(run["c49"], np.arange(len(run)) + 49.0)
-    assert len(run.events) >= len([step for step in range(0, acknowledged, batch) if step % 50 == 0])
+    marked = [step for step in range(0, acknowledged, batch) if step % 50 == 0]
+    assert len(run.events) >= len(marked)
+    assert [action.step for action in run.actions][: len(marked)] == marked
 
     with writing(tmp_path / "a", first=acknowledged, batch=batch, resume=run.meta["id"]) as child:
         second = acknowledged_until(child, acknowledged + records)
@@ -75,6 +78,7 @@ def test_every_acknowledged_record_survives_a_kill_and_the_run_goes_on(
     assert second <= len(run) <= second + batch
     np.testing.assert_array_equal(run.steps, np.arange(len(run)))
     np.testing.assert_array_equal(run["c49"], np.arange(len(run)) + 49.0)
+    assert len(run.actions) == len({action.step for action in run.actions}) >= len(marked)
 
 
 def test_a_torn_tail_is_cut_off_on_resume(tmp_path: Path) -> None:

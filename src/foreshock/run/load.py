@@ -16,7 +16,7 @@ from foreshock.run.table import Table
 
 @dataclass(frozen=True, slots=True)
 class RankData:
-    """What one rank recorded: its tables by name, every version of its events, its notes."""
+    """What one rank recorded: its tables by name, every version of its events, its notes (see `rewind.standing`)."""
 
     tables: Mapping[str, Table]
     events: Sequence[Event] = ()
@@ -51,7 +51,8 @@ def load(root: Path) -> Loaded:
     ranks: dict[int, RankData] = {}
     for number in numbers:
         found = directory.read_rank(directory.rank_directory(root, number))
-        ranks[number] = RankData(rewind.follow(found.segments, found.notes), found.events, found.notes)
+        segments, notes = found.segments, found.notes
+        ranks[number] = RankData(rewind.follow(segments, notes), found.events, rewind.standing(notes, segments))
         corrupt += found.corrupt
         torn += found.torn
     return Loaded(ranks or {0: RankData({})}, fields, corrupt, torn)

@@ -85,7 +85,8 @@ class RunMemory:
         """Returns the run so far; records added later do not show in it. Nothing is copied."""
         segments = {name: [part.segment() for part in parts] for name, parts in self._tables.items()}
         tables = rewind.follow(segments, self._notes)
-        return Run({0: RankData(tables, tuple(self._events), tuple(self._notes))}, self._meta)
+        notes = rewind.standing(self._notes, segments)
+        return Run({0: RankData(tables, tuple(self._events), notes)}, self._meta)
 
     def __enter__(self) -> RunMemory:
         return self

@@ -4,6 +4,10 @@ Within a table the records themselves say so. Another table has a cadence of its
 steps again, so the writer leaves a note when the step table goes back: `{"kind": "rewind", "step": 450, "records":
 {"step": 612, "tensors": 7}}` says that of the first 7 records of "tensors", those from step 450 on no longer count. The
 note is written before the record it announces, and holds only once that record is there.
+
+Interventions are notes, written at once where records may wait for the next flush. So a note of kind "resumed" at step
+450, with which a monitor begins to go on, ends those from step 450 on as well; where a writer goes back without one,
+its rewind does.
 """
 
 from __future__ import annotations
@@ -11,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from foreshock.run.actions import KIND as ACTION
 from foreshock.run.layout import Segment
 from foreshock.run.table import Table, assemble
 
 KIND = "rewind"
+RESUMED = "resumed"
 
 
 class Rewinds:
@@ -46,14 +52,32 @@ def follow(segments: Mapping[str, Sequence[Segment]], notes: Iterable[Mapping[st
     """Returns the tables as they stand after every rewind."""
     cuts: dict[str, list[tuple[int, int]]] = {table: [] for table in segments}
     for note in notes:
-        if note.get("kind") != KIND or "records" not in note:
-            continue
-        step, records = note["step"], note["records"]
-        if _step_at(segments.get("step", ()), records["step"]) == step:
-            for table, count in records.items():
+        if _holds(note, segments):
+            for table, count in note["records"].items():
                 if table != "step" and table in cuts:
-                    cuts[table].append((count, step))
+                    cuts[table].append((count, note["step"]))
     return {table: assemble(parts, cuts[table]) for table, parts in segments.items()}
+
+
+def standing(
+    notes: Iterable[Mapping[str, Any]], segments: Mapping[str, Sequence[Segment]]
+) -> list[Mapping[str, Any]]:
+    """Returns the notes without the interventions that belong to steps which were gone back on."""
+    kept: list[Mapping[str, Any]] = []
+    begun: int | None = None  # number of notes there were when a monitor went on; its records come later
+
+    def back(step: int, until: int) -> None:
+        kept[:until] = [note for note in kept[:until] if note.get("kind") != ACTION or note.get("step", -1) < step]
+
+    for note in notes:
+        if note.get("kind") == RESUMED and isinstance(note.get("step"), int):
+            back(note["step"], len(kept))
+            begun = len(kept)
+        elif _holds(note, segments):
+            back(note["step"], len(kept) if begun is None else begun)
+            begun = None
+        kept.append(note)
+    return kept
 
 
 def resumed(segments: Mapping[str, Sequence[Segment]]) -> Rewinds:
@@ -61,6 +85,14 @@ def resumed(segments: Mapping[str, Sequence[Segment]]) -> Rewinds:
     records = {table: sum(len(part.rows) for part in parts) for table, parts in segments.items()}
     steps = [int(part.rows["step"][-1]) for part in segments.get("step", ()) if len(part.rows)]
     return Rewinds(records, steps[-1] if steps else None)
+
+
+def _holds(note: Mapping[str, Any], segments: Mapping[str, Sequence[Segment]]) -> bool:
+    """Returns whether a note says that the run went back, and it did."""
+    if note.get("kind") != KIND or "records" not in note:
+        return False
+    step: int | None = _step_at(segments.get("step", ()), note["records"]["step"])
+    return step is not None and step == note["step"]
 
 
 def _step_at(parts: Sequence[Segment], record: int) -> int | None:

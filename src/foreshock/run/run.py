@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshock.errors import CorruptRunError, ForeshockWarning, UsageError
-from foreshock.run import combine
+from foreshock.run import actions, combine
+from foreshock.run.absent import absent
+from foreshock.run.action import Action, Rollback
 from foreshock.run.arrays import tables_from_arrays
 from foreshock.run.event import Event, latest
 from foreshock.run.load import RankData, load
@@ -120,8 +122,40 @@ class Run:
 
     @property
     def notes(self) -> list[dict[str, Any]]:
-        """Other happenings, each with "step", "time" and "kind", as written."""
+        """Other happenings, each with "step", "time" and "kind", as written; no actions that a resume went back on."""
         return [dict(note) for note in self._data[self._shown].notes]
+
+    @property
+    def actions(self) -> list[Action]:
+        """What a guard did, in order of the attempts; those of a later version come as `Unknown`, with their name."""
+        return actions.actions(self._data[self._shown].notes)
+
+    @property
+    def taken(self) -> npt.NDArray[np.bool_]:
+        """Whether the training took each step and kept it, aligned with `steps`.
+
+        False where the step was refused, by a guard or by a loss scaler (signal `skipped`), and where a rollback undid
+        it: from the step of the snapshot to the attempt that was answered so.
+        """
+        kept = ~(self["skipped"] > 0) if "skipped" in self else np.ones(len(self), np.bool_)
+        for action in self.actions:
+            if isinstance(action, Rollback):
+                kept[slice(*np.searchsorted(self.steps, [action.before, max(action.before, action.step)]))] = False
+        return kept
+
+    def accepted(self, name: str = "loss") -> Floats:
+        """Returns a signal as `run[name]` does, absent also where the training did not take the step (see `taken`).
+
+        `run["loss"]` is the raw loss of every batch that was tried, this the loss of those the training learnt from.
+
+        >>> run = Run.from_arrays({"loss": [2.0, 9.0, 1.9], "skipped": [0, 1, 0]})
+        >>> run.accepted("loss").tolist()
+        [2.0, nan, 1.9]
+        """
+        values = self[name].copy()
+        refused = ~self.taken
+        values[refused] = absent(int(refused.sum()))
+        return values
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -148,7 +182,8 @@ class Run:
             event for event in data.events
             if min(event.onset, event.raised) < stop and (event.end is None or event.end >= start)
         ]
-        notes = [note for note in data.notes if note.get("step") is None or start <= note["step"] < stop]
+        reached = ((note, *actions.reach(note)) for note in data.notes)
+        notes = [note for note, first, last in reached if first < stop and last >= start]
         return Run({self._shown: RankData(tables, events, notes)}, self.meta, path=self.path, problems=self.problems)
 
     def records(self) -> Iterator[StepRecord]:
