@@ -7,6 +7,12 @@
 
 from __future__ import annotations
 
+from foreshock.policies.clip import clip_update
+from foreshock.policies.compose import capped, cooldown, first_of, only
+from foreshock.policies.curvature import floor
+from foreshock.policies.ling import ling
+from foreshock.policies.nonfinite import refuse_nonfinite
+from foreshock.policies.palm import palm
 from foreshock.policies.sight import Policy, Sight, seen
 from foreshock.run.action import (
     KINDS,
@@ -40,5 +46,14 @@ __all__ = [
     "Sight",
     "Skip",
     "Stop",
+    "capped",
+    "clip_update",
+    "cooldown",
+    "first_of",
+    "floor",
+    "ling",
+    "only",
+    "palm",
+    "refuse_nonfinite",
     "seen",
 ]
