@@ -41,7 +41,8 @@ TORCH_SIDE: dict[str, set[str]] = {
     "provenance": {"probes"},
     "attach": {"probes", "run"},
     "recorder": {"probes", "run"},
-    "monitor": {"attach", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
+    "attempt": set(),
+    "monitor": {"attach", "attempt", "curvature", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
     "script": {"monitor"},
     "threads": set(),
     "demo": {"monitor", "run", "threads"},
@@ -51,7 +52,7 @@ TORCH_SIDE: dict[str, set[str]] = {
     },
 }
 # Files of a room of the record side that need torch and are imported only by those who ask for them.
-TORCH_FILES = {"testing/faults.py", "testing/optimizers.py"}
+TORCH_FILES = {f"testing/{name}.py" for name in ("faults", "injector", "batches", "cells", "optimizers")}
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {
     "cli": {"script", "demo", "papers", "report", "diagnose", "detect", "run", "stability"},
