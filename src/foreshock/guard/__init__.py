@@ -1,0 +1,1 @@
+"""Carries out what a policy decides; the only room that writes to a model or an optimizer."""
