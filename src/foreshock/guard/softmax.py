@@ -130,18 +130,23 @@ def _right(softmax: SoftmaxNode) -> Tensor | None:
     """Returns the class of each row to be made from the others, shaped like the logits with one class; None where only
     the gradient will tell."""
     shape = (*softmax.shape[: softmax.dim], 1, *softmax.shape[softmax.dim + 1 :])
-    values: Tensor | None
+    index: Tensor
     if softmax.kind == "log":
         nll = softmax.nll
         values = None if nll is None else saved(nll, "target")
         if nll is None or values is None or values.numel() != softmax.count:
             return None
-        return values.where(values != signed(nll._saved_ignore_index), 0).long().reshape(shape)
+        index = values.where(values != signed(nll._saved_ignore_index), 0).long().reshape(shape)
+        return index
     values = saved(softmax.chooser, "index") if softmax.chooser is not None else None
     if values is not None and tuple(values.shape) == shape:
-        return values.long()
+        index = values.long()
+        return index
     values = saved(softmax.node, "self" if softmax.kind == "logsumexp" else "result")
-    return None if values is None else values.argmax(softmax.dim, keepdim=True)
+    if values is None:
+        return None
+    index = values.argmax(softmax.dim, keepdim=True)
+    return index
 
 
 def _largest(given: Tensor, dim: int) -> Tensor:
