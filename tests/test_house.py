@@ -26,7 +26,6 @@ RECORD_SIDE: dict[str, set[str]] = {
     "detect": {"run", "stats", "signals"},
     "diagnose": {"detect", "run", "signals", "stats"},
     "policies": {"run"},
-    "policies": {"run"},
     "testing": {"detect", "policies", "run"},
     "report": {"detect", "diagnose", "run", "signals", "stats"},
 }
@@ -43,6 +42,9 @@ TORCH_SIDE: dict[str, set[str]] = {
     "recorder": {"probes", "run"},
     "attempt": set(),
     "monitor": {"attach", "attempt", "curvature", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
+    "guard": {
+        "monitor", "policies", "curvature", "stability", "numerics", "probes", "detect", "run", "distributed",
+    },
     "script": {"monitor"},
     "threads": set(),
     "demo": {"monitor", "run", "threads"},
