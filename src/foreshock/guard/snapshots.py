@@ -1,0 +1,345 @@
+"""The ring of snapshots: states of a training in host memory, from which it can be put back bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from foreshock.distributed import running
+from foreshock.errors import UsageError
+from foreshock.guard.buffers import Buffer, allocate, needed
+from foreshock.guard.cadence import IN_A_GROUP, NEAREST, Cadence, spare
+from foreshock.guard.freeze import Freezer, Spec
+from foreshock.guard.holding import Holding, checked, freeze, thaw
+from foreshock.guard.memory import available, installed
+from foreshock.guard.thaw import Thawer
+
+STATE_VERSION = 1
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The state of a training before the update of one step.
+
+    Attributes:
+        step: number of that step.
+        tree: what there was, tensors by number; see `freeze`.
+        buffer: the tensors.
+        names: where each of them was.
+        kept: objects that the tree refers to; None where it comes from a file.
+        opaque: which of those have to be refused by files.
+    """
+
+    step: int
+    tree: dict[str, Any]
+    buffer: Buffer
+    names: list[str]
+    kept: list[Any] | None = None
+    opaque: tuple[str, ...] = ()
+
+
+class Snapshots:
+    """Copies of a training's state, from which it can be put back in place, bit for bit::
+
+        snapshots = Snapshots(every=50)
+        snapshots.attach(model, optimizer, scheduler=scheduler)
+        for step, batch in enumerate(loader):
+            if snapshots.due(step):
+                snapshots.take(step)
+            ...
+        snapshots.restore(snapshots.before(step - 100))
+
+    A snapshot holds parameters and buffers, the optimizer's state and options, and whatever else was attached, with
+    the random streams of Python, numpy and torch. A part that torch has not seen, such as a third-party optimizer's
+    list of dicts, is held as well; tensors that share memory are copied once. Restoring writes into the tensors that
+    are there, so that references, views, tied weights and captured graphs stay valid. Taking one changes nothing and
+    draws no random number. Each rank of a group holds its own part; nothing is communicated.
+
+    A state that is taken after a batch's forward pass has that batch in its running statistics and random streams;
+    right after an update there is none of it.
+
+    Args:
+        every: steps from one snapshot to the next. None measures what the first ones cost and how long steps take,
+            and fixes the distance: 10 to 200 steps, so that snapshots take `max_overhead` of the time at most; as the
+            clock decides, two runs may differ in it, while a resumed run keeps the distance it had. In a group of
+            ranks, where all must agree, None is 100 steps.
+        keep: how many there are at most. They thin out with age: the recent ones are dense, the older ones at about
+            doubling distances.
+        memory: bytes of host memory that they may take; fewer are kept where they do not fit. None takes a quarter of
+            what is available at the first one; in a group a rank's share of an eighth of what the machine has.
+        max_overhead: share of the wall time that taking them may cost.
+        spill: directory to write each of them to as well, with safetensors (`pip install 'foreshock[snapshots]'`).
+
+    Attributes:
+        refused: why the last `take` did not fit; empty if it did.
+        seconds: wall time that taking snapshots has cost so far.
+
+    Raises:
+        UsageError: an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int | None = None,
+        keep: int = 6,
+        memory: int | None = None,
+        max_overhead: float = 0.01,
+        spill: str | os.PathLike[str] | None = None,
+    ) -> None:
+        for name, value in (("every", every), ("keep", keep), ("memory", memory)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UsageError(f"Snapshots({name}=...): must be a positive integer, got {value!r}")
+        if not 0.0 < max_overhead <= 1.0:
+            raise UsageError(f"Snapshots(max_overhead=...): must be above 0 and at most 1, got {max_overhead!r}")
+        self.keep, self.memory, self.spill = keep, memory, spill
+        self.refused = ""
+        self.seconds = 0.0
+        self._cadence = Cadence(every, float(max_overhead))
+        self._holding: Holding | None = None
+        self._ring: list[Snapshot] = []
+        self._spare: Buffer | None = None
+
+    def attach(
+        self,
+        model: nn.Module | None,
+        optimizer: Optimizer,
+        *,
+        scheduler: Any = None,
+        scaler: Any = None,
+        ema: Any = None,
+        data: Any = None,
+    ) -> None:
+        """Says what a snapshot holds; snapshots that are there already can be restored into it.
+
+        Args:
+            model: None holds the optimizer's parameters only, and no buffers.
+            optimizer: any torch optimizer.
+            scheduler: one, or a list, tuple or dict of them.
+            scaler: a GradScaler.
+            ema: a module of averaged weights, or anything with `state_dict` and `load_state_dict`.
+            data: what knows the position in the data, by its `state_dict`.
+
+        Raises:
+            UsageError: one of them cannot be brought back.
+        """
+        self._holding = checked(Holding(model, optimizer, scheduler, scaler, ema, data))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps of the snapshots there are, ascending."""
+        return tuple(snapshot.step for snapshot in self._ring)
+
+    @property
+    def distance(self) -> int | None:
+        """Steps from one snapshot to the next; None while it is being measured."""
+        return self._cadence.distance
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of host memory held."""
+        buffers = [snapshot.buffer for snapshot in self._ring] + ([self._spare] if self._spare else [])
+        return sum(buffer.flat.numel() for buffer in buffers)
+
+    def due(self, step: int) -> bool:
+        """Returns whether it is time for a snapshot: at the first step asked about, then at the distance in force.
+
+        It stays true until one is taken. Call it once a step: the time between calls is the time of a step.
+        """
+        if self._cadence.distance is None and running():
+            self._cadence.distance = IN_A_GROUP
+        return self._cadence.due(step)
+
+    def take(self, step: int) -> bool:
+        """Copies the state before the update of a step; one of the same step is replaced.
+
+        Returns False, with the reason in `refused`, where it does not fit into the memory there is.
+
+        Raises:
+            UsageError: nothing was attached, a later step is in the ring, or something cannot be copied, by its name.
+        """
+        holding = self._attached("take")
+        if self._ring and self._ring[-1].step > step:
+            newest = self._ring[-1].step
+            raise UsageError(f"take(step): there is a snapshot of step {newest}, got {step}: drop_after({step}) first")
+        begun = time.perf_counter()
+        freezer = Freezer()
+        tree = freeze(holding, freezer)
+        self.drop_after(step - 1)
+        buffer = self._room(step, freezer.specs, pinned=any(tensor.is_cuda for tensor in freezer.tensors))
+        if buffer is None:
+            self._cadence.took(step, None)
+            return False
+        buffer.fill(freezer.tensors)
+        self._ring.append(Snapshot(step, tree, buffer, freezer.names, freezer.kept, tuple(freezer.opaque)))
+        self.refused = ""
+        cost = time.perf_counter() - begun
+        self.seconds += cost
+        self._cadence.took(step, max(cost, buffer.stalled()) if self.distance is None else cost)
+        return True
+
+    def restore(self, step: int, *, rng: bool = False, data: bool = False) -> None:
+        """Puts everything attached back to the snapshot of exactly this step, in place and bit for bit.
+
+        Gradients are left as they are.
+
+        Args:
+            step: one of `steps`.
+            rng: the random streams as well.
+            data: the position in the data as well.
+
+        Raises:
+            UsageError: there is no such snapshot, or the live objects do not match it; nothing is written then.
+        """
+        holding, snapshot = self._attached("restore"), self._of(step)
+        thawer = Thawer(snapshot.buffer.specs, snapshot.kept)
+        thaw(snapshot.tree, holding, thawer, rng=rng, data=data)
+        self._write(snapshot, thawer)
+
+    def restore_moments(self, step: int) -> None:
+        """Puts back the optimizer's per-parameter state alone, step counts included; parameters and options stay.
+
+        Raises:
+            UsageError: as `restore`.
+        """
+        holding, snapshot = self._attached("restore_moments"), self._of(step)
+        thawer = Thawer(snapshot.buffer.specs, snapshot.kept)
+        thawer.optimizer(snapshot.tree["optimizer"], holding.optimizer, "optimizer", only_state=True)
+        self._write(snapshot, thawer)
+
+    def before(self, step: int) -> int | None:
+        """Returns the step of the newest snapshot that was taken at or before a step; None if there is none."""
+        return max((each for each in self.steps if each <= step), default=None)
+
+    def drop_after(self, step: int) -> None:
+        """Forgets the snapshots taken after a step; where none is left the next one is due at once."""
+        while self._ring and self._ring[-1].step > step:
+            self._release(self._ring.pop())
+        if not self._ring:
+            self._cadence.last = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the ring and its schedule as tensors and plain values; loads with `torch.load(weights_only=True)`.
+
+        The tensors are not copied, and no longer written to either.
+
+        Raises:
+            UsageError: the state of some object cannot be written down exactly; by its name.
+        """
+        saved = []
+        for snapshot in self._ring:
+            writable(snapshot)
+            snapshot.buffer.wait()
+            snapshot.buffer.lent = True
+            saved.append({"step": snapshot.step, "tree": text_of(snapshot), "bytes": snapshot.buffer.flat})
+        return {
+            "version": STATE_VERSION,
+            "memory": self.memory,
+            "seconds": self.seconds,
+            "cadence": self._cadence.state_dict(),
+            "snapshots": saved,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` returned; an `every` or a `memory` of one's own stays in force.
+
+        Raises:
+            UsageError: the state is not that of snapshots, or of a later version.
+        """
+        if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION or "snapshots" not in state:
+            found = state.get("version") if isinstance(state, Mapping) else type(state).__name__
+            raise UsageError(f"not the state of snapshots of version {STATE_VERSION}: found {found!r}")
+        self._cadence.load_state_dict(state["cadence"])
+        self.memory = self.memory if self.memory is not None else state["memory"]
+        self.seconds = float(state["seconds"])
+        self._ring = [snapshot_of(saved["step"], saved["tree"], saved["bytes"]) for saved in state["snapshots"]]
+        self._spare = None
+
+    def _attached(self, call: str) -> Holding:
+        if self._holding is None:
+            raise UsageError(f"{call}() needs to know what a snapshot holds: call attach(model, optimizer) first")
+        return self._holding
+
+    def _of(self, step: int) -> Snapshot:
+        for snapshot in self._ring:
+            if snapshot.step == step:
+                return snapshot
+        there = ", ".join(map(str, self.steps)) or "none"
+        raise UsageError(f"there is no snapshot of step {step}; there are: {there}")
+
+    def _write(self, snapshot: Snapshot, thawer: Thawer) -> None:
+        snapshot.buffer.empty_into(thawer.copies)
+        for write in thawer.writes:
+            write()
+
+    def _room(self, step: int, specs: list[Spec], *, pinned: bool) -> Buffer | None:
+        """Returns memory for a snapshot, after older ones have made room; None if it cannot be had."""
+        size = needed(specs)
+        if self.memory is None:
+            self.memory = _share_of_memory()
+        if size > self.memory:
+            self.refused = (
+                f"a snapshot takes {size:,} bytes of host memory and may take {self.memory:,}: "
+                "give Snapshots(memory=...) more, or hold less"
+            )
+            return None
+        unit = self.distance or NEAREST
+        held = sum(snapshot.buffer.flat.numel() for snapshot in self._ring)
+        while self._ring and (len(self._ring) >= self.keep or held + size > self.memory):
+            gone = self._of(spare([*self.steps, step], unit))
+            self._ring.remove(gone)
+            held -= gone.buffer.flat.numel()
+            self._release(gone)
+        reused, self._spare = self._spare, None
+        if reused is not None and reused.flat.numel() == size and reused.pinned >= pinned:
+            reused.wait()
+            reused.cut(specs)
+            return reused
+        del reused
+        try:
+            return allocate(specs, pinned=pinned)
+        except (MemoryError, RuntimeError) as error:
+            self.refused = f"a snapshot takes {size:,} bytes of host memory, which could not be had ({error})"
+            return None
+
+    def _release(self, snapshot: Snapshot) -> None:
+        """Keeps the memory of a snapshot that has left for the next one."""
+        if not snapshot.buffer.lent:
+            self._spare = snapshot.buffer
+
+
+def writable(snapshot: Snapshot) -> None:
+    """Raises `UsageError` where a snapshot holds what nothing but this process can hold."""
+    if snapshot.opaque:
+        raise UsageError(
+            f"the snapshot of step {snapshot.step} cannot be written: {'; '.join(snapshot.opaque)} cannot be written "
+            "down exactly; keep numbers, strings, tensors and containers of them in the state, or give the object "
+            "state_dict() and load_state_dict()"
+        )
+
+
+def text_of(snapshot: Snapshot) -> str:
+    """Returns all of a snapshot but its tensors, as JSON."""
+    return json.dumps({"tree": snapshot.tree, "specs": snapshot.buffer.specs, "names": snapshot.names}, allow_nan=False)
+
+
+def snapshot_of(step: int, text: str, flat: torch.Tensor) -> Snapshot:
+    """Returns the snapshot of which `text_of` has made a text."""
+    read = json.loads(text)
+    specs = [(dtype, tuple(shape), tuple(stride), device) for dtype, shape, stride, device in read["specs"]]
+    return Snapshot(int(step), read["tree"], Buffer(flat.cpu(), specs, lent=True), read["names"])
+
+
+def _share_of_memory() -> int:
+    """Returns the bytes that a process's snapshots may take: in a group the same on every rank of alike machines."""
+    if running():
+        return max(1, installed() // 8 // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, available() // 4)
