@@ -18,6 +18,7 @@ from foreshock.run.event import Event
 # Ling names two kinds of spikes, narrow and wide, a skip, a retry and a lower learning rate, and gives no numbers for
 # any of them (arXiv 2503.05139, sections on loss spikes). Those in the signature are ours.
 LASTING = ("rollback", "cut_lr")  # answers to a state, not to a batch
+OURS = ("spike", "nonfinite")  # a cooldown counts answers to these alone, not what others did about other events
 
 
 def ling(
@@ -57,7 +58,7 @@ def ling(
     ['skip', 'scale_update', 'skip']
     """
     _check(scales, wide, cooldown, most)
-    allowed = max(1, int(most * SPAN))
+    allowed = max(1, round(most * SPAN))
     once_more: Literal["retry", "requeue"] = "retry" if retry else "requeue"
 
     def spikes(events: Sequence[Event], actions: Sequence[Action]) -> Action:
@@ -73,7 +74,7 @@ def ling(
             return state(f", {row} attempts in a row whatever the batch")
         if any(past.kind in LASTING for past in answers(actions, event)):
             return state(", and going back was no help")
-        hit, recent = hits(events, event, actions), list(since(actions, now - cooldown + 1))
+        hit, recent = hits(events, event, actions), _lately(actions, now, cooldown)
         nth = f"{what} at the {ordinal(hit)} try of this batch"
         scaled = sum(isinstance(past, Scale) for past in recent)
         rung = scaled + 1 if scaled or any(past.kind in LASTING for past in recent) else hit - 1
@@ -97,7 +98,7 @@ def _state(
     events: Sequence[Event], actions: Sequence[Action], event: Event, why: str, scales: Sequence[float], cooldown: int
 ) -> Action:
     """Returns the answer to what no batch is to blame for: back, further back, a lower learning rate, acceptance."""
-    near = [*answers(actions, event), *since(actions, seen(events).step - cooldown + 1)]
+    near = [*answers(actions, event), *_lately(actions, seen(events).step, cooldown)]
     if any(isinstance(past, CutLr) for past in near):
         return because(Proceed(), f"{why}; nothing has changed it, so it is taken for a change that stays", event)
     back = rewind(events, event, actions, cooldown)
@@ -109,6 +110,10 @@ def _state(
         f"{why}, and going back is no help, so {steps} steps are taken at {scales[0]:g} of the learning rate",
         event,
     )
+
+
+def _lately(actions: Sequence[Action], now: int, cooldown: int) -> list[Action]:
+    return [past for past in since(actions, now - cooldown + 1) if past.cause is None or past.cause[0] in OURS]
 
 
 def _check(scales: Sequence[float], wide: int, cooldown: int, most: float) -> None:

@@ -55,11 +55,11 @@ def since(actions: Sequence[Action], step: int) -> Iterator[Action]:
 
 def answers(actions: Sequence[Action], event: Event) -> list[Action]:
     """Returns what was done about an event so far, oldest first."""
-    found = []
+    found, key, onset = [], event.key, event.onset
     for action in reversed(actions):
-        if 0 <= action.step < event.onset:
+        if 0 <= action.step < onset:
             break
-        if action.cause == event.key:
+        if action.cause == key:
             found.append(action)
     return found[::-1]
 

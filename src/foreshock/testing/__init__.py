@@ -1,7 +1,32 @@
-"""Contracts that anybody can run on a class of their own."""
+"""Contracts that anybody can run on a class or a function of their own, and faults to try a guard with.
+
+`check_detector`, `check_policy` and `check_optimizer` raise `ContractError` at the first clause that is broken.
+`foreshock.testing.faults` makes trainings go wrong. Imports torch only where it is asked for what needs it.
+"""
 
 from __future__ import annotations
 
-from foreshock.testing.detectors import ContractError, check_detector
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ContractError", "check_detector"]
+from foreshock.testing.contract import ContractError
+from foreshock.testing.detectors import check_detector
+
+if TYPE_CHECKING:
+    from foreshock.testing.policies import check_policy
+
+_LAZY = {"check_policy": "foreshock.testing.policies"}
+
+__all__ = ["ContractError", "check_detector", "check_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'foreshock.testing' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

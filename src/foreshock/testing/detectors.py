@@ -12,12 +12,9 @@ from foreshock.detect.base import Detector
 from foreshock.detect.scan import scan
 from foreshock.run.event import KINDS, Event
 from foreshock.run.record import StepRecord
+from foreshock.testing.contract import ContractError
 
 Factory = Callable[[], Detector]
-
-
-class ContractError(AssertionError):
-    """A clause of a contract that a class broke; the message names the clause, what was done and what was seen."""
 
 
 def check_detector(factory: Factory) -> None:
