@@ -46,6 +46,7 @@ TORCH_SIDE: dict[str, set[str]] = {
         "monitor", "policies", "curvature", "stability", "numerics", "probes", "detect", "run", "distributed",
     },
     "script": {"monitor"},
+    "requeue": set(),
     "threads": set(),
     "demo": {"monitor", "run", "threads"},
     "papers": {

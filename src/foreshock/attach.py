@@ -109,6 +109,24 @@ def positive(name: str, value: Any) -> int:
     return value
 
 
+def check_state(state: Any, owner: str, version: int) -> None:
+    """Raises a UsageError where a state is not what this owner's `state_dict` of this version returns."""
+    if not isinstance(state, dict) or state.get("version") != version:
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        raise UsageError(f"not the state of a {owner} of version {version}: found {found!r}")
+
+
+def restore(owners: Iterable[Any], saved: Iterable[tuple[str, Any]]) -> None:
+    """Gives each owner the first state that was saved under its name and is not taken; the others start afresh."""
+    waiting = list(saved)
+    for owner in owners:
+        for i, (name, kept) in enumerate(waiting):
+            if name == name_of(owner):
+                owner.load_state_dict(kept)
+                del waiting[i]
+                break
+
+
 def open_writer(path: str | os.PathLike[str], meta: dict[str, Any], resumes: str | None) -> RunWriter:
     """Returns an open writer: going on with run `resumes` where the directory holds it, else starting a new one."""
     rank, ranks = 0, 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock import attach
+from foreshock.attempt import Attempt
+from foreshock.curvature import Edge
 from foreshock.detect.base import Detector
 from foreshock.detect.scan import default_detectors
 from foreshock.errors import RunError, UsageError
@@ -78,22 +79,19 @@ class Monitor:
         parts, functions = attach.sort_probes(probes, model)
         self._sweep = Sweep(parts)
         self._functions = Functions(functions, self.every, self.max_overhead, self._drop_function)
-        self._module = model if isinstance(model, nn.Module) else None
+        self.model = model if isinstance(model, nn.Module) else None
         self.detectors: list[Detector] = list(default_detectors() if detectors is None else detectors)
         self._sink: RunWriter | RunMemory | None = None
         self._recorder: Recorder | None = None
-        self._mishaps = Mishaps(self._note)
+        self._mishaps = Mishaps(self.note)
         self._hooks: list[Any] = []
         self._plan: Plan | None = None
         self._quiet = attach.Quiet(torch.device("cpu"))
         self._step = 0
         self._resumes: str | None = None
-        self._losses: list[Tensor] = []
-        self._weights: list[tuple[Tensor, ...]] = []
-        self._last_weights: tuple[Tensor, ...] = ()
-        self._seen: weakref.ref[Tensor] | None = None
-        self._batch: Any = None
-        self._closure: Callable[..., Any] | None = None
+        self.attempt = Attempt()
+        self.on_loss: list[Callable[[Tensor], object]] = []  # told of each live loss that is observed
+        self.on_event: list[Callable[[Event], object]] = []  # told of each version of each event
         self._events: dict[tuple[str, str, int], Event] = {}
         self._process = os.getpid()  # a forked child, such as a data loader's worker, does not write into this run
         self._spent = 0.0
@@ -108,7 +106,7 @@ class Monitor:
             self._sink = attach.open_writer(self.path, meta, self._resumes)
         self._recorder = Recorder(self._sink, self._drop_part)
         if self._step:
-            self._note("resumed", step=self._step)
+            self.note("resumed", step=self._step)
         self._functions.start()
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -164,24 +162,33 @@ class Monitor:
                 "by loss.mean()."
             )
             return
-        self._batch = batch if batch is not None else self._batch
-        self._closure = closure if closure is not None else self._closure
+        self.attempt.told(closure, batch)
         if isinstance(loss, Tensor) and loss.requires_grad:
-            if self._seen is not None and self._seen() is loss:
+            if self.attempt.repeats(loss):
                 self._mishaps.say("observed twice", f"the same loss was observed twice in step {self._step}; it counts "
                                   "once. Call observe() once for each forward pass.")
                 return
-            self._seen = weakref.ref(loss)  # not its id, which the next loss may have
-            if self._functions.live:  # before the hook below, which must not see their backward passes
+            if self._functions.live:  # before the hook of `weigh`, which must not see their backward passes
                 self._functions.observe(self._moment(loss))
-            if loss.grad_fn is not None:  # told what backward multiplies the loss with: accumulation and loss scale
-                loss.grad_fn.register_prehook(self._weights.append)
-        self._losses.append(value)
+            for told in self.on_loss:
+                told(loss)
+            self.attempt.weigh(loss)
+        self.attempt.losses.append(value)
         self._spent += time.perf_counter() - begun
 
     def look(self, loss: Tensor) -> None:
         """Shows a loss to the probes that only look on as it is differentiated, for who observes its value later."""
         self._functions.look(self._moment(loss))
+
+    @property
+    def step(self) -> int:
+        """Number of the attempt that is under way: of those before it, taken or refused."""
+        return self._step
+
+    @property
+    def reading(self) -> Edge | None:
+        """The reading of curvature that was taken for the attempt under way, before its update."""
+        return self._functions.reading
 
     @property
     def events(self) -> list[Event]:
@@ -247,33 +254,29 @@ class Monitor:
         Raises:
             UsageError: the state is not a monitor's, or of a later version.
         """
-        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-            found = state.get("version") if isinstance(state, dict) else type(state).__name__
-            raise UsageError(f"not the state of a monitor of version {STATE_VERSION}: found {found!r}")
+        attach.check_state(state, "monitor", STATE_VERSION)
         self.flush()
         self._step, self._resumes = int(state["step"]), state["run"]
-        for owners, saved in ((self.detectors, state["detectors"]), (self._stateful(), state["probes"])):
-            waiting = list(saved)
-            for owner in owners:
-                for i, (name, kept) in enumerate(waiting):
-                    if name == name_of(owner):
-                        owner.load_state_dict(kept)
-                        del waiting[i]
-                        break
+        attach.restore(self.detectors, state["detectors"])
+        attach.restore(self._stateful(), state["probes"])
         self._events = {event.key: event for event in map(Event.from_dict, state["events"])}
-        self._drop_pending()
+        self.attempt.drop()
         if self._recorder is not None:
             self._recorder.rewind(self._step)
-            self._note("resumed", step=self._step)
+            self.note("resumed", step=self._step)
 
     def _stateful(self) -> list[Any]:
         probes: list[Any] = [*self._sweep.parts, *self._functions.probes]
         return [probe for probe in probes if hasattr(probe, "state_dict") and hasattr(probe, "load_state_dict")]
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if os.getpid() != self._process:
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Looks at the gradients of the step that is about to be taken, once; the optimizer's hook sees to it."""
+        if os.getpid() != self._process or self.attempt.prepared or not self._hooks:
             return
-        begun = time.perf_counter()
+        begun, optimizer, self.attempt.prepared = time.perf_counter(), self.optimizer, True
         try:
             if self._plan is None or not self._plan.refresh(optimizer):
                 named = name_tensors(self._names, self._order, optimizer)
@@ -296,7 +299,7 @@ class Monitor:
         except Exception:
             self._mishaps.failed("measuring a step")
         self._step += 1
-        self._drop_pending()
+        self.attempt.drop()
         self._spent += time.perf_counter() - begun
 
     def _measure(self, begun: float) -> None:
@@ -306,8 +309,8 @@ class Monitor:
             return
         self._recorder.dtype = plan.recorded
         step = Step(
-            self._step, self.optimizer, plan, plan.values(), plan.grads(), list(self._losses), self._batch,
-            self._closure, attach.scale_of(self.optimizer), attach.veto_of(self.optimizer),
+            self._step, self.optimizer, plan, plan.values(), plan.grads(), list(self.attempt.losses),
+            self.attempt.batch, self.attempt.closure, attach.scale_of(self.optimizer), attach.veto_of(self.optimizer),
         )
         measured = Measured(self._step, time.time(), {})
         self._free_signals(measured, step, begun)
@@ -320,14 +323,11 @@ class Monitor:
             self.flush()
 
     def _free_signals(self, measured: Measured, step: Step, begun: float) -> None:
-        host, device, losses = measured.host, measured.device, step.losses
-        if losses:
-            device["loss"] = losses[0] if len(losses) == 1 else torch.stack(
-                [loss.to(losses[0].device, torch.float64 if loss.device.type != "mps" else None) for loss in losses]
-            ).mean()
-        host["micro_batches"] = float(len(losses))
-        if self._weights:
-            weights = self._weights
+        host, device, loss = measured.host, measured.device, self.attempt.loss()
+        if loss is not None:
+            device["loss"] = loss
+        host["micro_batches"] = float(len(step.losses))
+        if weights := self.attempt.weights:
             device["loss_scale"] = weights[0][0] if len(weights) == 1 else torch.stack([w for w, *_ in weights]).sum()
         if step.found_inf is not None:
             device["skipped"] = step.found_inf
@@ -339,34 +339,33 @@ class Monitor:
 
     def _moment(self, loss: Tensor | None) -> Moment:
         return Moment(
-            self._step, self.optimizer, self._module, loss, len(self._losses), self._last_weights, self._batch,
-            self._closure, self.every, self._functions.affordable, self._functions.on_credit,
+            self._step, self.optimizer, self.model, loss, len(self.attempt.losses), self.attempt.last_weights,
+            self.attempt.batch, self.attempt.closure, self.every, self._functions.affordable, self._functions.on_credit,
         )
 
     def _forget_skipped(self) -> None:
         """Records losses whose step never came: their backward ran, and then the gradients were cleared, as they are
         when a GradScaler skips an overflow."""
-        if not (self._losses and self._weights):
-            return
-        if any(param.grad is not None for group in self.optimizer.param_groups for param in group["params"]):
-            return
-        measured = Measured(self._step, time.time(), {"skipped": 1.0, "micro_batches": float(len(self._losses))})
-        measured.device["loss"] = torch.stack([loss.reshape(()) for loss in self._losses]).mean()
-        self._step += 1
-        self._drop_pending()
-        assert self._recorder is not None
-        if self._recorder.take(measured):
-            self.flush()
+        if self.attempt.vanished(self.optimizer):
+            self.refuse()
 
-    def _drop_pending(self) -> None:
-        if self._weights:
-            self._last_weights = tuple(weight for weight, *_ in self._weights)
-        self._losses, self._weights, self._seen = [], [], None
-        self._batch = self._closure = None
+    def refuse(self, **signals: float) -> None:
+        """Records the attempt as one that was not taken, with these signals beside its loss; the next one follows."""
+        measured = Measured(self._step, time.time(), {"skipped": 1.0} | signals)
+        measured.host["micro_batches"] = float(len(self.attempt.losses))
+        loss = self.attempt.loss()
+        if loss is not None:
+            measured.device["loss"] = loss
+        self._step += 1
+        self.attempt.drop()
+        if self._recorder is not None and self._recorder.take(measured):
+            self.flush()
 
     def _keep(self, event: Event) -> None:
         fresh = event.key not in self._events
         self._events[event.key] = event
+        for told in self.on_event:
+            told(event)
         if fresh and self._functions.live:
             self._functions.heard(event.kind, event.raised)
         assert self._sink is not None
@@ -385,7 +384,7 @@ class Monitor:
 
     def _drop_function(self, probe: Any, error: Exception) -> None:
         if isinstance(error, UnavailableError):
-            self._note("probe_unavailable", step=self._step, name=name_of(probe), reason=str(error))
+            self.note("probe_unavailable", step=self._step, name=name_of(probe), reason=str(error))
         else:
             self._mishaps.disabled("probe", name_of(probe), error, self._step)
 
@@ -395,6 +394,7 @@ class Monitor:
             raise UsageError(message)
         self._mishaps.say(message[:24], message)
 
-    def _note(self, kind: str, **fields: Any) -> None:
+    def note(self, kind: str, **fields: Any) -> None:
+        """Writes down a happening of the run."""
         if self._sink is not None:
             self._sink.note(kind, **fields)

@@ -134,6 +134,11 @@ class Curvature:
             self._cadence.stir(step)
 
     @property
+    def reading(self) -> Edge | None:
+        """The reading for the step that is about to be taken."""
+        return self._reading
+
+    @property
     def urgent(self) -> bool:
         """Whether what was measured should reach the detectors at once: readings are above the edge."""
         return self._cadence is not None and self._cadence.alarmed

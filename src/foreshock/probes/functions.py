@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foreshock.curvature import Edge
 from foreshock.probes.base import Moment, Step
 from foreshock.run import StepRecord
 
@@ -53,6 +54,12 @@ class Functions:
         so_far = time.perf_counter() - self._started
         ahead = max(CREDIT_SECONDS, CREDIT_STEPS * (so_far - self._spent) / max(1, self._steps))
         return self._spent <= self._max_overhead * (so_far + ahead) > 0.0
+
+    @property
+    def reading(self) -> Edge | None:
+        """What a live probe has read of the edge for the step that is about to be taken."""
+        found = (getattr(probe, "reading", None) for probe in self.live)
+        return next((each for each in found if isinstance(each, Edge)), None)
 
     def observe(self, moment: Moment) -> None:
         """Shows a loss that waits for its backward pass to the live probes."""
