@@ -154,11 +154,21 @@ def test_a_logsumexp_that_does_not_sum_to_zero_is_left_alone() -> None:
     assert torch.equal(gradient(z, target, other), gradient(z, target, other, armed=False))
 
 
-def test_a_penalty_on_the_logits_beside_the_loss_keeps_its_gradient() -> None:
+def squared(z: Tensor) -> Tensor:
+    return 1e-4 * z.logsumexp(1).square().mean()
+
+
+def multiplied(z: Tensor) -> Tensor:
+    lse = z.logsumexp(1)
+    return 1e-4 * (lse * lse).mean() + 1e-5 * lse.mean()
+
+
+@pytest.mark.parametrize("of", [squared, multiplied])
+def test_a_penalty_on_the_logits_beside_the_loss_keeps_its_gradient(of: Callable[[Tensor], Tensor]) -> None:
     z, target = confident(seeded(5), 40, 10, torch.float32, gap=25.0)
 
     def penalty(z: Tensor, target: Tensor) -> Tensor:
-        return 1e-4 * z.logsumexp(1).square().mean()
+        return of(z)
 
     found = gradient(z, target, lambda z, y: F.cross_entropy(z, y) + penalty(z, y))
     exact = gradient(z, target, lambda z, y: cross_entropy(z, y) + penalty(z, y), armed=False)
