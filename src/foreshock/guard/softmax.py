@@ -58,8 +58,7 @@ class ExactGradient:
             loss: with its graph.
 
         Returns:
-            Whether there is a softmax in it whose gradient will be exact, those of this library's own losses, which have
-            it anyhow, included.
+            Whether there is a softmax in it whose gradient will be exact; this library's own losses have it anyhow.
 
         >>> z = torch.tensor([[40.0, 0.0, 0.0]], requires_grad=True)
         >>> loss = torch.nn.functional.cross_entropy(z, torch.tensor([0]))
