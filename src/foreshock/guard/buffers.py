@@ -24,13 +24,15 @@ class Buffer:
         views: the tensors in it, as `specs` say.
         lent: somebody else holds `flat` as well; it is never written again.
         pinned: a GPU can copy into it on its own.
+        pending: events of copies under way, in or out.
     """
 
     def __init__(self, flat: Tensor, specs: Sequence[Spec], *, lent: bool = False, pinned: bool = False) -> None:
         self.flat, self.lent, self.pinned = flat, lent, pinned
         self.specs: tuple[Spec, ...] = ()
         self.views: list[Tensor] = []
-        self._copied: dict[torch.device, Any] = {}
+        self.pending: list[Any] = []
+        self._arrived: dict[torch.device, Any] = {}
         self._timed: list[tuple[Any, Any]] = []
         self.cut(specs)
 
@@ -66,14 +68,15 @@ class Buffer:
                 self._order(device)
                 live, held = [copies[i][0] for i in places], [self.views[copies[i][1]] for i in places]
                 torch._foreach_copy_(live, held, non_blocking=device.type == "cuda")
+                if device.type == "cuda":
+                    self.pending.append(torch.cuda.current_stream(device).record_event())
             for device in {live.device for live, _ in copies if live.device.type not in ("cpu", "cuda")}:
                 torch.get_device_module(device).synchronize()
 
     def wait(self) -> None:
-        """Waits until what was last copied in has arrived: before the host reads it."""
-        for event in self._copied.values():
-            event.synchronize()
-        self._copied.clear()
+        """Waits until all copies under way are done: before the host reads the memory, or it goes to something else."""
+        _finish(self.pending)
+        self._arrived.clear()
 
     def stalled(self) -> float:
         """Returns the seconds that the last `fill` has cost the stream that trains; 0 without a GPU."""
@@ -85,8 +88,8 @@ class Buffer:
 
     def _order(self, device: torch.device) -> None:
         """Makes a reader wait for what is still being copied in: the device's stream if it can, else the host."""
-        own = self._copied.get(device)
-        if own is not None and len(self._copied) == 1:
+        own = self._arrived.get(device)
+        if own is not None and len(self._arrived) == 1:
             torch.cuda.current_stream(device).wait_event(own)
         else:
             self.wait()
@@ -107,7 +110,8 @@ class Buffer:
                 for tensor in staged:
                     tensor.record_stream(side)
             ended.record(training)
-        self._copied[device], self._timed = arrived, [(begun, ended)]
+        self.pending.append(arrived)
+        self._arrived[device], self._timed = arrived, [(begun, ended)]
 
 
 def extents(specs: Sequence[Spec]) -> list[tuple[int, int]]:
@@ -139,17 +143,25 @@ def allocate(specs: Sequence[Spec], *, pinned: bool) -> Buffer:
     ordinary memory is registered with the driver, and unregistered when it goes.
     """
     flat = torch.empty(needed(specs), dtype=torch.uint8)
+    buffer = Buffer(flat, specs)
     if pinned and flat.numel():
         runtime = _cuda().cudart()
-        if int(runtime.cudaHostRegister(flat.data_ptr(), flat.numel(), 0)) == 0:
-            weakref.finalize(flat, _unregister, runtime, flat.data_ptr())
-        else:
-            pinned = False
-    return Buffer(flat, specs, pinned=pinned)
+        buffer.pinned = int(runtime.cudaHostRegister(flat.data_ptr(), flat.numel(), 0)) == 0
+        ending = weakref.finalize(flat, _let_go, runtime, flat.data_ptr() if buffer.pinned else None, buffer.pending)
+        ending.atexit = False
+    return buffer
 
 
-def _unregister(runtime: Any, address: int) -> None:
-    runtime.cudaHostUnregister(address)
+def _let_go(runtime: Any, address: int | None, pending: list[Any]) -> None:
+    """Makes memory ordinary again, before it is freed, once nothing is copied to it any more."""
+    _finish(pending)
+    if address is not None:
+        runtime.cudaHostUnregister(address)
+
+
+def _finish(pending: list[Any]) -> None:
+    while pending:
+        pending.pop().synchronize()
 
 
 def _cuda() -> Any:

@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from foreshock.distributed import running
-from foreshock.errors import UsageError
+from foreshock.errors import ForeshockWarning, UsageError
+from foreshock.guard import spill as disk
 from foreshock.guard.buffers import Buffer, allocate, needed
 from foreshock.guard.cadence import IN_A_GROUP, NEAREST, Cadence, spare
 from foreshock.guard.freeze import Freezer, Spec
 from foreshock.guard.holding import Holding, checked, freeze, thaw
 from foreshock.guard.memory import available, installed
-from foreshock.guard.thaw import Thawer
+from foreshock.guard.snapshot import Snapshot, check_writable, from_file, from_plain, to_file, to_plain
 
 STATE_VERSION = 1
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """The state of a training before the update of one step.
-
-    Attributes:
-        step: number of that step.
-        tree: what there was, tensors by number; see `freeze`.
-        buffer: the tensors.
-        names: where each of them was.
-        kept: objects that the tree refers to; None where it comes from a file.
-        opaque: which of those have to be refused by files.
-    """
-
-    step: int
-    tree: dict[str, Any]
-    buffer: Buffer
-    names: list[str]
-    kept: list[Any] | None = None
-    opaque: tuple[str, ...] = ()
 
 
 class Snapshots:
@@ -76,7 +55,9 @@ class Snapshots:
         memory: bytes of host memory that they may take; fewer are kept where they do not fit. None takes a quarter of
             what is available at the first one; in a group a rank's share of an eighth of what the machine has.
         max_overhead: share of the wall time that taking them may cost.
-        spill: directory to write each of them to as well, with safetensors (`pip install 'foreshock[snapshots]'`).
+        spill: directory to write each of them to as well, and to delete them from as they are forgotten, with
+            safetensors (`pip install 'foreshock[snapshots]'`); `Snapshots.load` reads it in another process. Writing
+            waits for the disk, and counts as cost.
 
     Attributes:
         refused: why the last `take` did not fit; empty if it did.
@@ -84,6 +65,7 @@ class Snapshots:
 
     Raises:
         UsageError: an argument that cannot work.
+        MissingExtraError: safetensors is needed and not installed.
     """
 
     def __init__(
@@ -100,13 +82,39 @@ class Snapshots:
                 raise UsageError(f"Snapshots({name}=...): must be a positive integer, got {value!r}")
         if not 0.0 < max_overhead <= 1.0:
             raise UsageError(f"Snapshots(max_overhead=...): must be above 0 and at most 1, got {max_overhead!r}")
-        self.keep, self.memory, self.spill = keep, memory, spill
+        self.keep, self.memory = keep, memory
+        self.spill = None if spill is None else Path(spill)
+        if spill is not None:
+            disk.library()
         self.refused = ""
         self.seconds = 0.0
         self._cadence = Cadence(every, float(max_overhead))
         self._holding: Holding | None = None
         self._ring: list[Snapshot] = []
         self._spare: Buffer | None = None
+        self._unwritten: set[int] = set()
+        self._owns_folder = False
+        self._told = False
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, every: int | None = None, memory: int | None = None) -> Snapshots:
+        """Returns the snapshots that `Snapshots(spill=path)` wrote, this rank's, for a fresh model and optimizer.
+
+        Attach these and `restore`; what is taken then goes on in the same directory, as many of them as there are, six
+        at least, and at the distance that was in force.
+
+        Raises:
+            RunError: there is none that is whole; those that are not are left out with a `ForeshockWarning`.
+            MissingExtraError: safetensors is not installed.
+        """
+        found = cls(every=every, memory=memory, spill=path)
+        for step, (text, tensors) in disk.read_all(Path(path)).items():
+            snapshot, more = from_file(step, text, tensors)
+            found._ring.append(snapshot)
+        found._cadence.load_state_dict(more["cadence"])
+        found._cadence.last = step
+        found.keep, found._owns_folder = max(found.keep, len(found._ring)), True
+        return found
 
     def attach(
         self,
@@ -173,6 +181,9 @@ class Snapshots:
         begun = time.perf_counter()
         freezer = Freezer()
         tree = freeze(holding, freezer)
+        if self.spill is not None:
+            check_writable(step, freezer.opaque)
+            self._claim_folder(self.spill)
         self.drop_after(step - 1)
         buffer = self._room(step, freezer.specs, pinned=any(tensor.is_cuda for tensor in freezer.tensors))
         if buffer is None:
@@ -181,6 +192,7 @@ class Snapshots:
         buffer.fill(freezer.tensors)
         self._ring.append(Snapshot(step, tree, buffer, freezer.names, freezer.kept, tuple(freezer.opaque)))
         self.refused = ""
+        self._write_files(step)
         cost = time.perf_counter() - begun
         self.seconds += cost
         self._cadence.took(step, max(cost, buffer.stalled()) if self.distance is None else cost)
@@ -200,9 +212,9 @@ class Snapshots:
             UsageError: there is no such snapshot, or the live objects do not match it; nothing is written then.
         """
         holding, snapshot = self._attached("restore"), self._of(step)
-        thawer = Thawer(snapshot.buffer.specs, snapshot.kept)
-        thaw(snapshot.tree, holding, thawer, rng=rng, data=data)
-        self._write(snapshot, thawer)
+        plan = snapshot.thawer()
+        thaw(snapshot.tree, holding, plan, rng=rng, data=data)
+        snapshot.put_back(plan)
 
     def restore_moments(self, step: int) -> None:
         """Puts back the optimizer's per-parameter state alone, step counts included; parameters and options stay.
@@ -211,9 +223,9 @@ class Snapshots:
             UsageError: as `restore`.
         """
         holding, snapshot = self._attached("restore_moments"), self._of(step)
-        thawer = Thawer(snapshot.buffer.specs, snapshot.kept)
-        thawer.optimizer(snapshot.tree["optimizer"], holding.optimizer, "optimizer", only_state=True)
-        self._write(snapshot, thawer)
+        plan = snapshot.thawer()
+        plan.optimizer(snapshot.tree["optimizer"], holding.optimizer, "optimizer", only_state=True)
+        snapshot.put_back(plan)
 
     def before(self, step: int) -> int | None:
         """Returns the step of the newest snapshot that was taken at or before a step; None if there is none."""
@@ -225,6 +237,8 @@ class Snapshots:
             self._release(self._ring.pop())
         if not self._ring:
             self._cadence.last = None
+        if self.spill is not None and self._owns_folder:
+            disk.keep_only(self.spill, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the ring and its schedule as tensors and plain values; loads with `torch.load(weights_only=True)`.
@@ -234,18 +248,12 @@ class Snapshots:
         Raises:
             UsageError: the state of some object cannot be written down exactly; by its name.
         """
-        saved = []
-        for snapshot in self._ring:
-            writable(snapshot)
-            snapshot.buffer.wait()
-            snapshot.buffer.lent = True
-            saved.append({"step": snapshot.step, "tree": text_of(snapshot), "bytes": snapshot.buffer.flat})
         return {
             "version": STATE_VERSION,
             "memory": self.memory,
             "seconds": self.seconds,
             "cadence": self._cadence.state_dict(),
-            "snapshots": saved,
+            "snapshots": [to_plain(snapshot) for snapshot in self._ring],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -260,8 +268,8 @@ class Snapshots:
         self._cadence.load_state_dict(state["cadence"])
         self.memory = self.memory if self.memory is not None else state["memory"]
         self.seconds = float(state["seconds"])
-        self._ring = [snapshot_of(saved["step"], saved["tree"], saved["bytes"]) for saved in state["snapshots"]]
-        self._spare = None
+        self._ring, self._spare = [from_plain(saved) for saved in state["snapshots"]], None
+        self._unwritten, self._owns_folder = set(self.steps), True
 
     def _attached(self, call: str) -> Holding:
         if self._holding is None:
@@ -275,10 +283,31 @@ class Snapshots:
         there = ", ".join(map(str, self.steps)) or "none"
         raise UsageError(f"there is no snapshot of step {step}; there are: {there}")
 
-    def _write(self, snapshot: Snapshot, thawer: Thawer) -> None:
-        snapshot.buffer.empty_into(thawer.copies)
-        for write in thawer.writes:
-            write()
+    def _claim_folder(self, folder: Path) -> None:
+        """Refuses a directory with the snapshots of another run, which would be deleted one by one."""
+        if not self._owns_folder and disk.files(folder):
+            raise UsageError(
+                f"Snapshots(spill=...): {folder} holds the snapshots of another run; go on from them with "
+                "Snapshots.load(path), load this run's own state before the first step, or give another directory"
+            )
+        self._owns_folder = True
+
+    def _write_files(self, step: int) -> None:
+        """Makes the directory hold what the ring holds; a disk that fails is said once, and training goes on."""
+        if self.spill is None:
+            return
+        self._unwritten.add(step)
+        try:
+            for snapshot in self._ring:
+                if snapshot.step in self._unwritten:
+                    to_file(snapshot, self.spill, cadence=self._cadence.state_dict())
+            disk.keep_only(self.spill, self.steps)
+            self._unwritten.clear()
+        except (OSError, disk.library().SafetensorError) as error:
+            if not self._told:
+                self._told = True
+                message = f"snapshots are in memory only: {self.spill} cannot be written ({error})"
+                warnings.warn(message, ForeshockWarning, stacklevel=3)
 
     def _room(self, step: int, specs: list[Spec], *, pinned: bool) -> Buffer | None:
         """Returns memory for a snapshot, after older ones have made room; None if it cannot be had."""
@@ -314,28 +343,6 @@ class Snapshots:
         """Keeps the memory of a snapshot that has left for the next one."""
         if not snapshot.buffer.lent:
             self._spare = snapshot.buffer
-
-
-def writable(snapshot: Snapshot) -> None:
-    """Raises `UsageError` where a snapshot holds what nothing but this process can hold."""
-    if snapshot.opaque:
-        raise UsageError(
-            f"the snapshot of step {snapshot.step} cannot be written: {'; '.join(snapshot.opaque)} cannot be written "
-            "down exactly; keep numbers, strings, tensors and containers of them in the state, or give the object "
-            "state_dict() and load_state_dict()"
-        )
-
-
-def text_of(snapshot: Snapshot) -> str:
-    """Returns all of a snapshot but its tensors, as JSON."""
-    return json.dumps({"tree": snapshot.tree, "specs": snapshot.buffer.specs, "names": snapshot.names}, allow_nan=False)
-
-
-def snapshot_of(step: int, text: str, flat: torch.Tensor) -> Snapshot:
-    """Returns the snapshot of which `text_of` has made a text."""
-    read = json.loads(text)
-    specs = [(dtype, tuple(shape), tuple(stride), device) for dtype, shape, stride, device in read["specs"]]
-    return Snapshot(int(step), read["tree"], Buffer(flat.cpu(), specs, lent=True), read["names"])
 
 
 def _share_of_memory() -> int:

@@ -84,7 +84,7 @@ class Thawer:
         if isinstance(live, Tensor):
             view = dense(live)
             where = place(view)
-            if tuple(view.shape) == shape and str(view.dtype)[6:] == dtype:
+            if tuple(view.shape) == shape and str(view.dtype)[6:] == dtype and not view.is_conj():
                 if where is None or self._claimed.setdefault(where, number) == number:
                     self.copies.append((view, number))
                     self._made.setdefault(number, live)
