@@ -110,6 +110,11 @@ class Spike:
             self._release(scale)
         return ended
 
+    @property
+    def open(self) -> Event | None:
+        """The event that is open, as known so far: its `end` is the last elevated record."""
+        return self._event
+
     def finish(self) -> Sequence[Event]:
         """Returns the open event as known so far, ended at its last elevated record."""
         return () if self._event is None else (self._event,)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from foreshock.policies.clip import clip_update
 from foreshock.policies.compose import capped, cooldown, first_of, only
 from foreshock.policies.curvature import floor
+from foreshock.policies.default import default
 from foreshock.policies.ling import ling
 from foreshock.policies.nonfinite import refuse_nonfinite
 from foreshock.policies.palm import palm
@@ -49,6 +50,7 @@ __all__ = [
     "capped",
     "clip_update",
     "cooldown",
+    "default",
     "first_of",
     "floor",
     "ling",

@@ -1,0 +1,208 @@
+"""Judges an attempt of an optimizer step before it is taken: what stands against it, from the numbers at hand."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from foreshock.detect.spike import Spike
+from foreshock.run.event import Event
+from foreshock.run.record import StepRecord
+from foreshock.stats import Window, tail_bound
+
+# A gradient this many times the median of the last 128 is a burst: below, even a batch of noise does no lasting harm
+# to Adam's moments, since (1 - beta2) 10^2 is 0.1 at beta2 = .999. And so far above the largest of them, on the
+# logarithmic scale, and above what the tail makes likely. All numbers here are ours; Ling gives none.
+BURST, ABOVE, RARE, TAILS = 10.0, 1.5, 1e-4, 2.0
+GRADIENTS, KNOWN = 128, 16
+LEAP, BEYOND = 3.0, 1.5  # times the last learning rate, and the largest that was ever taken
+LEARNT = 20  # steps taken before a learning rate can leap
+LEAPING = 200  # attempts after which a leap that stays is a setting
+VANISHED = 0.5  # times what the second moments were an attempt ago: no beta2 in use decays so fast
+SHARE = 0.02  # of the descent so far: a rise that is less has done no harm worth a step
+WIDE = 5  # attempts in a row that make a spike wide (Ling, arXiv 2503.05139, names narrow and wide, without numbers)
+MEMORY = 32  # attempts for which an accepted suspicion is remembered
+
+
+class Gate:
+    """A fold over attempts: `judge` tells what stands against one, `took` or `refused` what became of it.
+
+    What it may be told of an attempt (all are optional): `loss` of the batch before the update; `grad_norm`; `lr`, the
+    largest learning rate; `steps`, the optimizer's own count; `moments`, the norm of its second moments;
+    `parameters`, 0 where one of them is not finite.
+
+    Events, each for this very attempt: `nonfinite`; `spike` of the loss, found as `Spike` finds it, with the data
+    `records` (elevated attempts in a row), `refused` (of them, in a row, right before this one), `restored` (rollbacks
+    since the onset), `width`, and `suspect` and `since` where something suspicious was let pass of late: the first
+    attempt that it was taken at; `precursor` of `grad_norm` (a burst), of `lr` (a leap; `factor`), and of
+    `optimizer_state` (moments that vanished between two steps).
+
+    A refused batch's loss is known to the spike detector, which never learns its baseline from what it flags.
+    """
+
+    def __init__(self) -> None:
+        self._spike = Spike()
+        self._bad: dict[str, tuple[int, int]] = {}  # signal -> first attempt of the stretch, attempts in it
+        self._gradients = Window(GRADIENTS)
+        self._suspects: deque[tuple[int, str]] = deque(maxlen=8)
+        self._rate = self._largest = 0.0  # the last learning rate that was taken and no leap; the largest of them
+        self._leap: tuple[int, int] | None = None  # attempt at which the learning rate leapt, attempts since
+        self._moments = self._count = math.nan  # an attempt ago
+        self._first: float | None = None
+        self._best = math.inf
+        self._taken = self._row = self._elevated = self._restored = 0
+        self._values: Mapping[str, float] = {}
+        self._step = 0
+
+    def judge(self, step: int, values: Mapping[str, float]) -> tuple[Event, ...]:
+        """Returns what stands against the attempt.
+
+        Args:
+            step: its number; they increase.
+            values: what is known of it before its update.
+        """
+        self._step, self._values = step, values
+        found = [*self._nonfinite(step, values)]
+        loss = values.get("loss", math.nan)
+        spike = self._spiking(step, loss, values) if math.isfinite(loss) else None
+        found += [spike] if spike is not None else []
+        found += [*self._burst(step, values), *self._leaps(step, values), *self._vanished(step, values)]
+        return tuple(found)
+
+    def took(self, suspected: str = "") -> None:
+        """Learns from the attempt: its step was taken, although of this signal something stood against it."""
+        self._row = 0
+        self._taken += 1
+        norm, rate = self._values.get("grad_norm", math.nan), self._values.get("lr", math.nan)
+        if math.isfinite(norm) and norm > 0.0:
+            self._gradients.push(math.log(norm))
+        if suspected:
+            self._suspects.append((self._step, suspected))
+        if math.isfinite(rate) and self._leap is None:
+            self._rate, self._largest = rate, max(self._largest, rate)
+        self._remember()
+
+    def refused(self) -> None:
+        """Takes note that the step was not taken."""
+        self._row += 1
+        self._remember()
+
+    def restored(self) -> None:
+        """Takes note that an earlier state was put back instead: what was let pass since then is undone."""
+        self._restored += 1
+        self._suspects.clear()
+        self._moments = self._count = math.nan
+        self._row += 1
+
+    def _remember(self) -> None:
+        self._moments = self._values.get("moments", math.nan)
+        self._count = self._values.get("steps", math.nan)
+
+    def _nonfinite(self, step: int, values: Mapping[str, float]) -> list[Event]:
+        found = []
+        for signal in ("parameters", "loss", "grad_norm"):
+            value = values.get(signal)
+            bad = value is not None and (value == 0.0 if signal == "parameters" else not math.isfinite(value))
+            if not bad:
+                self._bad.pop(signal, None)
+                continue
+            begun, records = self._bad.get(signal, (step, 0))
+            self._bad[signal] = begun, records + 1
+            data = {"records": records + 1, "refused": self._row, "restored": self._restored}
+            found.append(Event("nonfinite", begun, begun, step, None, math.nan, math.inf, signal, data))
+        return found
+
+    def _spiking(self, step: int, loss: float, values: Mapping[str, float]) -> Event | None:
+        """Returns the spike that this attempt belongs to, if it is one of its elevated records."""
+        known = {"loss": loss} | ({"lr": values["lr"]} if "lr" in values else {})
+        self._spike.update(StepRecord(step, known))
+        event = self._spike.open
+        if event is None or event.end != step or not self._matters(event, loss):
+            self._elevated = 0
+            if event is None:
+                self._settle(loss)
+            return None
+        self._elevated = max(self._elevated + 1, int(event.data["records"]) if not self._elevated else 0)
+        data: dict[str, Any] = {
+            "baseline": event.data["baseline"], "records": self._elevated, "refused": self._row,
+            "restored": self._restored, "width": "wide" if self._elevated >= WIDE else "narrow",
+        }  # fmt: skip
+        suspects = [each for each in self._suspects if step - each[0] <= MEMORY]
+        if suspects:
+            data |= {"suspect": suspects[-1][1], "since": min(at for at, name in suspects if name == suspects[-1][1])}
+        return Event("spike", event.raised, event.onset, event.peak, None, event.height, event.severity, "loss", data)
+
+    def _matters(self, event: Event, loss: float) -> bool:
+        descent = 0.0 if self._first is None else self._first - self._best
+        return loss - float(event.data["baseline"]) > SHARE * descent
+
+    def _settle(self, loss: float) -> None:
+        """Learns how far the loss has come down, and that the last cause is over."""
+        self._restored, self._first = 0, loss if self._first is None else max(self._first, loss)
+        self._best = min(self._best, loss)
+
+    def _burst(self, step: int, values: Mapping[str, float]) -> list[Event]:
+        norm, window = values.get("grad_norm", math.nan), self._gradients
+        if not (math.isfinite(norm) and norm > 0.0) or len(window) < KNOWN:
+            self._bad.pop("burst", None)
+            return []
+        excess = math.log(norm) - window.median()
+        largest = window.quantile(1.0) - window.median()
+        bound = max(math.log(BURST), ABOVE * largest, TAILS * tail_bound(window, RARE))
+        if excess <= bound:
+            self._bad.pop("burst", None)
+            return []
+        begun, records = self._bad.get("burst", (step, 0))
+        self._bad["burst"] = begun, records + 1
+        usual = math.exp(window.median())
+        data = {"records": records + 1, "refused": self._row, "usual": usual, "factor": norm / usual}
+        severity = excess / max(largest / 3.0, 1e-6)
+        return [Event("precursor", begun, begun, step, None, norm - usual, severity, "grad_norm", data)]
+
+    def _leaps(self, step: int, values: Mapping[str, float]) -> list[Event]:
+        rate = values.get("lr", math.nan)
+        if not math.isfinite(rate) or self._taken < LEARNT or not self._rate > 0.0:
+            return []
+        leapt = rate > LEAP * self._rate and rate > BEYOND * self._largest
+        if not leapt or (self._leap is not None and self._leap[1] >= LEAPING):
+            self._leap = None
+            return []
+        begun, attempts = self._leap or (step, 0)
+        self._leap = begun, attempts + 1
+        data = {"factor": rate / self._rate, "usual": self._rate, "records": attempts + 1}
+        return [Event("precursor", begun, begun, step, None, rate - self._rate, rate / self._rate, "lr", data)]
+
+    def _vanished(self, step: int, values: Mapping[str, float]) -> list[Event]:
+        """Says whether the optimizer's memory was lost since the last attempt."""
+        moments, count = values.get("moments", math.nan), values.get("steps", math.nan)
+        shrunk = moments < VANISHED * self._moments
+        if not (shrunk or count < self._count):  # what is not known is NaN and compares as no
+            return []
+        data = {"moments": moments, "moments_before": self._moments, "steps": count, "steps_before": self._count}
+        known = {name: value for name, value in data.items() if math.isfinite(value)}
+        return [Event("precursor", step, step, step, None, -1.0, math.inf, "optimizer_state", known)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain JSON values."""
+        return {
+            "spike": self._spike.state_dict(), "bad": {name: list(bad) for name, bad in self._bad.items()},
+            "gradients": self._gradients.to_list(), "suspects": [list(each) for each in self._suspects],
+            "rate": self._rate, "largest": self._largest, "leap": None if self._leap is None else list(self._leap),
+            "moments": self._moments, "count": self._count, "first": self._first, "best": self._best,
+            "taken": self._taken, "row": self._row, "elevated": self._elevated, "restored": self._restored,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the state that `state_dict` returned."""
+        self._spike.load_state_dict(state["spike"])
+        self._bad = {name: (int(begun), int(records)) for name, (begun, records) in state["bad"].items()}
+        self._gradients = Window(GRADIENTS, state["gradients"])
+        self._suspects = deque(((int(at), str(name)) for at, name in state["suspects"]), maxlen=8)
+        self._rate, self._largest = float(state["rate"]), float(state["largest"])
+        self._leap = None if state["leap"] is None else (int(state["leap"][0]), int(state["leap"][1]))
+        self._moments, self._count = float(state["moments"]), float(state["count"])
+        self._first, self._best = state["first"], float(state["best"])
+        self._taken, self._row = int(state["taken"]), int(state["row"])
+        self._elevated, self._restored = int(state["elevated"]), int(state["restored"])
