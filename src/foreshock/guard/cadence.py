@@ -96,7 +96,7 @@ def spare(steps: Sequence[int], unit: int) -> int:
     ...     if len(kept) > 6:
     ...         kept.remove(spare(kept, 10))
     >>> [1990 - step for step in kept]
-    [250, 110, 50, 20, 10, 0]
+    [300, 120, 60, 30, 10, 0]
     """
     if len(steps) < 3:
         return steps[0]
