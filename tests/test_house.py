@@ -55,7 +55,7 @@ TORCH_SIDE: dict[str, set[str]] = {
     },
 }
 # Files of a room of the record side that need torch and are imported only by those who ask for them.
-TORCH_FILES = {f"testing/{name}.py" for name in ("faults", "injector", "batches", "cells", "optimizers")}
+TORCH_FILES = {f"testing/{name}.py" for name in ("faults", "injector", "batches", "cells", "optimizers", "trials")}
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {
     "cli": {"script", "demo", "papers", "report", "diagnose", "detect", "run", "stability"},

@@ -13,11 +13,12 @@ from foreshock.testing.contract import ContractError
 from foreshock.testing.detectors import check_detector
 
 if TYPE_CHECKING:
+    from foreshock.testing.optimizers import check_optimizer
     from foreshock.testing.policies import check_policy
 
-_LAZY = {"check_policy": "foreshock.testing.policies"}
+_LAZY = {"check_optimizer": "foreshock.testing.optimizers", "check_policy": "foreshock.testing.policies"}
 
-__all__ = ["ContractError", "check_detector", "check_policy"]
+__all__ = ["ContractError", "check_detector", "check_optimizer", "check_policy"]
 
 
 def __getattr__(name: str) -> Any:
