@@ -214,6 +214,11 @@ def test_tensors_that_share_memory_are_copied_once_and_go_on_sharing_it():
     state = optimizer.state[model.weight]
     assert state["first"] is state["again"]
     assert state["same"] is model.weight
+    with torch.no_grad():
+        model.weight.zero_()
+    snapshots.restore_moments(1)
+    assert state["same"] is model.weight
+    assert not model.weight.any()
 
 
 def test_tensors_that_have_come_to_share_memory_since_are_parted_again():

@@ -41,6 +41,7 @@ class Thawer:
         self._specs, self._kept = specs, kept
         self._claimed: dict[Any, int] = {}
         self._made: dict[int, Tensor] = {}
+        self._left_alone: dict[int, Tensor] = {}
 
     def value(self, node: Any, live: Any, name: str, *, near: Tensor | None = None, fresh: bool = False) -> Any:
         """Returns the value of a tree: the live one wherever it can take it, a new one where it cannot.
@@ -80,6 +81,8 @@ class Thawer:
     ) -> Tensor:
         """Returns the live tensor, or with another shape, type or owner a new one; `must` refuses that."""
         number = node["tensor"]
+        if number in self._left_alone:
+            return self._left_alone[number]
         dtype, shape, stride, device = self._specs[number]
         if isinstance(live, Tensor):
             view = dense(live)
@@ -116,9 +119,11 @@ class Thawer:
         for g, (nodes, group) in enumerate(zip(node["params"], params, strict=False)):
             if len(group) < len(nodes):
                 raise UsageError(f"restore: group {g} of {name} has {len(group)} tensors now and had {len(nodes)}")
-            if not only_state:
-                for i, each in enumerate(nodes):
-                    self.tensor(each, group[i], f"{name}.params.{g}.{i}", must=True)
+            if only_state:  # what state refers to parameters goes on referring to them
+                self._left_alone.update({each["tensor"]: param for each, param in zip(nodes, group, strict=False)})
+                continue
+            for i, each in enumerate(nodes):
+                self.tensor(each, group[i], f"{name}.params.{g}.{i}", must=True)
         if not only_state:
             for g, options in enumerate(node["groups"]):
                 group = live.param_groups[g]
