@@ -9,7 +9,7 @@ from typing import Literal
 from foreshock.errors import UsageError
 from foreshock.policies.compose import first_of
 from foreshock.policies.nonfinite import refuse_nonfinite
-from foreshock.policies.past import answers, because, first, number, said
+from foreshock.policies.past import answers, because, first, number, said, since
 from foreshock.policies.sight import Policy, Sight, seen
 from foreshock.run.action import Action, CutLr, Floor, Proceed
 from foreshock.run.event import Event, family
@@ -68,7 +68,8 @@ def _is_below(events: Sequence[Event]) -> bool:
 
 def _raise_floor(events: Sequence[Event], actions: Sequence[Action], warning: Event, kappa: float) -> Action:
     what, chi, now = said(warning, events), number(warning, events, "chi", "value"), seen(events).step
-    floors = {past.step for past in answers(actions, warning) if isinstance(past, Floor)}
+    recent = since(actions, now - ENOUGH)
+    floors = {past.step for past in recent if isinstance(past, Floor) and past.cause == warning.key}
     if chi is not None and chi > kappa and all(now - 1 - back in floors for back in range(ENOUGH)):
         why = f"{what} after {ENOUGH} floors in a row, so this step's learning rate is cut to {kappa:g} of the edge"
         return because(CutLr(factor=kappa / chi), why, warning)

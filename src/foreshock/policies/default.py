@@ -26,7 +26,7 @@ ROW = 2  # refusals in a row after which it is the state, not the data, that is 
 DATA = 50  # refusals in a row for one cause that data which stay bad are worth; then they are what there is to learn
 HOPELESS = 100  # refusals in a row of what is not finite, after which a training is at its end
 SPAN = 1000
-MEANT = 100  # attempts over which a learning rate that stays where it leapt to is let in, after it did harm
+MEANT = 100  # attempts over which a learning rate that stays where it leapt to is let in; a usual warm-up
 BURSTS = 5  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
 
@@ -41,7 +41,7 @@ def default(*, kappa: float = 0.85) -> Policy:
                                       snapshot before the onset. Still up from a sound state: it is the data, which are
                                       left out until there are too many of them, and then learnt from
     a burst of the gradient           skipped, comes again
-    a learning rate that leapt        nothing, until it did harm; then that is undone and the rate held back
+    a learning rate that leapt        held back, and let in over 100 steps if it stays
     moments that vanished             those of the last snapshot are put back
     chi above its edge                second moments are refilled along the unstable direction (`Refill`), or the
                                       learning rate is cut where it was what leapt
@@ -114,16 +114,16 @@ def _burst(events: Sequence[Event], actions: Sequence[Action]) -> Action:
 
 
 def _rate(events: Sequence[Event], actions: Sequence[Action]) -> Action:
-    """Holds a learning rate back that leapt and did harm; one that stays is let in little by little."""
+    """Holds a learning rate back that leapt: what it does shows only afterwards. One that stays is let in slowly."""
     event = first(events, ("precursor",), "lr")
     factor = 0.0 if event is None else number(event, events, "factor") or 0.0
-    if event is None or factor <= 1.0 or not any(isinstance(past, Rollback) for past in since(actions, event.raised)):
+    if event is None or factor <= 1.0:
         return Proceed()
     held = sum(isinstance(past, CutLr) for past in answers(actions, event))
     if held >= MEANT:
         return because(Proceed(), f"{said(event, events)} and was held back at {held} steps, so it is meant", event)
     share = factor ** (held / MEANT - 1.0)
-    return because(CutLr(factor=share), f"{said(event, events)} and did harm, so {share:.3g} of it is taken", event)
+    return because(CutLr(factor=share), f"{said(event, events)} above all before, so {share:.3g} of it is taken", event)
 
 
 def _moments(events: Sequence[Event], actions: Sequence[Action]) -> Action:

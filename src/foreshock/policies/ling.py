@@ -12,13 +12,12 @@ from foreshock.policies.nonfinite import SPAN, ordinal, refuse_nonfinite
 from foreshock.policies.past import answers, because, first, hits, in_a_row, said, since
 from foreshock.policies.rewind import rewind
 from foreshock.policies.sight import Policy, seen
-from foreshock.run.action import Action, CutLr, Proceed, Scale, Skip
+from foreshock.run.action import Action, Cause, CutLr, Proceed, Scale, Skip
 from foreshock.run.event import Event
 
 # Ling names two kinds of spikes, narrow and wide, a skip, a retry and a lower learning rate, and gives no numbers for
 # any of them (arXiv 2503.05139, sections on loss spikes). Those in the signature are ours.
 LASTING = ("rollback", "cut_lr")  # answers to a state, not to a batch
-OURS = ("spike", "nonfinite")  # a cooldown counts answers to these alone, not what others did about other events
 
 
 def ling(
@@ -28,6 +27,7 @@ def ling(
     wide: int = 5,
     cooldown: int = 20,
     most: float = 0.01,
+    gradients: bool = True,
 ) -> Policy:
     """Returns the policy of Ling team 2025, arXiv 2503.05139, made definite; it answers spikes and what is not finite.
 
@@ -48,6 +48,8 @@ def ling(
         wide: hits in a row that make a spike wide.
         cooldown: steps after an answer within which the next one is stronger.
         most: share of 1,000 steps that may be skipped.
+        gradients: a burst of the gradient (an event "precursor" of `grad_norm`) is a hit like a spike of the loss. It
+            comes before the loss has moved; once such a gradient is in the second moments it slows hundreds of steps.
 
     Raises:
         UsageError: a factor outside (0, 1), factors that grow, `wide` below 2, a share outside (0, 1].
@@ -63,6 +65,8 @@ def ling(
 
     def spikes(events: Sequence[Event], actions: Sequence[Action]) -> Action:
         event = first(events, ("spike",))
+        if event is None and gradients:
+            event = first(events, ("precursor",), "grad_norm")
         if event is None:
             return Proceed()
         what, now, row = said(event, events), seen(events).step, in_a_row(event, actions)
@@ -113,7 +117,12 @@ def _state(
 
 
 def _lately(actions: Sequence[Action], now: int, cooldown: int) -> list[Action]:
-    return [past for past in since(actions, now - cooldown + 1) if past.cause is None or past.cause[0] in OURS]
+    return [past for past in since(actions, now - cooldown + 1) if past.cause is None or _is_ours(past.cause)]
+
+
+def _is_ours(cause: Cause) -> bool:
+    """Says whether this policy may have answered it; what others did about other events is no matter of a cooldown."""
+    return cause[0] in ("spike", "nonfinite") or cause[:2] == ("precursor", "grad_norm")
 
 
 def _check(scales: Sequence[float], wide: int, cooldown: int, most: float) -> None:

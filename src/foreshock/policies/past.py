@@ -128,6 +128,9 @@ def said(event: Event, events: Sequence[Event]) -> str:
     if event.kind == "precursor" and event.signal == "lr":
         factor = number(event, events, "factor")
         return "the learning rate leapt" + (f" {factor:.3g}-fold" if factor else "")
+    if event.kind == "precursor" and event.signal == "grad_norm":
+        ratio = number(event, events, "ratio")
+        return "the gradient leapt" + (f" to {ratio:.3g} times its level" if ratio else "")
     if event.kind in ("watch", "imminent"):
         chi = number(event, events, "chi", "value")
         return "chi is above 1" if chi is None else f"chi is {chi:.3g}"

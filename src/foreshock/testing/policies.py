@@ -17,7 +17,7 @@ from foreshock.run.event import KINDS, Event
 from foreshock.testing.contract import ContractError
 from foreshock.testing.worlds import World, worlds
 
-ATTEMPTS = 2400  # in each world
+ATTEMPTS = 2000  # in each world
 LAST = ATTEMPTS // 4
 STANDING = ("clip_update", "floor")  # bounds, which leave a calm step as it is
 

@@ -15,6 +15,10 @@ BATCHES = 40  # in an epoch
 EVERY, KEEP = 25, 8  # attempts between snapshots, and how many there are
 CLOSES = 120  # attempts after which a detector takes a level for the new one
 AGAIN = 17  # attempts until a refused batch comes again
+LATER = (
+    ("precursor", "grad_norm"), ("precursor", "lr"), ("precursor", "optimizer_state"), ("imminent", "chi_gradient"),
+    ("absorbing", "softmax_absorbed"),
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -128,7 +132,7 @@ class World:
     def _event(self, kind: str) -> Event:
         data = {
             "records": self.row if self.lasting else 1, "refused": self.refused_row, "restored": self.restored,
-            "width": "wide" if self.lasting and self.row >= 5 else "narrow",
+            "width": "wide" if self.lasting and self.row >= 5 else "narrow", "chi": 1.3, "factor": 30.0,
         }  # fmt: skip
         height, severity = (math.nan, math.inf) if kind == "nonfinite" else (7.0, 350.0)
         return Event(kind, self.onset, self.onset, self.step, None, height, severity, self.signal, data)
@@ -156,8 +160,14 @@ def worlds() -> Iterator[tuple[str, World]]:
         signal = "parameters" if kind == "nonfinite" else "loss"
         yield f"the update at step {START} damages the state", World(damaged, signal, hurts=START)
 
+    for kind, signal in LATER:
+
+        def warned(world: World, kind: str = kind) -> str:
+            return kind if world.step >= START else ""
+
+        yield f"every attempt from step {START} on brings {kind} of {signal}", World(warned, signal)
+
     def changed(world: World) -> str:
         return "spike" if START <= world.step < START + CLOSES else ""
 
     yield f"the data change for good at step {START}", World(changed)
-
