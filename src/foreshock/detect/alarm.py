@@ -1,4 +1,4 @@
-"""Says at this very step whether it, or the ones after it, will climb: the trigger of a cure, and no record of a run."""
+"""Says at a step, before it is taken, whether it or the ones after it will climb: the trigger of a cure."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Alarm:
         else:
             self._event = None
             return None
-        data = {name: value for name in ("chi", "chi_gradient_sym", "alignment") if is_finite(value := reading.get(name))}
-        data["readings"] = length
+        known = {"chi": chi, "chi_gradient_sym": along, "alignment": alignment}
+        data = {name: value for name, value in known.items() if is_finite(value)} | {"readings": length}
         old = self._event
         if old is None or old.kind != kind or (length - IN_A_ROW) % AGAIN == 0:
             self._event = Event(kind, step, step, step, None, chi - 1.0, 0.0, signal, data)
