@@ -44,6 +44,7 @@ TORCH_SIDE: dict[str, set[str]] = {
     "monitor": {"attach", "attempt", "curvature", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
     "guard": {
         "monitor", "policies", "curvature", "stability", "numerics", "probes", "detect", "run", "distributed",
+        "attach", "mishaps",
     },
     "script": {"monitor"},
     "requeue": set(),

@@ -6,9 +6,9 @@
 [('spike', 200)]
 
 `Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page;
-`diagnose` ranks its causes; `stability_threshold` and `edge` say how far an optimizer is from its edge of stability;
-`landscape` draws the loss around a training; `cross_entropy` is torch's with an exact gradient. Names are imported at
-first use, so that reading runs never waits for torch.
+`diagnose` ranks its causes; `Guard` stops them, as one of `policies` decides; `stability_threshold` and `edge` say how
+far an optimizer is from its edge of stability; `landscape` draws the loss around a training; `cross_entropy` is torch's
+with an exact gradient. Names are imported at first use, so that reading runs never waits for torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from foreshock.errors import (
     ImportFormatError,
     MissingExtraError,
     RunError,
+    StoppedError,
     UsageError,
 )
 
 if TYPE_CHECKING:
-    from foreshock import landscape, numerics, probes, report
+    from foreshock import landscape, numerics, policies, probes, report
     from foreshock.curvature import (
         EdgeTracker,
         GaussNewton,
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
     from foreshock.curvature.edge import Edge, edge
     from foreshock.detect import scan
     from foreshock.diagnose.rank import diagnose
+    from foreshock.guard.guard import Guard
+    from foreshock.guard.snapshots import Snapshots
     from foreshock.monitor import Monitor
     from foreshock.numerics.absorption import absorption
     from foreshock.numerics.cross_entropy import cross_entropy
     from foreshock.numerics.linear import linear_cross_entropy
     from foreshock.probes import every
+    from foreshock.requeue import Requeue
     from foreshock.run import Event, Run
     from foreshock.stability import edge_weights, stability_threshold
 
@@ -55,9 +59,12 @@ _LAZY = {
     "EdgeTracker": "foreshock.curvature",
     "Event": "foreshock.run",
     "GaussNewton": "foreshock.curvature",
+    "Guard": "foreshock.guard.guard",
     "Hessian": "foreshock.curvature",
     "Monitor": "foreshock.monitor",
+    "Requeue": "foreshock.requeue",
     "Run": "foreshock.run",
+    "Snapshots": "foreshock.guard.snapshots",
     "absorption": "foreshock.numerics",
     "cross_entropy": "foreshock.numerics",
     "diagnose": "",
@@ -69,6 +76,7 @@ _LAZY = {
     "landscape": "",
     "linear_cross_entropy": "foreshock.numerics",
     "numerics": "",
+    "policies": "",
     "probes": "",
     "report": "",
     "scan": "foreshock.detect",
@@ -84,12 +92,16 @@ __all__ = [
     "ForeshockError",
     "ForeshockWarning",
     "GaussNewton",
+    "Guard",
     "Hessian",
     "ImportFormatError",
     "MissingExtraError",
     "Monitor",
+    "Requeue",
     "Run",
     "RunError",
+    "Snapshots",
+    "StoppedError",
     "UsageError",
     "__version__",
     "absorption",
@@ -103,6 +115,7 @@ __all__ = [
     "landscape",
     "linear_cross_entropy",
     "numerics",
+    "policies",
     "probes",
     "report",
     "scan",

@@ -1,0 +1,128 @@
+"""Carries an action out: the only file in which an optimizer's step is taken, changed or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from foreshock.errors import UsageError
+from foreshock.guard.denominators import floor_, refill_
+from foreshock.guard.update import clipped, learning_rate, scaled
+from foreshock.run.action import (
+    Action,
+    ClipUpdate,
+    CutLr,
+    Floor,
+    Proceed,
+    Refill,
+    RepairMoments,
+    Rollback,
+    Scale,
+    Skip,
+)
+from foreshock.run.event import Event
+
+if TYPE_CHECKING:
+    from foreshock.guard.guard import Guard
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What became of an action.
+
+    Attributes:
+        action: as it was really carried out.
+        moved: whether the optimizer took a step.
+    """
+
+    action: Action
+    moved: bool
+
+
+def carry(guard: Guard, action: Action, events: Sequence[Event]) -> Carried:
+    """Does what an action says, and returns what was done: where it cannot be done, the nearest thing that can."""
+    before = guard.monitor.step
+    if action.takes_step:
+        with guard._mishaps.said("changing a step", "; it is taken as it is"):
+            action = prepared(guard, action, events)
+    elif isinstance(action, Rollback):
+        with guard._mishaps.said("going back to a snapshot", "; the step is left out instead"):
+            action = restored(guard, action)
+        if isinstance(action, Rollback) and not guard.snapshots.steps:
+            action = Skip(data="requeue", step=action.step, reason=action.reason, cause=action.cause)
+    if action.takes_step:
+        take(guard, action)
+        moved = guard.monitor.step > before
+    else:
+        moved = False
+        if guard.scaler is not None and guard.scaler.is_enabled():
+            guard.scaler.update(guard.scaler.get_scale())  # forgets this attempt; the scale stays as it is
+    if not moved:
+        guard.monitor.refuse()
+    return Carried(action, moved)
+
+
+def prepared(guard: Guard, action: Action, events: Sequence[Event]) -> Action:
+    """Puts the optimizer's state right before the step, where the action is about that."""
+    if isinstance(action, (Floor, Refill)):
+        reading = guard.sentry.reading()
+        raise_ = floor_ if isinstance(action, Floor) else refill_
+        chi = next((each.data["chi"] for each in events if "chi" in each.data), None)
+        if reading is None:
+            return _cut_instead(action, chi, "there is no reading for this step")
+        try:
+            raise_(reading, guard.optimizer, kappa=action.kappa)
+        except UsageError as error:
+            return _cut_instead(action, reading.chi, str(error))
+    if isinstance(action, RepairMoments):
+        steps = guard.snapshots.steps
+        if action.how == "restore" and not steps:
+            return replace(action, how="reset", reason=f"{action.reason}; there is no snapshot, so they start anew")
+        if action.how == "restore":
+            guard.snapshots.restore_moments(steps[-1])
+        else:
+            guard.optimizer.state.clear()
+    return action
+
+
+def restored(guard: Guard, action: Rollback) -> Action:
+    """Puts the newest snapshot at or before the step back, and forgets those that may hold the damage."""
+    step = guard.snapshots.before(action.before)
+    if step is None:
+        reason = f"{action.reason}; there is no snapshot at or before step {action.before}, so the step is left out"
+        return Skip(data="requeue", step=action.step, reason=reason, cause=action.cause)
+    guard.snapshots.restore(step)
+    guard.snapshots.drop_after(step)
+    return replace(action, before=step)
+
+
+def take(guard: Guard, action: Action) -> None:
+    """Takes the optimizer's step, as the action says."""
+    factor = action.factor if isinstance(action, CutLr) else 1.0
+    if guard._cut is not None and not isinstance(action, CutLr):
+        factor = guard._cut[0]
+    with learning_rate(guard.optimizer, factor) if factor != 1.0 else nullcontext():
+        if isinstance(action, Scale):
+            scaled(guard.optimizer, action.factor, lambda: _step(guard))
+        elif isinstance(action, ClipUpdate):
+            clipped(guard.optimizer, action.limit, lambda: _step(guard))
+        else:
+            _step(guard)
+
+
+def _step(guard: Guard) -> None:
+    if guard.scaler is not None and guard.scaler.is_enabled():
+        guard.scaler.step(guard.optimizer)
+        guard.scaler.update()
+    else:
+        guard.optimizer.step()
+
+
+def _cut_instead(action: Floor | Refill, chi: float | None, why: str) -> Action:
+    """Returns the cut of this step's learning rate that has the same effect on chi."""
+    said = f"{action.reason}; {why}"
+    if chi is None or not chi > action.kappa:
+        return Proceed(step=action.step, reason=said, cause=action.cause)
+    return CutLr(factor=action.kappa / chi, step=action.step, reason=f"{said}: cut instead", cause=action.cause)
