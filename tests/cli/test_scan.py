@@ -7,7 +7,9 @@ import json
 import numpy as np
 
 from foreshock.report.wording import number
-from foreshock.run import Run
+from foreshock.run import Run, RunMemory
+from foreshock.run.action import Skip
+from foreshock.run.actions import as_note
 
 
 def test_exit_code_says_whether_something_was_found(foreshock, runs):
@@ -56,3 +58,24 @@ def test_a_file_of_another_tool_is_scanned_as_it_is(foreshock, tmp_path, spiked)
     text = foreshock("scan", "history.csv", "--column", "loss=train/ce", "--column", "step=iteration", code=1).output
     assert "spike" in text
     assert "SIGNAL=COLUMN" in foreshock("scan", "history.csv", "--column", "loss", code=2).output
+
+
+def test_what_a_guard_refused_counts_and_is_said_to_be_refused(foreshock, tmp_path, spiked):
+    store = RunMemory({"name": "guarded"})
+    skipped = np.zeros(500)
+    skipped[300:303] = 1
+    store.append("step", ("loss", "skipped"), range(500), np.zeros(500), np.stack([spiked, skipped], axis=1))
+    for step in (300, 301, 302):
+        store.note("action", **as_note(Skip(step=step, reason="too high")))
+    store.run().save(tmp_path / "guarded")
+    text = foreshock("scan", "guarded", code=1).output
+    assert "guard: 3 steps refused" in text
+    assert "refused" in next(line for line in text.splitlines() if line.startswith("spike"))
+    found = json.loads(foreshock("scan", "guarded", "--json", code=1).output)
+    assert [(event["refused"], event["attempts"]) for event in found["events"]] == [(3, 3)]
+    assert [(action["kind"], action["step"]) for action in found["actions"]] == [("skip", s) for s in (300, 301, 302)]
+    facts = json.loads(foreshock("info", "guarded", "--json").output)
+    assert facts["interventions"] == {"skip": 3}
+    assert facts["steps taken"] == 497
+    assert "interventions" in foreshock("info", "guarded").output
+    assert "What the guard did:" in foreshock("report", "guarded").output

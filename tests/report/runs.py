@@ -7,7 +7,19 @@ from functools import cache
 
 import numpy as np
 
-from foreshock.run import Event, Run
+from foreshock.run import Event, Run, RunMemory
+from foreshock.run.action import (
+    Action,
+    CutLr,
+    ExactSoftmax,
+    Proceed,
+    Refill,
+    RepairMoments,
+    Rollback,
+    Scale,
+    Skip,
+)
+from foreshock.run.actions import as_note
 
 NASTY = (
     "</script><script>alert(1)</script>",
@@ -41,6 +53,44 @@ def spike(at: int, *, height: float = 6.0, severity: float = 300.0, length: int 
     """Returns a spike of the loss such as the detector would raise."""
     end = at + length - 1
     return Event("spike", at, at, at, end, height, severity, "loss", {"baseline": 2.0, "scale": 0.02, "width": "wide"})
+
+
+def guarded(steps: int = 1500, actions: Sequence[Action] | None = None, **meta: object) -> Run:
+    """Returns a run with what a guard does in it: refused batches, one of them twice, a rollback, many refills."""
+    random = np.random.default_rng(2)
+    at = np.arange(steps)
+    loss = (1.2 + 1.6 * np.exp(-at / (steps / 4))) * np.exp(0.02 * random.standard_normal(steps))
+    skipped = np.zeros(steps)
+    for place, height in ((200, 4.0), (204, 4.2), (520, np.nan), (700, 3.0)):
+        loss[place], skipped[place] = loss[place] + height, place != 700
+    loss[900:906] += np.linspace(0.4, 2.4, 6)  # a wide one: taken at first, then rolled back
+    skipped[905:909] = 1
+    store = RunMemory({"name": "guarded", **meta})
+    columns = np.stack([loss, skipped, np.exp(0.05 * random.standard_normal(steps))], axis=1)
+    store.append("step", ("loss", "skipped", "grad_norm"), at, 1.7e9 + 0.1 * at, columns)
+    for action in CHAPTER if actions is None else actions:
+        store.note("action", **as_note(action))
+    return store.run()
+
+
+def _caused(place: int, kind: str = "spike", signal: str = "loss") -> tuple[str, str, int]:
+    return (kind, signal, place)
+
+
+CHAPTER: tuple[Action, ...] = (
+    Skip(step=200, reason="loss 6.1 at a level of 1.93, 96 robust sigmas", cause=_caused(200)),
+    Skip(step=204, data="quarantine", reason="the batch of step 200 again: loss 6.3", cause=_caused(204)),
+    *(Refill(step=300 + 3 * i, reason="chi along the gradient 1.02, above 1", cause=_caused(300, "imminent",
+      "chi_gradient")) for i in range(40)),
+    Skip(step=520, data="drop", reason="the loss is NaN", cause=_caused(520, "nonfinite")),
+    RepairMoments(step=521, reason="second moments vanished between two steps"),
+    Scale(step=700, factor=0.1, reason="third try of the same batch", cause=_caused(700)),
+    Rollback(step=905, before=890, skip=3, reason="5 elevated attempts in a row: it is the state, not the data",
+             cause=_caused(900)),
+    CutLr(step=909, factor=0.5, steps=60, reason="cooling down after the rollback", cause=_caused(900)),
+    ExactSoftmax(step=1200, reason="92 % of the rows absorbed", cause=_caused(1180, "absorbing", "softmax_absorbed")),
+    Proceed(step=1300, reason="the loss stands at a new level for 40 attempts: accepted", cause=_caused(1260)),
+)  # fmt: skip
 
 
 @cache

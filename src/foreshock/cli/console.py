@@ -91,19 +91,22 @@ def print_table(rows: Table) -> None:
 
 def event_table(run: Run, events: Sequence[Event]) -> Table:
     """Returns the events of a run as a table, one row each."""
-    result = table(
-        "kind", "signal", "onset", "peak", "end", "value", "before", "severity",
-        numbers=("onset", "peak", "end", "value", "before", "severity"),
-    )
+    from foreshock.report.refused import fates
     from foreshock.report.summary import baseline, peak_values
     from foreshock.report.wording import number
 
+    lost = fates(run, events)
+    result = table(
+        "kind", "signal", "onset", "peak", "end", "value", "before", "severity", *(["training"] if lost else []),
+        numbers=("onset", "peak", "end", "value", "before", "severity"),
+    )
     for event, value in zip(events, peak_values(run, events), strict=True):
         style = KIND_STYLE.get(event.kind, "cyan")
         result.add_row(
             f"[{style}]{event.kind}[/]", event.signal, str(event.onset), str(event.peak),
             "open" if event.end is None else str(event.end),
             number(value), number(baseline(event, value)), number(event.severity),
+            *([lost[event.key].short if event.key in lost else "taken"] if lost else []),
         )
     return result
 

@@ -65,12 +65,16 @@ def versions() -> dict[str, Any]:
 
 def describe(run: Run) -> dict[str, Any]:
     """Returns what the files of a run hold, and under "meta" what its metadata say."""
+    from foreshock.report.interventions import totals
+
+    acted = totals(run.actions)
     return {
         "path": None if run.path is None else str(run.path),
         "steps": len(run),
         "first and last step": [int(run.steps[0]), int(run.steps[-1])] if len(run) else [],
         "ranks": list(run.ranks),
         "stored events": len(run.events),
+        **({"interventions": acted, "steps taken": int(run.taken.sum())} if acted else {}),
         "columns": [column for column in run.columns if "/" not in column],
         "per tensor": sorted({column.partition("/")[0] for column in run.columns if "/" in column}),
         "problems": [str(problem) for problem in run.problems],

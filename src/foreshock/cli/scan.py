@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from foreshock.cli.reading import open_run, reading_options
+
+if TYPE_CHECKING:
+    from foreshock.run import Event, Run
 
 __all__ = ["scan"]
 
@@ -42,6 +48,8 @@ def scan(
     RUN is a run directory or a file of another tool (W&B export, TensorBoard folder, trainer_state.json, CSV,
     JSONL). The detectors are the ones that watch a live run, fed with the stored records.
 
+    An event that a guard refused is an event of the data: it counts, and is shown as refused.
+
     \b
     Exit code: 0 nothing found (or only transients, which are no alarm), 1 something found, 2 an error.
     JSON has no NaN or infinity: such numbers are the strings "nan", "inf" and "-inf".
@@ -56,6 +64,7 @@ def scan(
     from foreshock.cli import console
     from foreshock.detect import scan as find
     from foreshock.report.explained import lines as explanations
+    from foreshock.report.interventions import told
     from foreshock.run.event import BENIGN
 
     found = False
@@ -65,7 +74,9 @@ def scan(
         events = [event for event in found_here if not kinds or event.kind in kinds]
         found = found or any(event.kind not in BENIGN or event.kind in kinds for event in events)
         if as_json:
-            row = {"run": path, "steps": len(run), "events": [event.to_dict() for event in events]}
+            row = {"run": path, "steps": len(run), "events": _as_dicts(run, events)}
+            if acted := run.actions:
+                row["actions"] = [action.to_dict() for action in acted]
             click.echo(json.dumps(console.plain_json(row), allow_nan=False))
             continue
         what = f"{len(events)} event{'s' if len(events) > 1 else ''}" if events else "nothing found"
@@ -75,4 +86,17 @@ def scan(
             for line in explanations(run, events):
                 click.echo(f"  {line}")
             click.echo()
+        if acted := run.actions:
+            click.echo(f"  guard: {told(acted)}\n")
     ctx.exit(FOUND if found else 0)
+
+
+def _as_dicts(run: Run, events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Returns the events as plain values; where a guard acted, with how many of its attempts it refused or undid."""
+    from foreshock.report.refused import fates
+
+    lost = fates(run, events)
+    return [
+        event.to_dict() | ({"refused": fate.refused + fate.undone, "attempts": fate.high} if fate else {})
+        for event in events for fate in (lost.get(event.key),)
+    ]  # fmt: skip

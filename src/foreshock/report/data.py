@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from foreshock.report import encode
+from foreshock.report import encode, guard, loss_curve
 from foreshock.report.approach import to_json as approach_json
 from foreshock.report.approach import unread
-from foreshock.report.columns import can_log, describe, tensor_signals, wants_log, wide_columns
-from foreshock.report.decimate import Floats, Ints, keep, thin
+from foreshock.report.columns import describe, tensor_signals, wants_log, wide_columns
+from foreshock.report.decimate import Floats, Ints, keep
 from foreshock.report.departures import Departure, ranked
 from foreshock.report.detail import HARM, Curve, Detail, Span, detail, gather, span_of
 from foreshock.report.explained import Explained, explained
 from foreshock.report.explained import to_json as causes_json
 from foreshock.report.heat import whole
+from foreshock.report.refused import Fate, fates, spared
 from foreshock.report.sections import Section, free_signals
 from foreshock.report.softmax import to_json as softmax_json
 from foreshock.report.summary import baseline, by_severity, peak_values
@@ -41,6 +42,7 @@ class Budget:
         rows: tensors in a heat map.
         columns: columns of a heat map over the whole run.
         ticks: non-finite positions drawn.
+        interventions: lines in the table of what a guard did.
     """
 
     loss: int = 16_000
@@ -53,6 +55,7 @@ class Budget:
     rows: int = 40
     columns: int = 480
     ticks: int = 2000
+    interventions: int = 80
 
     def shared(self, runs: int) -> Budget:
         """Returns the part of the budget that each of several runs in one page gets."""
@@ -69,6 +72,7 @@ class Budget:
             rows=max(16, self.rows * 3 // (runs + 2)),
             columns=max(160, self.columns * 3 // (runs + 2)),
             ticks=max(200, self.ticks // runs),
+            interventions=max(20, self.interventions // runs),
         )
 
 
@@ -92,7 +96,7 @@ def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain 
     """
     result: list[Shown] = []
     room = budget.detail_bytes
-    for event in by_severity(events)[: budget.details if len(run) else 0]:
+    for event in by_severity(events, spared(run, events))[: budget.details if len(run) else 0]:
         span = span_of(run, event, events)
         found = detail(run, span, gather(run, span), rows=min(24, budget.rows), columns=160)
         story = explained(run, event)
@@ -114,7 +118,8 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
         budget: how much to keep.
     """
     steps = run.steps
-    severe = by_severity(events)[: budget.listed]
+    lost = fates(run, events)
+    severe = by_severity(events, spared(run, events))[: budget.listed]
     rank = {id(event): place for place, event in enumerate(severe)}
     listed = sorted(severe, key=lambda event: (event.onset, event.raised))
     place = {id(item.detail.span.event): index for index, item in enumerate(shown)}
@@ -122,10 +127,13 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
     return {
         "n": len(steps),
         "span": [int(steps[0]), int(steps[-1])] if len(steps) else [0, 0],
-        "loss": _loss(run, [item.detail.span for item in shown], budget),
+        "loss": loss_curve.to_json(
+            run, [item.detail.span for item in shown], buckets=budget.loss, ticks=budget.ticks
+        ),
+        "guard": guard.to_json(run, listed, listed=budget.interventions),
         "signals": _small_curves(run, budget),
         "events": [
-            _event(event, peak, rank[id(event)], place.get(id(event)))
+            _event(event, peak, rank[id(event)], place.get(id(event)), lost.get(event.key))
             for event, peak in zip(listed, peak_values(run, listed), strict=True)
         ],
         "unlisted": len(events) - len(listed),
@@ -133,45 +141,6 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
         "details": [item.json for item in shown],
         "heats": [heat.to_json() for heat in heats if heat is not None],
     }
-
-
-def _loss(run: Run, spans: Sequence[Span], budget: Budget) -> dict[str, object] | None:
-    if "loss" not in run:
-        return None
-    steps, values = run.measured("loss")
-    kept = [keep(values, budget.loss)]
-    for span in spans:  # full resolution where something happened, as far as it is short enough to see
-        inside = slice(*np.searchsorted(steps, [span.first, span.last + 1]))
-        kept.append(inside.start + keep(values[inside], 600))
-    chosen = np.unique(np.concatenate(kept))
-    bad = np.flatnonzero(~np.isfinite(values))
-    trend = _trend(steps, values)
-    return {
-        "x": encode.steps(steps[chosen]),
-        "y": encode.floats(values[chosen]),
-        "trend": trend,
-        "log": wants_log(values),
-        "can_log": can_log(values),
-        "bad": encode.steps(steps[thin(bad, budget.ticks)]),
-        "bad_total": len(bad),
-        "decimated": len(chosen) < len(steps),
-    }
-
-
-def _trend(steps: Ints, values: Floats) -> dict[str, object] | None:
-    """Returns medians of 240 groups of records where the curve is noisy enough to want one."""
-    size = len(values) // 240
-    if size < 5:
-        return None
-    n = size * 240
-    groups = np.sort(np.where(np.isfinite(values[:n]), values[:n], np.nan).reshape(240, size), axis=1)  # NaN goes last
-    middle = groups[:, size // 2]
-    with np.errstate(over="ignore"):
-        spread = groups[:, (size * 9) // 10] - groups[:, size // 10]
-    finite = np.isfinite(middle) & np.isfinite(spread)
-    if finite.sum() < 60 or np.median(spread[finite]) < 0.02 * np.ptp(middle[finite]):
-        return None
-    return {"x": encode.steps(steps[:n].reshape(240, size)[:, size // 2]), "y": encode.floats(middle)}
 
 
 def _small_curves(run: Run, budget: Budget) -> list[dict[str, object]]:
@@ -194,7 +163,7 @@ def _curve(column: str, steps: Ints, values: Floats, buckets: int) -> dict[str, 
     return {"column": column, **describe(column), "log": log, "x": encode.steps(x), "y": encode.floats(y)}
 
 
-def _event(event: Event, peak: float, rank: int, place: int | None) -> dict[str, object]:
+def _event(event: Event, peak: float, rank: int, place: int | None, fate: Fate | None) -> dict[str, object]:
     row: dict[str, object] = {
         "kind": event.kind, "raised": event.raised, "onset": event.onset, "peak": event.peak, "end": event.end,
         "severity": encode.plain(event.severity), "signal": event.signal, "value": encode.plain(peak),
@@ -204,6 +173,8 @@ def _event(event: Event, peak: float, rank: int, place: int | None) -> dict[str,
         row["detail"] = place
     if event.data.get("width"):
         row["width"] = str(event.data["width"])
+    if fate is not None:
+        row["fate"] = {"short": fate.short, "said": fate.sentence, "spared": fate.spared}
     return row
 
 
@@ -222,7 +193,7 @@ def _detail(
         "causes": causes_json(story, event),
         "first": found.span.first,
         "last": found.span.last,
-        "panels": [_panel(found, column, item) for column, item in _panels(found, budget.panels)],
+        "panels": [_panel(run, found, column, item) for column, item in _panels(found, budget.panels)],
         "heats": [heat.to_json() for heat in found.heats],
         "sections": [asdict(section) for section in said],
         "moved": [_departure(item) for item in ranked([*found.wide, *found.tensors])[:12]],
@@ -242,9 +213,14 @@ def _panels(found: Detail, most: int) -> list[tuple[str, Departure | None]]:
     return [(column, by_column.get(column)) for column in order[:most] if column in found.curves]
 
 
-def _panel(found: Detail, column: str, item: Departure | None) -> dict[str, object]:
+def _panel(run: Run, found: Detail, column: str, item: Departure | None) -> dict[str, object]:
     steps, values = _shown(found.curves[column], found.span)
-    return _curve(column, steps, values, 700) | {"departure": _departure(item) if item else None}
+    panel = _curve(column, steps, values, 700) | {"departure": _departure(item) if item else None}
+    if column == "loss":
+        taken, _ = loss_curve.fates(run, steps[keep(values, 700)])
+        if not taken.all():
+            panel["aside"] = np.flatnonzero(~taken).tolist()
+    return panel
 
 
 def _shown(curve: Curve, span: Span) -> Curve:

@@ -24,7 +24,10 @@ from foreshock.report.departures import ranked
 from foreshock.report.detail import HARM, Detail, detail, gather, span_of
 from foreshock.report.explained import explained
 from foreshock.report.heat import Heat, whole
+from foreshock.report.interventions import interventions
+from foreshock.report.loss_curve import fates
 from foreshock.report.phrase import plain
+from foreshock.report.refused import spared
 from foreshock.report.summary import run_name
 from foreshock.run import Run
 from foreshock.run.event import Event
@@ -40,6 +43,7 @@ WIDTH = 6.3  # inches: the text width of a usual two-column page, and of a one-c
 COLOURS = {
     "line": "#2358a8", "curve": "#3b414d", "spike": "#c2410c", "divergence": "#8f3a84", "nonfinite": "#15171c",
     "drift": "#7a6200", "precursor": "#b37400", "landscape": "#0f766e",
+    "guard": "#3c7a0a", "aside": "#8f959f",
 }  # fmt: skip
 STAGES = {
     "stable": "#8a8f9a", "approach": "#b37400", "decoupled": "#b37400", "silent": "#d9480f", "onset": "#b3123e",
@@ -58,7 +62,9 @@ BUCKETS = 1500  # two points each: more than the printed dots of a full-width li
 def loss(run: Run, events: Sequence[Event] = ()) -> Figure:
     """Returns the loss over steps with its events marked: bands from onset to end, peaks, early warnings.
 
-    Values that are not finite are ticks on the top edge; the axis is logarithmic where that reads better.
+    Values that are not finite are ticks on the top edge; the axis is logarithmic where that reads better. Where a guard
+    was at work the line is the loss of what the training took: refused attempts are hollow points, what was rolled back
+    is dashed, and a mark above the curve stands for each intervention.
 
     Args:
         run: the run.
@@ -71,12 +77,15 @@ def loss(run: Run, events: Sequence[Event] = ()) -> Figure:
     with blank(WIDTH, 2.4, _STYLE) as figure:
         axes = figure.subplots()
         steps, values = run.measured("loss")
-        _curve(axes, steps, values, COLOURS["line"])
+        lost = spared(run, events)
+        _guarded(axes, run, steps, values)
         _bands(axes, run, events)
         for item in events:
             at = int(np.searchsorted(steps, item.peak))
             if item.kind in HARM and item.kind != "nonfinite" and at < len(steps):
-                axes.plot(item.peak, values[at], marker="^", markersize=3.5, color=_colour(item.kind), clip_on=False)
+                hollow: dict[str, Any] = {"markerfacecolor": "white"} if item.key in lost else {}
+                peak: dict[str, Any] = {"marker": "^", "markersize": 3.5, "color": _colour(item.kind), "clip_on": False}
+                axes.plot(item.peak, values[at], **peak | hollow)
             elif item.kind not in HARM:
                 mark: dict[str, Any] = {"marker": ">", "markersize": 3, "color": _colour(item.kind), "clip_on": False}
                 axes.plot(item.raised, 0, transform=axes.get_xaxis_transform(), **mark)
@@ -234,6 +243,29 @@ def _curve(axes: Axes, steps: Ints, values: Floats, colour: str) -> None:
     if len(bad):
         mark: dict[str, Any] = {"marker": "|", "markersize": 5, "color": COLOURS["nonfinite"], "clip_on": False}
         axes.plot(steps[bad], np.ones(len(bad)), linestyle="", transform=axes.get_xaxis_transform(), **mark)
+    if len(steps) > 1:
+        axes.set_xlim(int(steps[0]), int(steps[-1]))
+
+
+def _guarded(axes: Axes, run: Run, steps: Ints, values: Floats) -> None:
+    """Draws the line that the training took, and what a guard refused or undid beside it."""
+    taken, refused = fates(run, steps)
+    _curve(axes, steps[taken], values[taken], COLOURS["line"])
+    if wants_log(values):
+        axes.set_yscale("log", nonpositive="mask")
+    undone = ~taken & ~refused
+    if undone.any():
+        aside = np.where(undone, values, np.nan)
+        axes.plot(steps, aside, color=COLOURS["aside"], linewidth=0.7, linestyle=(0, (3, 2)))
+    if refused.any():
+        some = np.flatnonzero(refused)[keep(values[refused], 500)]
+        mark: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "markeredgewidth": 0.6}
+        axes.plot(steps[some], values[some], linestyle="", color=COLOURS["aside"], **mark)
+    for group in interventions(run):
+        mark = {"marker": "v", "markersize": 3.2, "color": COLOURS["guard"], "clip_on": False}
+        axes.plot(group.first, 1.0, transform=axes.get_xaxis_transform(), **mark)
+        if group.begin < group.first or group.end > group.last:
+            axes.axvspan(group.begin, group.end, color=COLOURS["guard"], alpha=0.1, linewidth=0)
     if len(steps) > 1:
         axes.set_xlim(int(steps[0]), int(steps[-1]))
 

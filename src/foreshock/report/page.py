@@ -19,15 +19,17 @@ from foreshock.report import encode
 from foreshock.report.data import Budget, Explain, closely, run_json
 from foreshock.report.detail import HARM
 from foreshock.report.phrase import Phrase
+from foreshock.report.refused import spared
 from foreshock.report.settings import Row, byline, settings
 from foreshock.report.summary import Tile, run_name, tiles, verdict
 from foreshock.run import Run
+from foreshock.run.actions import KIND as ACTION
 from foreshock.run.event import Event
 from foreshock.signals import SIGNALS
 
-STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css", "causes.css")
+STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css", "causes.css", "guard.css")
 SCRIPTS = (
-    "base.js", "marks.js", "loss.js", "heat.js", "stack.js", "event.js", "approach.js", "softmax.js",
+    "base.js", "marks.js", "guard.js", "loss.js", "heat.js", "stack.js", "event.js", "approach.js", "softmax.js",
     "causes.js", "page.js",
 )  # fmt: skip
 NOTE_LIMIT = 20  # notes and problems listed per run; the rest is counted
@@ -120,6 +122,7 @@ class View:
 def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None, place: int) -> View:
     """Returns what the page shows of one run."""
     shown = closely(run, events, budget, explain)
+    lost = spared(run, events)
     subtitle, mechanism = (str(run.meta.get(key) or "") for key in ("subtitle", "mechanism"))
     return View(
         id=f"run-{place + 1}",
@@ -129,9 +132,9 @@ def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | N
         byline=byline(run),
         verdict=verdict(run, events, *((shown[0].detail, shown[0].story) if shown else (None, None))),
         tiles=tiles(run, events),
-        harm=sum(event.kind in HARM for event in events),
+        harm=sum(event.kind in HARM and event.key not in lost for event in events),
         settings=settings(run),
-        notes=_at_most([_note(note) for note in run.notes], "more notes"),
+        notes=_at_most([_note(note) for note in run.notes if note.get("kind") != ACTION], "more notes"),
         problems=_at_most([str(problem) for problem in run.problems], "more problems"),
         signals=frozenset(column.partition("/")[0] for column in run.columns),
         json=Markup(encode.script_json(run_json(run, events, shown, budget))),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from foreshock.report import guard
 from foreshock.report.approach import told
 from foreshock.report.departures import earliest
 from foreshock.report.detail import HARM, Detail, detail, gather, most_affected, span_of
 from foreshock.report.explained import Explained, explained
 from foreshock.report.explained import lines as explanations
+from foreshock.report.interventions import lines as interventions
+from foreshock.report.interventions import told as told_of
 from foreshock.report.phrase import Phrase, plain
+from foreshock.report.refused import Fate, Key, fates, spared
 from foreshock.report.sections import free_signals
 from foreshock.report.wording import count, date, duration, listing, number
-from foreshock.run import Run
+from foreshock.run import Run, is_absent
 from foreshock.run.event import Event, family
 
 NOUNS = {
@@ -53,20 +57,26 @@ def run_name(run: Run) -> str:
     return str(meta.get("title") or meta.get("name") or (run.path.name if run.path is not None else "") or "run")
 
 
-def by_severity(events: Sequence[Event]) -> list[Event]:
-    """Returns events, abrupt damage first, then drifts, then warnings; the most severe first, NaN severities last."""
+def by_severity(events: Sequence[Event], spared: Collection[Key] = ()) -> list[Event]:
+    """Returns events, abrupt damage first, then drifts, then warnings; the most severe first, NaN severities last.
 
-    def rank(event: Event) -> tuple[bool, bool, float, float, int]:
+    Those that the training was `spared`, because a guard refused the steps, come after the damage that it took.
+    """
+
+    def rank(event: Event) -> tuple[bool, bool, bool, float, float, int]:
         severity = event.severity if event.severity == event.severity else -1.0
         height = event.height if event.height == event.height else -1.0
-        return (event.kind not in HARM, event.kind not in _ABRUPT, -severity, -height, event.raised)
+        harm = event.kind in HARM
+        return (
+            not harm, harm and event.key in spared, event.kind not in _ABRUPT, -severity, -height, event.raised
+        )  # fmt: skip
 
     return sorted(events, key=rank)
 
 
 def worst(run: Run, events: Sequence[Event]) -> Detail | None:
     """Returns the detail of the most severe event, or None where there is no event."""
-    ordered = by_severity(events)
+    ordered = by_severity(events, spared(run, events))
     if not ordered or len(run) == 0:
         return None
     span = span_of(run, ordered[0], events)
@@ -112,10 +122,23 @@ def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Expl
     result = [Phrase(head[0].upper() + head[1:], "figure"), Phrase(f" in {steps}")]
     if harm and signs:
         result.append(Phrase(f", with {listing(signs)}"))
+    lost = fates(run, events)
+    result += _lost([lost.get(event.key) for event in events if event.kind in HARM])
     several = len(harm) > 0 and sum(kinds[k] for k in HARM) > 1
     known = None if story is None else story.sentence
     why = _signs(found) if known is None else known
-    return [*result, Phrase(". "), *_largest(run, found, several), *why, *_now(run, events, found)]
+    largest = _largest(run, found, several, lost)
+    return [*result, Phrase(". "), *largest, *why, *_now(run, events, found), *guard.sentence(run)]
+
+
+def _lost(harm: Sequence[Fate | None]) -> list[Phrase]:
+    """Returns how many of the harmful events never reached the training, because a guard refused or undid them."""
+    spared = [fate for fate in harm if fate is not None and fate.spared]
+    if not spared:
+        return []
+    which = {1: "", 2: "both "}.get(len(harm), "all ") if len(spared) == len(harm) else f"{len(spared):,} of them "
+    verb = "refused or rolled back" if any(fate.undone for fate in spared) else "refused"
+    return [Phrase(", "), Phrase(which + verb, "figure")]
 
 
 def _sort(event: Event) -> str:
@@ -132,9 +155,11 @@ def _calm(run: Run, steps: str) -> list[Phrase]:
     if len(finite) == 0:
         return [*result, Phrase(" The loss was never finite.")]
     if finite.min() == finite.max():
-        return [*result, Phrase(" The loss stayed at "), Phrase(number(float(finite[0])), "figure"), Phrase(".")]
-    start, final = (Phrase(number(float(value)), "figure") for value in (finite[0], finite[-1]))
-    return [*result, Phrase(" The loss went from "), start, Phrase(" to "), final, Phrase(" inside its own noise.")]
+        result += [Phrase(" The loss stayed at "), Phrase(number(float(finite[0])), "figure"), Phrase(".")]
+    else:
+        start, final = (Phrase(number(float(value)), "figure") for value in (finite[0], finite[-1]))
+        result += [Phrase(" The loss went from "), start, Phrase(" to "), final, Phrase(" inside its own noise.")]
+    return [*result, *guard.sentence(run)]
 
 
 def _now(run: Run, events: Sequence[Event], found: Detail) -> list[Phrase]:
@@ -150,10 +175,12 @@ def _now(run: Run, events: Sequence[Event], found: Detail) -> list[Phrase]:
     return [Phrase(" Now, at the last record, chi is above 1", "figure"), Phrase(". "), *story.sentence]
 
 
-def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
+def _largest(run: Run, found: Detail, several: bool, lost: Mapping[Key, Fate]) -> list[Phrase]:
     event = found.span.event
-    peak = peak_values(run, [event])[0]
-    which = "The largest, at step " if several and event.kind != "nonfinite" else "At step "
+    peak, fate = peak_values(run, [event])[0], lost.get(event.key)
+    among = any(each.spared for each in lost.values()) and (fate is None or not fate.spared)
+    largest = "The largest that was taken" if among else "The largest"
+    which = f"{largest}, at step " if several and event.kind != "nonfinite" else "At step "
     result = [Phrase(which), Phrase(f"{event.peak:,}", "figure")]
     if event.kind == "nonfinite":
         result += [Phrase(" "), *_named(event.signal), Phrase(" is no longer finite")]
@@ -165,7 +192,7 @@ def _largest(run: Run, found: Detail, several: bool) -> list[Phrase]:
         if event.severity == event.severity and event.severity != float("inf"):
             sigmas = number(event.severity) if event.severity <= MANY else f"more than {MANY:,}"
             result.append(Phrase(f", {sigmas} robust sigmas above its level"))
-    return [*result, Phrase(". ")]
+    return [*result, Phrase(". " if fate is None else f"; {fate.sentence}. ")]
 
 
 def _signs(found: Detail) -> list[Phrase]:
@@ -208,7 +235,9 @@ def tiles(run: Run, events: Sequence[Event]) -> list[Tile]:
         wall = float(times[-1] - times[0])
         result.append(Tile("Wall time", duration(wall), f"{duration(wall / max(1, n - 1))} a step"))
     if "loss" in run:
-        at, loss = run.measured("loss")
+        loss = run.accepted("loss")
+        known = ~is_absent(loss)
+        at, loss = steps[known], loss[known]
         finite = np.isfinite(loss)
         if finite.any():
             best = int(np.argmin(np.where(finite, loss, np.inf)))
@@ -219,6 +248,8 @@ def tiles(run: Run, events: Sequence[Event]) -> list[Tile]:
     harm = sum(kinds[kind] for kind in HARM)
     parts = [count(n, *NOUNS.get(kind, (kind, kind))) for kind, n in kinds.most_common()]
     result.append(Tile("Events", f"{harm:,}", listing(parts) if parts else "none found"))
+    if done := run.actions:
+        result.append(Tile("Interventions", f"{guard.acted(done):,}", told_of(done)))
     spent = _inside_foreshock(run)
     if spent is not None:
         seconds, share = spent
@@ -249,12 +280,16 @@ def summary(run: Run, events: Sequence[Event]) -> str:
         lines.append(f"  {'Started':<13} {date(run.meta['created'])}")
     if events:
         lines += ["", "  kind            onset      peak       end  value at peak  severity"]
-        shown = by_severity(events)[:8]
-        lines += [_row(event, value) for event, value in zip(shown, peak_values(run, shown), strict=True)]
+        lost = fates(run, events)
+        shown = by_severity(events, [key for key, fate in lost.items() if fate.spared])[:8]
+        values = peak_values(run, shown)
+        lines += [_row(event, value, lost.get(event.key)) for event, value in zip(shown, values, strict=True)]
         if len(events) > 8:
             lines.append(f"  ... and {len(events) - 8:,} more")
-        told_of = explanations(run, shown)
-        lines += ["", "How it came about:", *(f"  {each}" for each in told_of)] if told_of else []
+        causes = explanations(run, shown)
+        lines += ["", "How it came about:", *(f"  {each}" for each in causes)] if causes else []
+    if acted := interventions(run):
+        lines += ["", "What the guard did:", *(f"  {each}" for each in acted)]
     if found is not None:
         lines += ["", *(section.plain() for section in free_signals(found.span.event, found.wide, found.tensors))]
     for problem in run.problems:
@@ -262,7 +297,8 @@ def summary(run: Run, events: Sequence[Event]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(event: Event, value: float) -> str:
+def _row(event: Event, value: float, fate: Fate | None) -> str:
     end = "open" if event.end is None else f"{event.end:,}"
     figures = f"{number(value):>13}  {number(event.severity):>8}"
-    return f"  {event.kind:<12} {event.onset:>8,}  {event.peak:>8,}  {end:>8}  {figures}"
+    lost = "" if fate is None else f"  {fate.sentence}"
+    return f"  {event.kind:<12} {event.onset:>8,}  {event.peak:>8,}  {end:>8}  {figures}{lost}"

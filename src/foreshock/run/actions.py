@@ -71,12 +71,11 @@ def reach(note: Mapping[str, Any]) -> tuple[float, float]:
 
     A rollback is about what it undoes as well, a cut of the learning rate about all steps that are taken with it.
     """
-    step = note.get("step")
-    if step is None:
+    step, name = note.get("step"), note.get("action") if note.get("kind") == KIND else None
+    if not isinstance(step, int):
         return float("-inf"), float("inf")
-    action = from_note(note) if note.get("kind") == KIND else None
-    if isinstance(action, Rollback):
-        return min(action.before, action.step), action.step
-    if isinstance(action, CutLr):
-        return action.step, action.step + max(action.steps, 1) - 1
+    if name == Rollback.kind and isinstance(note.get("before"), int):
+        return min(note["before"], step), step
+    if name == CutLr.kind and isinstance(note.get("steps"), int):
+        return step, step + max(note["steps"], 1) - 1
     return step, step

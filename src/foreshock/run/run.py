@@ -51,6 +51,8 @@ class Run:
         self._data = dict(data)
         self._shown = min(data) if shown is None else shown
         self._tables = self._data[self._shown].tables
+        self._actions: list[Action] | None = None
+        self._taken: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, strict: bool = False) -> Run:
@@ -128,7 +130,9 @@ class Run:
     @property
     def actions(self) -> list[Action]:
         """What a guard did, in order of the attempts; those of a later version come as `Unknown`, with their name."""
-        return actions.actions(self._data[self._shown].notes)
+        if self._actions is None:
+            self._actions = actions.actions(self._data[self._shown].notes)
+        return list(self._actions)
 
     @property
     def taken(self) -> npt.NDArray[np.bool_]:
@@ -137,11 +141,13 @@ class Run:
         False where the step was refused, by a guard or by a loss scaler (signal `skipped`), and where a rollback undid
         it: from the step of the snapshot to the attempt that was answered so.
         """
-        kept = ~(self["skipped"] > 0) if "skipped" in self else np.ones(len(self), np.bool_)
-        for action in self.actions:
-            if isinstance(action, Rollback):
-                kept[slice(*np.searchsorted(self.steps, [action.before, max(action.before, action.step)]))] = False
-        return kept
+        if self._taken is None:
+            kept = ~(self["skipped"] > 0) if "skipped" in self else np.ones(len(self), np.bool_)
+            for action in self.actions:
+                if isinstance(action, Rollback):
+                    kept[slice(*np.searchsorted(self.steps, [action.before, max(action.before, action.step)]))] = False
+            self._taken = kept
+        return self._taken.copy()
 
     def accepted(self, name: str = "loss") -> Floats:
         """Returns a signal as `run[name]` does, absent also where the training did not take the step (see `taken`).

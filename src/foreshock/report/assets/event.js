@@ -18,7 +18,7 @@ function eventLede(event, span) {
   const lasts = event.end === null ? "still open at the last record" : `${plural(length, "step")} long`;
   const height = Number.isFinite(event.value) && event.kind !== "nonfinite"
     ? `${event.signal} ${number(event.base)} → ${number(event.value)}` : `in ${event.signal}`;
-  return `${height}; ${shape}${lasts}; raised at step ${whole(event.raised)}`;
+  return `${height}; ${shape}${lasts}; raised at step ${whole(event.raised)}${event.fate ? `; ${event.fate.said}` : ""}`;
 }
 
 // eventView(holder, heatHolder, detail, event, span, events) draws and returns {retire()}.
@@ -32,6 +32,7 @@ function eventView(holder, heatHolder, detail, event, span, events) {
 
   detail.panels.forEach((panel, at) => {
     const xs = steps(panel.x), raw = floats(panel.y), ys = onAxis(raw, panel.log), moved = panel.departure;
+    const aside = new Set(panel.aside), line = aside.size ? ys.map((y, i) => (aside.has(i) ? undefined : y)) : ys;
     const last = at === detail.panels.length - 1, first = at === 0;
     const height = (first ? 132 : 76) + (last ? 26 : 0);
     const now = el("span", { class: "now" });
@@ -59,7 +60,8 @@ function eventView(holder, heatHolder, detail, event, span, events) {
         axisStyle({ size: last ? 26 : 0, space: 90, values: (u, ticks) => ticks.map((v) => (last && Number.isInteger(v) ? whole(v) : "")) }),
         axisStyle({ size: 58, space: 24, ...yTicks(panel.log) }),
       ],
-      series: [{}, { stroke: () => colour(stroke), width: first ? 1.6 : 1.3, spanGaps: false, points: { show: xs.length < 60, size: 4, fill: () => colour(stroke) } }],
+      series: [{}, { stroke: () => colour(stroke), width: first ? 1.6 : 1.3, spanGaps: false, points: { show: xs.length < 60, size: 4, fill: () => colour(stroke) } },
+        ...(aside.size ? [{ paths: () => null, points: { show: true, size: 6, width: 1.2, stroke: () => colour("hollow"), fill: () => colour("paper") } }] : [])],
       cursor: {
         y: false, drag: { x: true, y: false, setScale: true }, points: { size: 6, fill: () => colour(stroke) },
         sync: { key, setSeries: false, scales: ["x", null] },
@@ -80,7 +82,7 @@ function eventView(holder, heatHolder, detail, event, span, events) {
     onWidth(plot, (width) => {
       if (entry.retired) return;
       if (entry.chart) { entry.chart.setSize({ width, height }); return; }
-      entry.chart = new uPlot(options(width), [xs, ys], plot);
+      entry.chart = new uPlot(options(width), aside.size ? [xs, line, ys.map((y, i) => (aside.has(i) ? y : null))] : [xs, ys], plot);
       entry.chart.setScale("x", { min: range[0], max: range[1] });
     });
     plot.addEventListener("dblclick", (e) => { e.stopPropagation(); entry.chart?.setScale("x", { min: range[0], max: range[1] }); }, true);

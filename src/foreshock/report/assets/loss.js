@@ -1,19 +1,23 @@
 // The loss over the whole run: one zoomable chart, an overview strip below it, keys, event marks.
-function lossChart(section, data, events, onSelect) {
+function lossChart(section, data, events, onSelect, onDone) {
   const slot = (name) => section.querySelector(`[data-slot="${name}"]`);
-  const xs = steps(data.loss.x), raw = floats(data.loss.y);
+  const lines = ["refused", "undone"].reduce((all, name) => ({ ...all, [name]: curveAt(data.loss[name]) }), { line: curveAt(data.loss) });
+  const aside = Boolean(data.loss.refused || data.loss.undone), guard = data.guard;
+  const xs = aside ? [...new Set(Object.values(lines).flatMap((each) => each.x))].sort((a, b) => a - b) : lines.line.x;
+  const raw = !aside ? lines.line.y : xs.map((x) => lines.line.at.get(x) ?? lines.undone.at.get(x) ?? lines.refused.at.get(x));
   const bad = steps(data.loss.bad);
   const trend = data.loss.trend && { x: steps(data.loss.trend.x), y: floats(data.loss.trend.y) };
   const full = data.span[0] === data.span[1] ? [data.span[0] - 1, data.span[1] + 1] : data.span;
   const holder = slot("plot"), readout = slot("readout"), reset = section.querySelector('[data-act="reset"]');
-  const state = { log: data.loss.log, selected: null, chart: null };
+  const state = { log: data.loss.log, selected: null, chart: null, done: null, hits: [] };
   let ys = onAxis(raw, state.log);
+  holder.classList.toggle("guarded", Boolean(guard));
   const valueAt = (step) => (xs.length ? ys[nearest(xs, step)] : null);
 
   function options(width) {
     const dots = xs.length <= 120;
     return {
-      width, height: holder.clientHeight || 340, legend: { show: false }, padding: [10, 20, 0, 0],
+      width, height: holder.clientHeight || 340, legend: { show: false }, padding: [10 + (guard ? STRIP : 0), 20, 0, 0],
       scales: {
         x: { time: false, range: (u, low, high) => (low === null ? full : [low, high]) },
         y: { distr: state.log ? 3 : 1, log: 10, range: yRange(state.log) },
@@ -25,11 +29,22 @@ function lossChart(section, data, events, onSelect) {
       series: [{}, {
         stroke: () => (trend ? colour("faint") : colour("line")), width: trend ? 1 : 1.4, spanGaps: false,
         points: { show: dots, size: 5, fill: () => colour("line"), stroke: () => colour("line") },
-      }],
-      cursor: { y: false, drag: { x: true, y: false, setScale: true }, points: { size: 7, fill: () => colour("line") } },
+      }, ...(aside ? [
+        { stroke: () => colour("hollow"), width: 1, dash: [3, 3], spanGaps: false, points: { show: false } }, // rolled back
+        { paths: () => null, points: { show: true, size: 6, width: 1.2, stroke: () => colour("hollow"), fill: () => colour("paper") } }, // refused
+      ] : [])],
+      cursor: {
+        y: false, drag: { x: true, y: false, setScale: true },
+        points: { size: 7, fill: (u, i) => colour(i > 1 ? "hollow" : "line"), stroke: (u, i) => colour(i > 1 ? "hollow" : "line") },
+      },
       hooks: {
-        drawAxes: [(u) => drawBands(u, events, data.span, state.selected)],
-        draw: [(u) => { drawTrend(u); drawTicks(u, bad); drawMarks(u, events, valueAt, state.selected); }],
+        drawAxes: [(u) => { drawDone(u, guard); drawBands(u, events, data.span, state.selected); }],
+        draw: [(u) => {
+          drawTrend(u);
+          drawTicks(u, bad);
+          drawMarks(u, events, valueAt, state.selected);
+          if (guard) state.hits = drawStrip(u, guard, state.done);
+        }],
         setCursor: [(u) => read(u.cursor.idx)],
         setScale: [(u, key) => key === "x" && changed(u)],
       },
@@ -61,7 +76,12 @@ function lossChart(section, data, events, onSelect) {
 
   function read(index) {
     if (index === null || index === undefined) { readout.replaceChildren(); return; }
-    readout.replaceChildren("step ", el("b", { text: whole(xs[index]) }), "  loss ", el("b", { text: number(raw[index], 4) }), ...inside(xs[index]));
+    readout.replaceChildren("step ", el("b", { text: whole(xs[index]) }), "  loss ", el("b", { text: number(raw[index], 4) }), ...fate(xs[index]), ...inside(xs[index]));
+  }
+
+  function fate(step) {
+    if (lines.line.at.has(step)) return [];
+    return ["  ", el("b", { class: "fate", text: lines.undone.at.has(step) ? "rolled back" : "refused" })];
   }
 
   function inside(step) { // the most severe event this step belongs to
@@ -81,13 +101,23 @@ function lossChart(section, data, events, onSelect) {
     state.chart?.setScale("x", { min: start, max: start + span });
   }
 
+  // The line passes over what was refused and breaks where something was rolled back, which is drawn aside.
+  function apart() {
+    const { line, undone, refused } = lines;
+    return [
+      xs.map((x, i) => (line.at.has(x) ? ys[i] : undone.at.has(x) ? null : undefined)),
+      xs.map((x, i) => (undone.at.has(x) ? ys[i] : line.at.has(x) ? null : undefined)),
+      xs.map((x, i) => (refused.at.has(x) ? ys[i] : null)),
+    ];
+  }
+
   function build() {
     const width = Math.floor(holder.clientWidth);
     if (!width) return;
     const old = state.chart && { ...state.chart.scales.x };
     state.chart?.destroy();
     ys = onAxis(raw, state.log);
-    state.chart = new uPlot(options(width), [xs, ys], holder);
+    state.chart = new uPlot(options(width), aside ? [xs, ...apart()] : [xs, ys], holder);
     view(...(old ? [old.min, old.max] : full));
     section.querySelectorAll("[data-scale]").forEach((button) => {
       button.setAttribute("aria-pressed", String((button.dataset.scale === "log") === state.log));
@@ -104,8 +134,25 @@ function lossChart(section, data, events, onSelect) {
   const whole_run = () => view(...full);
   reset.addEventListener("click", whole_run);
   holder.addEventListener("dblclick", (e) => { e.stopPropagation(); whole_run(); }, true);
-  holder.addEventListener("click", (e) => {
+  const pointed = (e) => { // the intervention under the pointer, in the strip above the plot
     const u = state.chart;
+    if (!guard || !u) return null;
+    const box = u.over.getBoundingClientRect(), x = e.clientX - u.root.getBoundingClientRect().left;
+    if (e.clientY > box.top - 2 || e.clientY < box.top - STRIP) return null;
+    const far = ([, left, right]) => Math.max(left - x, x - right, 0) + (right - left > 16 ? 4 : 0);
+    const [best] = state.hits.slice().sort((a, b) => far(a) - far(b));
+    return best && far(best) < 9 ? best[0] : null;
+  };
+  holder.addEventListener("pointermove", (e) => {
+    const row = pointed(e);
+    if (row) tip.show(e.clientX, e.clientY, ...doneTip(row)); else if (state.tipped) tip.hide();
+    state.tipped = Boolean(row);
+    holder.style.cursor = row ? "pointer" : "";
+  });
+  holder.addEventListener("pointerleave", () => state.tipped && tip.hide());
+  holder.addEventListener("click", (e) => {
+    const u = state.chart, row = pointed(e);
+    if (row) { onDone(row, false); return; }
     if (!u || u.cursor.left < 0) return;
     const x = e.clientX - u.over.getBoundingClientRect().left;
     const near = events.filter((event) => Math.abs(u.valToPos(event.peak, "x") - x) < 8).sort((a, b) => b.z - a.z)[0];
@@ -133,7 +180,7 @@ function lossChart(section, data, events, onSelect) {
     view(at - (at - u.scales.x.min) * k, at + (u.scales.x.max - at) * k);
   }, { passive: false });
 
-  const mini = overview(slot("mini"), { xs, raw, full, events, span: data.span, log: () => state.log, view });
+  const mini = overview(slot("mini"), { xs: lines.line.x, raw: lines.line.y, full, events, span: data.span, log: () => state.log, view });
   onWidth(holder, (width) => {
     if (state.chart) state.chart.setSize({ width, height: holder.clientHeight || 340 }); else build();
   });
@@ -148,7 +195,21 @@ function lossChart(section, data, events, onSelect) {
       }
       state.chart?.redraw(false);
     },
+    choose(row, zoom) { // an intervention
+      state.done = row;
+      if (zoom) {
+        const length = Math.max(rowEnd(row) - rowBegin(row), 20);
+        view(rowBegin(row) - Math.max(60, length), rowEnd(row) + Math.max(60, length));
+      }
+      state.chart?.redraw(false);
+    },
   };
+}
+
+// A curve of the page as its steps, its values, and the value at each step; of nothing where it has none.
+function curveAt(code) {
+  const x = code ? steps(code.x) : [], y = code ? floats(code.y) : [];
+  return { x, y, at: new Map(x.map((step, i) => [step, y[i]])) };
 }
 
 // The whole run in a strip: drag the window, its edges, or a new one.

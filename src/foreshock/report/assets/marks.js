@@ -22,12 +22,18 @@ function glyph(kind) {
   return holder.content.firstChild;
 }
 
-function drawShape(context, kind, x, y, size) {
+function drawShape(context, kind, x, y, size, hollow) {
+  const path = new Path2D(SHAPES[tone(kind)]);
   context.save();
   context.translate(x - size / 2, y - size / 2);
   context.scale(size / 10, size / 10);
-  context.fillStyle = kindColour(kind);
-  context.fill(new Path2D(SHAPES[tone(kind)]));
+  context.fillStyle = hollow ? colour("paper") : kindColour(kind);
+  context.fill(path);
+  if (hollow) { // the training did not take it
+    context.lineWidth = 1.4;
+    context.strokeStyle = kindColour(kind);
+    context.stroke(path);
+  }
   context.restore();
 }
 
@@ -51,7 +57,7 @@ function drawBands(u, events, span, selected, faint = 1) {
     if (event !== selected && reach[event.kind] !== undefined && left < reach[event.kind]) left = reach[event.kind];
     if (right <= left) continue;
     reach[event.kind] = right;
-    context.fillStyle = alpha(kindColour(event.kind), faint * (event === selected ? 0.2 : event.kind === "drift" ? 0.06 : 0.1));
+    context.fillStyle = alpha(kindColour(event.kind), faint * (event.fate?.spared ? 0.5 : 1) * (event === selected ? 0.2 : event.kind === "drift" ? 0.06 : 0.1));
     context.fillRect(left, box.top, right - left, box.height);
   }
   context.restore();
@@ -80,7 +86,7 @@ function drawMarks(u, events, values, selected) {
     if (x < box.left || x > box.left + box.width) continue;
     if (taken.some(([tx, ty]) => Math.abs(tx - x) < 13 * ratio && Math.abs(ty - y) < 27 * ratio)) continue;
     taken.push([x, y]);
-    drawShape(context, event.kind, x, y, (event === selected ? 11 : 9) * ratio);
+    drawShape(context, event.kind, x, y, (event === selected ? 11 : 9) * ratio, event.fate?.spared);
     if (flag) continue;
     context.fillStyle = event === selected ? colour("ink") : colour("mute");
     context.lineWidth = 3 * ratio;

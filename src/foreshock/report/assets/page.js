@@ -23,7 +23,11 @@ function legend(slot, data) {
   const rank = (kind) => (HARM.includes(kind) ? HARM.indexOf(kind) : HARM.length);
   const kinds = [...new Set(data.events.map((event) => event.kind))].sort((a, b) => rank(a) - rank(b));
   slot.replaceChildren(...kinds.map((kind) => el("i", { "data-tip": data.kinds[kind] || "" }, glyph(kind), kindName(kind))));
-  if (data.loss.bad_total) slot.append(el("i", { text: `ticks on the top edge: ${whole(data.loss.bad_total)} values that are not finite` }));
+  const { bad_total: bad, bad_refused: lost, refused, undone } = data.loss;
+  if (refused) slot.append(el("i", {}, ring(), `not taken (${whole(refused.total)})`));
+  if (undone) slot.append(el("i", { text: `dashed: rolled back (${whole(undone.total)})` }));
+  if (bad) slot.append(el("i", { text: `ticks on the top edge: ${plural(bad, "value")} not finite${lost ? `, ${lost === bad ? "all" : whole(lost)} refused` : ""}` }));
+  for (const { kind, title, meaning } of data.guard?.counts || []) slot.append(el("i", { "data-tip": meaning || null }, doneGlyph(kind), title));
 }
 
 const COLUMNS = [
@@ -58,7 +62,8 @@ function eventTable(section, data, select) {
     return el("tr", { tabindex: "0", "data-event": event.place, "aria-current": String(event === state.current), title: data.kinds[event.kind] },
       el("td", { text: whole(event.place) }),
       el("td", {}, el("span", { class: "kind" }, glyph(event.kind), kindName(event.kind),
-        event.signal !== "loss" || event.width ? el("small", { text: event.signal !== "loss" ? event.signal : event.width }) : null)),
+        event.signal !== "loss" || event.width ? el("small", { text: event.signal !== "loss" ? event.signal : event.width }) : null,
+        event.fate ? el("small", { class: "fate", title: event.fate.said, text: `· ${event.fate.short}` }) : null)),
       el("td", { text: whole(event.onset) }), el("td", { text: whole(event.peak) }), el("td", { text: length }),
       el("td", {}, ...(event.kind === "nonfinite" ? [shown ? number(event.value) : "not finite"]
         : [number(event.base), el("span", { class: "to", text: "→" }), number(event.value)])),
@@ -144,7 +149,12 @@ function buildRun(article) {
   const part = (name) => article.querySelector(`[data-part="${name}"]`);
   const slot = (name, what) => part(name).querySelector(`[data-slot="${what}"]`);
   const page = { data, selected: null, view: null, story: null };
-  let chart = null, rows = null;
+  let chart = null, rows = null, done = null;
+
+  page.choose = (row, zoom) => { // an intervention
+    chart?.choose(row, zoom);
+    done.mark(row);
+  };
 
   page.select = (event, zoom, quiet) => {
     if (typeof event === "number") { // the next or the previous one
@@ -177,10 +187,16 @@ function buildRun(article) {
 
   if (data.loss) {
     part("loss").hidden = false;
-    chart = lossChart(part("loss"), data, data.events, page.select);
+    chart = lossChart(part("loss"), data, data.events, page.select, (row) => page.choose(row, false));
     legend(slot("loss", "legend"), data);
     const thinned = `${whole(data.n)} records, drawn by the extremes of every stretch${data.events.length ? " and in full around events" : ""}.`;
     slot("loss", "lede").textContent = data.loss.decimated ? thinned : "";
+  }
+  if (data.guard) {
+    part("guard").hidden = false;
+    data.guard.rows.forEach((row) => { row.marks = steps(row.steps); });
+    const { choose } = page, event = (number) => { page.select(data.events[number - 1], true); part("event").scrollIntoView(); };
+    done = guardTable(part("guard"), data.guard, { choose, event });
   }
   if (data.events.length) {
     part("events").hidden = false;
