@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from foreshock.policies.sight import Policy, Sight
@@ -53,7 +54,9 @@ def check_policy(policy: Policy) -> None:
 def _check_answers(policy: Policy, sights: Sequence[Sequence[Event]]) -> None:
     for sight in sights:
         for past in _pasts(sight):
-            _check_answer(_ask(policy, sight, past), sight)
+            answer = _ask(policy, sight, past)
+            _check_answer(answer, sight)
+            _through_json(answer)
 
 
 def _check_answer(answer: Action, sight: Sequence[Event]) -> None:
@@ -76,12 +79,6 @@ def _check_answer(answer: Action, sight: Sequence[Event]) -> None:
         wrong = f"it goes back to a step that is still to come, at step {sight.step}"
     elif answer.kind == "stop" and not answer.reason:
         wrong = "a stop must give its reason"
-    else:
-        try:
-            if Action.from_dict(json.loads(json.dumps(answer.to_dict()))) != answer:
-                wrong = "it is another one when it was written to JSON and read again"
-        except (TypeError, ValueError) as error:
-            wrong = f"it cannot be written to JSON and read again: {error}"
     if wrong:
         raise ContractError(f"answers: {wrong}: {answer}, to {shown}")
     loud = [each for each in sight if each.kind == "nonfinite"]
@@ -168,8 +165,7 @@ def _check_life(policy: Policy, what: str, world: World) -> None:
         if answer.kind == "stop":
             return
         if answer.kind != "proceed":
-            fields = answer.to_dict() | {"step": sight.step}
-            past.append(Action.from_dict(fields))
+            past.append(replace(answer, step=sight.step))
             read.append(_through_json(past[-1]))
         world.take(answer)
     if world.position - middle < LAST // 4:
@@ -242,7 +238,13 @@ def _again(sight: Sequence[Event]) -> Sequence[Event]:
 
 
 def _through_json(action: Action) -> Action:
-    return Action.from_dict(json.loads(json.dumps(action.to_dict())))
+    try:
+        again = Action.from_dict(json.loads(json.dumps(action.to_dict())))
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"answers: {action} cannot be written to JSON and read again: {error}") from error
+    if again != action:
+        raise ContractError(f"answers: {action} is another one when it was written to JSON and read again: {again}")
+    return again
 
 
 @contextmanager
