@@ -23,6 +23,7 @@ __all__ = ["Denominator", "denominators", "raised", "write"]
 
 HIGHEST, AVERAGE, SUM, LARGEST = "max_exp_avg_sq", ("exp_avg_sq", "square_avg"), "sum", "exp_inf"
 NOWHERE = Parts(1.0, 0.0)
+SCALED = frozenset({"LAMB", "Lamb", "FusedLAMB"})  # a smaller step of some entries lengthens that of all others
 ROUNDING = 8.0  # units in the last place by which a root that stays may seem to have grown
 
 
@@ -75,7 +76,8 @@ def denominators(edge: Edge, optimizer: Optimizer | Sequence[Optimizer]) -> tupl
         if id(param) not in owners:
             raise UsageError("optimizer: it does not hold the parameters of this reading; give the one that was read")
         owner, group = owners[id(param)]
-        cell = _cell(weights, place[id(param)], y, share, owner.state.get(param) or {}, group) if share > 0 else None
+        usable = share > 0 and SCALED.isdisjoint(kind.__name__ for kind in type(owner).__mro__)
+        cell = _cell(weights, place[id(param)], y, share, owner.state.get(param) or {}, group) if usable else None
         if cell is not None:
             found.append(cell)
         elif share > 0:
