@@ -10,13 +10,13 @@ from typing import Any
 from foreshock.detect.spike import Spike
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
-from foreshock.stats import Window, tail_bound
+from foreshock.stats import Window
 
-# A gradient this many times the median of the last 128 is a burst: below, even a batch of noise does no lasting harm
-# to Adam's moments, since (1 - beta2) 10^2 is 0.1 at beta2 = .999. And so far above the largest of them, on the
-# logarithmic scale, and above what the tail makes likely. All numbers here are ours; Ling gives none.
-BURST, ABOVE, RARE, TAILS = 10.0, 1.5, 1e-4, 2.0
-GRADIENTS, KNOWN = 128, 16
+# A gradient this many times the median of the last 64 is a burst: below, even a batch of noise does no lasting harm
+# to Adam's moments, since (1 - beta2) 10^2 is 0.1 at beta2 = .999. And twice as far above the median as the largest of
+# them, on the logarithmic scale: five sigma where that is normal. All numbers here are ours; Ling gives none.
+BURST, ABOVE = 10.0, 2.0
+GRADIENTS, KNOWN = 64, 16
 LEAP, BEYOND = 3.0, 1.5  # times the last learning rate, and the largest that was ever taken
 LEARNT = 20  # steps taken before a learning rate can leap
 LEAPING = 200  # attempts after which a leap that stays is a setting
@@ -150,8 +150,7 @@ class Gate:
             return []
         excess = math.log(norm) - window.median()
         largest = window.quantile(1.0) - window.median()
-        bound = max(math.log(BURST), ABOVE * largest, TAILS * tail_bound(window, RARE))
-        if excess <= bound:
+        if excess <= max(math.log(BURST), ABOVE * largest):
             self._bad.pop("burst", None)
             return []
         begun, records = self._bad.get("burst", (step, 0))

@@ -1,0 +1,176 @@
+"""The gate: what it finds against an attempt, and what it must not (acceptance values of the notes on 2503.05139)."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from foreshock.detect.gate import Gate
+
+
+def noise(n, level=2.0, sigma=0.02, seed=0):
+    return (level + sigma * np.random.default_rng(seed).standard_normal(n)).tolist()
+
+
+def judged(losses, *, refuse=True, gate=None, first=0, **signals):
+    """Feeds losses; what is found against an attempt is refused. Returns {step: events}."""
+    gate = gate or Gate()
+    found = {}
+    for step, loss in enumerate(losses, first):
+        events = gate.judge(step, {"loss": loss} | {name: values[step] for name, values in signals.items()})
+        if events:
+            found[step] = events
+        gate.refused() if events and refuse else gate.took()
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flat_noise_is_let_pass(seed):
+    assert len(judged(noise(10_000, seed=seed))) <= 1
+
+
+def test_one_outlier_is_one_detection_and_leaves_no_mark_on_the_baseline():
+    losses = noise(400)
+    losses[300] += 1.0
+    gate = Gate()
+    found = judged(losses, gate=gate)
+    assert list(found) == [300]
+    (event,) = found[300]
+    assert (event.kind, event.signal, event.data["width"], event.data["records"]) == ("spike", "loss", "narrow", 1)
+    assert event.data["baseline"] == pytest.approx(2.0, abs=0.02)
+    clean = Gate()
+    judged(noise(400), gate=clean)
+    assert gate._spike._base.level == pytest.approx(clean._spike._base.level, abs=1e-3)
+
+
+def test_one_nan_is_found_and_does_not_blind():
+    losses = noise(400)
+    losses[200], losses[300] = math.nan, 3.0
+    found = judged(losses)
+    assert {step: [event.kind for event in events] for step, events in found.items()} == {
+        200: ["nonfinite"], 300: ["spike"],
+    }  # fmt: skip
+
+
+def test_attempts_in_a_row_are_counted_and_wide_from_the_fifth_on():
+    losses = noise(400)
+    for step in range(300, 308):
+        losses[step] += 1.0
+    found = judged(losses)
+    assert list(found) == list(range(300, 308))
+    data = [events[0].data for events in found.values()]
+    assert [each["records"] for each in data] == list(range(1, 9))
+    assert [each["refused"] for each in data] == list(range(8))
+    assert [each["width"] for each in data] == ["narrow"] * 4 + ["wide"] * 4
+    assert len({events[0].key for events in found.values()}) == 1
+
+
+def test_a_slow_drift_is_let_pass_and_a_level_that_stays_is_learnt_once_it_is_taken():
+    losses = noise(4000)
+    for step in range(1000, 4000):
+        losses[step] *= 1.0 + 0.2 * min(1.0, (step - 1000) / 2000)
+    assert not judged(losses)
+    losses = noise(1000)
+    for step in range(500, 1000):
+        losses[step] *= 1.3
+    found = judged(losses, refuse=False)
+    assert min(found) == 500
+    assert 5 <= max(found) - 500 < 200
+    assert len({event.key for events in found.values() for event in events}) == 1
+
+
+def test_the_spikes_of_the_published_curve_are_found_on_a_curve_like_it():
+    """Peak and base of the 12 events in the loss of Ling 2503.05139 without its remedy, digitised."""
+    steps = [8002, 11892, 12600, 15380, 28518, 45473, 46536, 51475, 55772, 60136, 72879, 95509]
+    peaks = [8.78, 5.85, 2.61, 3.63, 6.65, 7.06, 8.69, 5.03, 3.88, 5.97, 8.53, 2.76]
+    places = [step // 9 for step in steps]
+    rng = np.random.default_rng(0)
+    t = np.arange(10_700)
+    losses = 1.25 + 12.35 / (1 + t / 15.0) + 0.01 * rng.standard_normal(len(t))
+    losses[places] = peaks
+    assert list(judged(losses.tolist())) == places
+
+
+@pytest.mark.parametrize("factor", [20.0, 1000.0])
+def test_a_burst_of_the_gradient_is_found_where_the_loss_is_as_ever(factor):
+    norms = np.exp(0.3 * np.random.default_rng(1).standard_normal(300))
+    norms[200] *= factor
+    found = judged(noise(300), grad_norm=norms.tolist())
+    assert list(found) == [200]
+    assert (found[200][0].kind, found[200][0].signal) == ("precursor", "grad_norm")
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0])
+def test_gradients_that_scatter_are_let_pass(sigma):
+    norms = np.exp(sigma * np.random.default_rng(2).standard_normal(10_000))
+    assert len(judged(noise(10_000), grad_norm=norms.tolist())) <= 1
+
+
+def rates(name):
+    t = np.arange(400)
+    return {
+        "warm-up": 1e-3 * np.minimum(1.0, (t + 1) / 100),
+        "warm-up from nothing": 1e-3 * np.minimum(1.0, t / 10),
+        "warm restarts": 1e-3 * (0.001 + 0.5 * (1 + np.cos(np.pi * (t % 100) / 100))),
+        "steps down": 1e-3 * 0.1 ** (t // 100),
+        "one cycle": 1e-3 * np.interp(t, [0, 120, 399], [0.04, 1.0, 1e-4]),
+        "doubled": 1e-3 * 2.0 ** (t // 100),
+        "constant": np.full(400, 1e-3),
+    }[name].tolist()
+
+
+@pytest.mark.parametrize(
+    "name", ["warm-up", "warm-up from nothing", "warm restarts", "steps down", "one cycle", "doubled", "constant"]
+)
+def test_ordinary_schedules_of_the_learning_rate_are_let_pass(name):
+    assert not judged(noise(400), lr=rates(name))
+
+
+@pytest.mark.parametrize("factor", [10.0, 60.0])
+@pytest.mark.parametrize("name", ["constant", "steps down"])
+def test_a_leap_of_the_learning_rate_is_found_while_it_lasts(factor, name):
+    lr = rates(name)
+    for step in range(80, 84):
+        lr[step] *= factor
+    found = judged(noise(400), refuse=False, lr=lr)
+    assert list(found) == [80, 81, 82, 83]
+    assert all(event.signal == "lr" and event.data["factor"] == pytest.approx(factor) for (event,) in found.values())
+
+
+def test_what_was_let_pass_is_remembered_when_the_loss_rises():
+    losses, lr = noise(400), [1e-3] * 400
+    lr[200], losses[201] = 1e-2, 4.0
+    gate, found = Gate(), {}
+    for step, (loss, rate) in enumerate(zip(losses, lr, strict=True)):
+        events = gate.judge(step, {"loss": loss, "lr": rate})
+        found[step] = events
+        gate.took(events[0].signal if events else "")
+    (spike,) = found[201]
+    assert (spike.data["suspect"], spike.data["since"]) == ("lr", 200)
+
+
+def test_moments_that_vanish_are_found_and_those_that_decay_are_not():
+    moments, steps = [0.9**t + 0.01 for t in range(300)], [float(t) for t in range(300)]
+    assert not judged(noise(300), moments=moments, steps=steps)
+    lost = [*moments[:200], *([1e-4] * 100)]
+    assert list(judged(noise(300), moments=lost, steps=steps, refuse=False)) == [200]
+    counted = [*steps[:200], *(float(t) for t in range(100))]
+    assert list(judged(noise(300), moments=moments, steps=counted, refuse=False)) == [200]
+
+
+@pytest.mark.parametrize("cut", [50, 120, 151, 202, 260])
+def test_a_resumed_gate_judges_as_if_it_had_not_stopped(cut):
+    losses, norms, lr = noise(300), [1.0 + 0.1 * (t % 7) for t in range(300)], [1e-3] * 300
+    losses[120] = losses[121] = 5.0
+    norms[150], lr[200], losses[201] = 500.0, 2e-2, math.nan
+    whole = judged(losses, grad_norm=norms, lr=lr)
+    first = Gate()
+    found = judged(losses[:cut], gate=first, grad_norm=norms, lr=lr)
+    second = Gate()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    found |= judged(losses[cut:], gate=second, first=cut, grad_norm=norms, lr=lr)
+    assert str(found) == str(whole)  # NaN in an event equals itself only in writing
+    assert set(whole) == {120, 121, 150, 200, 201}
