@@ -62,7 +62,7 @@ class Sentry:
         """
         found: list[Event] = []
         if reading is not None and sums[0] >= ranks:
-            known = {name: float(getattr(reading, name)) for name in READING}
+            known = {name: float(getattr(reading, name)) for name in READING} | {"chi_mode_loss": reading.mode_loss}
             known = {name: value for name, value in known.items() if math.isfinite(value)}
             values |= known
             event = self._alarm.update(step, known)
