@@ -13,6 +13,7 @@ from torch import nn
 
 import foreshock as fs
 from foreshock.errors import UsageError
+from foreshock.requeue import Requeue
 from foreshock.testing import faults
 
 Pair = namedtuple("Pair", "inputs targets")
@@ -476,3 +477,17 @@ def test_the_docstrings_hold(name):
     result = doctest.testmod(importlib.import_module(f"foreshock.testing.{name}"))
     assert result.attempted
     assert not result.failed
+
+
+def test_a_batch_spoilt_by_its_own_number_is_as_bad_when_it_comes_back():
+    data = Requeue([tokens(seed) for seed in range(6)])
+    injector = faults.Injector(faults.random_batch(3))
+    came = {}
+    for batch in data:
+        number = data.current[-1]
+        came.setdefault(number, []).append(injector.batch(number, batch))
+        data.settle("retry" if number == 3 and data.tries([3]) < 2 else "accepted")
+    assert [len(came[i]) for i in range(6)] == [1, 1, 1, 3, 1, 1]
+    assert not torch.equal(came[3][0], tokens(3))
+    assert torch.equal(came[3][0], came[3][1])
+    assert torch.equal(came[3][0], came[3][2])

@@ -32,6 +32,8 @@ def outline(batch: Any, leaf: Callable[[Any], Any] = lambda each: each) -> Any:
         return leaf(batch)
     if kind is tuple or kind is list:
         return kind([outline(each, leaf) for each in batch])
+    if kind is dict:
+        return {key: outline(value, leaf) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return kind(*(outline(each, leaf) for each in batch))
     if isinstance(batch, Mapping):
@@ -49,17 +51,16 @@ def copied(batch: Any) -> Any:
     return outline(batch, lambda each: each.detach().clone() if isinstance(each, Tensor) else each.copy())
 
 
-def versions(batch: Any) -> tuple[int, ...]:
-    """Returns how often each tensor of the batch was changed in place."""
-    found: list[int] = []
+def outlined(batch: Any) -> tuple[Any, tuple[int, ...]]:
+    """Returns the outline of the batch, and how often each of its tensors was changed in place so far."""
+    versions: list[int] = []
 
-    def add(each: Any) -> Any:
+    def note(each: Any) -> Any:
         if isinstance(each, Tensor) and not each.is_inference():
-            found.append(each._version)
+            versions.append(each._version)
         return each
 
-    outline(batch, add)
-    return tuple(found)
+    return outline(batch, note), tuple(versions)
 
 
 def written(batch: Any) -> Any:

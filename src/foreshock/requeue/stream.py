@@ -9,8 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from foreshock.errors import ForeshockWarning, UsageError
-from foreshock.requeue.plain import read, written
-from foreshock.requeue.randomness import Randomness, owned, set_owned
+from foreshock.requeue.randomness import Randomness, owned, process_untouched, set_owned, states_read, states_written
 
 END = object()
 """What `take` returns at the end of a pass."""
@@ -88,7 +87,7 @@ class Stream:
             "taken": self.taken,
             "running": self.running,
             "start": self._start.state_dict() if self._start is not None else None,
-            "owned": [] if self.keeps_place else written(owned(self.data)),
+            "owned": [] if self.keeps_place else states_written(owned(self.data)),
             "data": self.data.state_dict() if self.keeps_place else None,  # type: ignore[attr-defined]
         }
 
@@ -115,13 +114,14 @@ class Stream:
             if state["data"] is not None:
                 self.data.load_state_dict(state["data"])  # type: ignore[attr-defined]
             return
-        self._owned = read(state["owned"])
+        self._owned = states_read(state["owned"])
         if not self.running:
             set_owned(self.data, self._owned)
 
     def _taken_up(self) -> Iterator[Any]:
         if self.keeps_place:
-            return iter(self.data)
+            with process_untouched():
+                return iter(self.data)
         if self._start is None:
             raise UsageError(
                 "data: the state was saved with data that kept their place themselves; these do not: give the same kind"

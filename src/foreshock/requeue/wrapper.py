@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from foreshock.errors import ForeshockWarning, UsageError
-from foreshock.requeue.plain import copied, outline, read, versions, written
+from foreshock.requeue.plain import copied, outlined, read, written
 from foreshock.requeue.stream import END, Stream
 
 OUTCOMES = ("accepted", "scaled", "requeue", "retry", "quarantine", "drop")
@@ -64,9 +64,10 @@ class Requeue:
     * Whatever hands out batches ahead of time, such as a prefetcher to an accelerator, belongs inside.
 
     Saved and loaded, it goes on as if never stopped, bit for bit: order, waiting batches, positions, random state of
-    worker processes. The epoch is gone through again up to its place for that, without training; data with a
-    `state_dict` of their own, such as torchdata's `StatefulDataLoader`, know a faster way. The state is that between
-    two attempts: batches that were handed out and are not settled come again, first of all.
+    worker processes. For that the epoch is gone through again up to its place, without training. Data with a
+    `state_dict` of their own, such as torchdata's `StatefulDataLoader`, know a faster way, and restore what they
+    restore: that one the order, but of its workers' random state only what the data set keeps in its own state. The
+    state saved is that between two attempts: batches handed out and not settled come again, first of all.
 
     Args:
         data: a `DataLoader`, or anything that can be iterated over; endless ones too.
@@ -120,6 +121,8 @@ class Requeue:
 
     def tries(self, ids: Iterable[int]) -> int:
         """Returns how often the batches were refused before, or let through with a smaller update; the most of them."""
+        if not self._tries:
+            return 0
         return max((self._tries.get(number, 0) for number in ids), default=0)
 
     def settle(self, outcome: str) -> None:
@@ -133,6 +136,9 @@ class Requeue:
         if not self._settles:
             self._settles = True
             self._out = deque(self._out)
+        if outcome == "accepted" and not self._tries:  # nearly always
+            self._out.clear()
+            return
         out, self._out = self._out, deque()
         if outcome in ("requeue", "retry"):
             for held in out:
@@ -247,7 +253,7 @@ class Requeue:
                 return self._returned(self._waiting.pop(0))
             batch = self._stream.take()
             if batch is not END:
-                self._out.append(Held(self._fresh, outline(batch), versions(batch)))
+                self._out.append(Held(self._fresh, *outlined(batch)))
                 self._fresh += 1
                 return batch
             self._last, self._waiting = deque(self._waiting), []
@@ -262,7 +268,7 @@ class Requeue:
         """Makes the batch one that nobody else can change."""
         if held.changes is None:
             return
-        if versions(held.batch) != held.changes:
+        if outlined(held.batch)[1] != held.changes:
             warnings.warn(
                 f"batch {held.number} was changed in place by the training loop, and comes back as it is now",
                 ForeshockWarning,
