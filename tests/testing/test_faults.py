@@ -491,3 +491,58 @@ def test_a_batch_spoilt_by_its_own_number_is_as_bad_when_it_comes_back():
     assert not torch.equal(came[3][0], tokens(3))
     assert torch.equal(came[3][0], came[3][1])
     assert torch.equal(came[3][0], came[3][2])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_guard_may_cut_the_raised_rate_for_its_update(schedule):
+    """The hook then sees another rate than the raised one, and the guard puts the raised one back after it."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scheduler, seen = schedule(optimizer), []
+    injector = faults.Injector(faults.raised_lr(2), model, optimizer)
+
+    def guarded():
+        group = optimizer.param_groups[0]
+        seen.append(group["lr"])
+        if group["lr"] > 0.1:
+            was, group["lr"] = group["lr"], group["lr"] / 50
+            optimizer.step()
+            group["lr"] = was
+        else:
+            optimizer.step()
+        scheduler.step()
+
+    take = injector.around(guarded)
+    for _ in range(9):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        take()
+    other = torch.optim.SGD(net().parameters(), lr=0.01)
+    plan, sound = schedule(other), []
+    for _ in range(9):
+        sound.append(other.param_groups[0]["lr"])
+        other.step()
+        plan.step()
+    assert seen == pytest.approx([60 * rate if 2 <= i < 6 else rate for i, rate in enumerate(sound)], rel=1e-2)
+
+
+def test_the_rate_is_the_usual_one_after_a_raise_under_a_foreshock_guard():
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    injector = faults.Injector(faults.raised_lr(40), model, optimizer)
+    draw = torch.Generator().manual_seed(0)
+    with fs.Monitor(model, optimizer) as monitor:
+        take = injector.around(fs.Guard(monitor, scheduler=scheduler).step)
+        for _ in range(60):
+            x = torch.randn(16, 3, generator=draw)
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+            monitor.observe(loss)
+            optimizer.zero_grad()
+            loss.backward()
+            take()
+    taken = scheduler.last_epoch
+    assert taken > 40
+    usual = 0.005 * (1 + math.cos(math.pi * taken / 200))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(usual, rel=0.02)
+    assert [step for step, _ in injector.injected] == [40, 41, 42, 43]

@@ -130,7 +130,7 @@ class Injector:
                 group["lr"] = before * factor
                 self._rates.append((group, before, float(group["lr"])))
             # put back before a scheduler steps, and, as the last hook registered, after a monitor has read it
-            self._lowering = self.optimizer.register_step_post_hook(lambda *_: self._put_back())
+            self._lowering = self.optimizer.register_step_post_hook(self._put_back)
             for fault in raised:
                 self._log(step, fault)
 
@@ -249,18 +249,19 @@ class Injector:
             raise UsageError(f"parameter: there is no {fault.parameter!r} to strike; there are {names}")
         return found
 
-    def _put_back(self) -> None:
+    def _put_back(self, *_: Any) -> None:
+        """Takes back what still stands; a rate that a guard has changed for its update is seen to later."""
         for group, before, raised in self._rates:
-            now = float(group["lr"])
-            usual = float(before)
-            if now == raised:
+            if float(group["lr"]) == raised:
                 group["lr"] = before
-            elif now * usual > 0.0 and abs(math.log(now / raised)) < abs(math.log(now / usual)):
-                group["lr"] = now * usual / raised  # a scheduler has gone on from what it found
-        self._rates = []
 
     def _lower(self) -> None:
         self._put_back()
+        for group, before, raised in self._rates:
+            now, usual = float(group["lr"]), float(before)
+            if now * usual > 0.0 and abs(math.log(now / raised)) < abs(math.log(now / usual)):
+                group["lr"] = now * usual / raised  # a scheduler has gone on from what it found
+        self._rates = []
         if self._lowering is not None:
             self._lowering.remove()
             self._lowering = None
