@@ -85,8 +85,22 @@ class Training:
         outputs = self.model(inputs)
         return self.case.loss(outputs if self.case.cast is None else outputs.to(self.case.cast), target)
 
-    def advance(self, step: int, observe: Callable[[Tensor], object] | None = None) -> float:
-        """Takes one step, as a loop would write it; returns the loss over all the data before it."""
+    def truth(self) -> float:
+        """Returns the exact loss over all the data, of the logits as the network makes them."""
+        with torch.no_grad():
+            return float(cross_entropy(self.model(self.inputs).double(), self.target))
+
+    def advance(
+        self, step: int, observe: Callable[[Tensor], object] | None = None,
+        take: Callable[[], object] | None = None,
+    ) -> float:  # fmt: skip
+        """Takes one step, as a loop would write it; returns the loss over all the data before it.
+
+        Args:
+            step: its number.
+            observe: is shown the loss before its backward pass.
+            take: stands in for the optimizer's own step.
+        """
         inputs, target, whole = self.inputs, self.target, None
         if self._rows:
             whole = self.whole()
@@ -96,7 +110,7 @@ class Training:
             observe(loss)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        (self.optimizer.step if take is None else take)()
         return float(loss.detach()) if whole is None else whole
 
 
