@@ -109,6 +109,14 @@ def test_the_watched_loop_finds_its_lr_mistake(example):
     assert any(event.kind == "spike" and 300 <= event.onset <= 303 for event in run.events)
 
 
+def test_the_guarded_digits_survive_their_faults(example):
+    loss = example("guard_a_loop.py")("a", 450)
+    run = Run.load("a")
+    assert loss < 1.0  # unguarded it is NaN: a weight is flipped at step 360
+    assert {action.kind for action in run.actions} >= {"skip", "cut_lr", "rollback"}
+    assert np.isfinite(run.accepted("loss")[run.taken]).all()
+
+
 def test_the_detector_of_ones_own_finds_what_it_was_told_to(example, capsys):
     (event,) = example("own_detector.py")()
     assert (event.onset, event.end) == (2, 3)

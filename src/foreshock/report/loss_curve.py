@@ -66,16 +66,18 @@ def _curve(steps: Ints, values: Floats) -> dict[str, object]:
 
 
 def _trend(steps: Ints, values: Floats) -> dict[str, object] | None:
-    """Returns medians of 240 groups of records where the curve is noisy enough to want one."""
+    """Returns medians of 240 groups of records, or a few more, where the curve is noisy enough to want one."""
     size = len(values) // 240
     if size < 5:
         return None
-    n = size * 240
-    groups = np.sort(np.where(np.isfinite(values[:n]), values[:n], np.nan).reshape(240, size), axis=1)  # NaN goes last
+    count = len(values) // size
+    n = size * count
+    groups = np.where(np.isfinite(values[:n]), values[:n], np.nan).reshape(count, size)
+    groups = np.sort(groups, axis=1)  # NaN goes last
     middle = groups[:, size // 2]
     with np.errstate(over="ignore"):
         spread = groups[:, (size * 9) // 10] - groups[:, size // 10]
     finite = np.isfinite(middle) & np.isfinite(spread)
     if finite.sum() < 60 or np.median(spread[finite]) < 0.02 * np.ptp(middle[finite]):
         return None
-    return {"x": encode.steps(steps[:n].reshape(240, size)[:, size // 2]), "y": encode.floats(middle)}
+    return {"x": encode.steps(steps[:n].reshape(count, size)[:, size // 2]), "y": encode.floats(middle)}

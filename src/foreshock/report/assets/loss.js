@@ -5,7 +5,7 @@ function lossChart(section, data, events, onSelect, onDone) {
   const aside = Boolean(data.loss.refused || data.loss.undone), guard = data.guard;
   const xs = aside ? [...new Set(Object.values(lines).flatMap((each) => each.x))].sort((a, b) => a - b) : lines.line.x;
   const raw = !aside ? lines.line.y : xs.map((x) => lines.line.at.get(x) ?? lines.undone.at.get(x) ?? lines.refused.at.get(x));
-  const bad = steps(data.loss.bad);
+  const bad = steps(data.loss.bad), back = (guard?.rows ?? []).flatMap((row) => row.back ?? []);
   const trend = data.loss.trend && { x: steps(data.loss.trend.x), y: floats(data.loss.trend.y) };
   const full = data.span[0] === data.span[1] ? [data.span[0] - 1, data.span[1] + 1] : data.span;
   const holder = slot("plot"), readout = slot("readout"), reset = section.querySelector('[data-act="reset"]');
@@ -62,6 +62,7 @@ function lossChart(section, data, events, onSelect, onDone) {
     let open = false;
     trend.x.forEach((x, i) => {
       const y = trend.y[i];
+      if (back.some(([from, to]) => trend.x[i - 1] < to && x >= from)) open = false;
       if (!Number.isFinite(y) || (state.log && y <= 0)) { open = false; return; }
       const at = [u.valToPos(x, "x", true), u.valToPos(y, "y", true)];
       if (open) context.lineTo(...at); else context.moveTo(...at);
@@ -180,7 +181,9 @@ function lossChart(section, data, events, onSelect, onDone) {
     view(at - (at - u.scales.x.min) * k, at + (u.scales.x.max - at) * k);
   }, { passive: false });
 
-  const mini = overview(slot("mini"), { xs: lines.line.x, raw: lines.line.y, full, events, span: data.span, log: () => state.log, view });
+  const stays = aside ? xs.filter((x) => lines.line.at.has(x) || lines.undone.at.has(x)) : xs;
+  const small = aside ? stays.map((x) => lines.line.at.get(x) ?? NaN) : raw;
+  const mini = overview(slot("mini"), { xs: stays, raw: small, full, events, span: data.span, log: () => state.log, view });
   onWidth(holder, (width) => {
     if (state.chart) state.chart.setSize({ width, height: holder.clientHeight || 340 }); else build();
   });
