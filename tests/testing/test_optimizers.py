@@ -298,7 +298,7 @@ def test_gradients_that_are_made_anew_are_named():
             super().one(p, group)
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
-    with pytest.raises(ContractError, match="gradients: .* made anew"):
+    with pytest.raises(ContractError, match=r"gradients: .* made anew"):
         check_optimizer(MovesAndRemakes)
 
 
@@ -314,7 +314,7 @@ def test_one_that_cannot_be_skipped_by_dropping_gradients_is_told_the_way_out():
 def test_what_makes_no_optimizer_is_an_error_of_use():
     with pytest.raises(UsageError, match="cannot be called with a list of parameters"):
         check_optimizer(lambda: SGD([torch.ones(1)], 0.1))
-    with pytest.raises(ContractError, match="is no torch.optim.Optimizer"):
+    with pytest.raises(ContractError, match=r"is no torch\.optim\.Optimizer"):
         check_optimizer(lambda params: params)
     same = SGD([torch.ones((), requires_grad=True)], 0.1)
     with pytest.raises(ContractError, match="the same optimizer twice"):
