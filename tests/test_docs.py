@@ -66,6 +66,19 @@ def test_the_page_on_absorption_runs_from_top_to_bottom(tmp_path, monkeypatch, c
     assert 0 < float(names["loss"]) < 1e-7
 
 
+def test_the_guide_to_the_guard_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks((ROOT / "docs" / "guard.md").read_text(encoding="utf-8"), "python"):
+            exec(compile(block, "guard.md", "exec"), names)
+    assert [note["kind"] for note in Run.load("runs/guarded").notes if note["kind"] == "action"] == []
+    assert {action.kind for action in Run.load("runs/with").actions} == {"skip", "rollback"}
+    assert Run.load("runs/with")["loss"][-20:].mean() < 1 < Run.load("runs/with")["loss"][0]
+    assert np.isnan(Run.load("runs/without")["loss"][-1])
+    assert Path("guarded.html").stat().st_size > 10_000
+
+
 def test_the_run_format_reads_with_numpy_alone(loop):
     exec(compile(blocks(README, "python")[0], "README.md", "exec"), loop)
     (reader,) = blocks((ROOT / "docs" / "run-format.md").read_text(encoding="utf-8"), "python")
