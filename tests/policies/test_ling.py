@@ -8,7 +8,7 @@ import math
 import pytest
 
 from foreshock.errors import UsageError
-from foreshock.policies import Action, CutLr, Sight, ling
+from foreshock.policies import Action, CutLr, Sight, Skip, ling
 from tests.policies.scripts import answered, event, row, words
 
 RING = (100, 180, 260, 290, 300)
@@ -100,6 +100,11 @@ def test_hits_far_apart_are_skipped_until_the_share_is_reached():
     assert words(answers)[:10] == ["skip requeue"] * 10
     assert answers[10].kind == "rollback"
     assert "10 of the last 1000 steps were skipped" in answers[10].reason
+
+
+def test_the_window_after_a_rollback_does_not_use_up_the_share():
+    window = [Skip(step=step, data="drop", reason="a rollback skips") for step in range(300, 500)]
+    assert words(answered(ling(), [(520, event(520))], past=window)) == ["skip requeue"]
 
 
 def test_the_applied_share_is_smaller_the_second_time_and_can_be_chosen():

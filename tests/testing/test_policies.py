@@ -57,7 +57,7 @@ def test_a_function_of_ones_own_keeps_it_with_a_cap_and_what_refuses_nan():
     check_policy(first_of(refuse_nonfinite(), capped(mine, 10, 1000)))
     with pytest.raises(ContractError, match=r"non-finite: .* return Skip, or put foreshock.policies.refuse_nonfinite"):
         check_policy(mine)
-    with pytest.raises(ContractError, match=r"ends: in a world where every attempt .* is bad, .* policies\.capped"):
+    with pytest.raises(ContractError, match=r"ends: in a world where every attempt .* is bad, .*policies\.capped"):
         check_policy(first_of(refuse_nonfinite(), mine))
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from foreshock.errors import UsageError
 from foreshock.policies.compose import first_of
 from foreshock.policies.nonfinite import SPAN, ordinal, refuse_nonfinite
-from foreshock.policies.past import answers, because, first, hits, in_a_row, said, since
+from foreshock.policies.past import answers, because, first, hits, in_a_row, said, since, skips
 from foreshock.policies.rewind import rewind
 from foreshock.policies.sight import Policy, seen
 from foreshock.run.action import Action, Cause, CutLr, Proceed, Scale, Skip
@@ -88,9 +88,9 @@ def ling(
             return because(Scale(factor=part), f"{why}, so {part:g} of the update is taken", event)
         if hit < 3 and rung:
             return state(f" after {scaled} scaled updates in {cooldown} steps")
-        skips = sum(isinstance(past, Skip) for past in since(actions, now - SPAN + 1))
-        if skips >= allowed:
-            return state(f", and {skips} of the last {SPAN} steps were skipped already")
+        skipped = skips(actions, now, SPAN)
+        if skipped >= allowed:
+            return state(f", and {skipped} of the last {SPAN} steps were skipped already")
         if hit < 3:
             return because(Skip(data=once_more), f"{what}, so the step is not taken", event)
         return because(Skip(data="quarantine"), f"{nth}, which is put away", event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from foreshock.policies.past import answers, because, first, hits, in_a_row, said, since
+from foreshock.policies.past import answers, because, first, hits, in_a_row, said, skips
 from foreshock.policies.rewind import rewind
 from foreshock.policies.sight import Policy, seen
 from foreshock.run.action import Action, Proceed, Skip, Stop
@@ -37,15 +37,15 @@ def refuse_nonfinite(*, retry: bool = False, wide: int = 5, cooldown: int = 20, 
         if event is None:
             return Proceed()
         what, row = said(event, events), in_a_row(event, actions)
-        skips = sum(isinstance(past, Skip) for past in since(actions, seen(events).step - SPAN + 1))
+        skipped = skips(actions, seen(events).step, SPAN)
         damaged, rewound = event.signal == "parameters", any(p.kind == "rollback" for p in answers(actions, event))
-        if damaged or rewound or row >= wide or skips >= most:
+        if damaged or rewound or row >= wide or skipped >= most:
             back = rewind(events, event, actions, cooldown)
             if back is not None:
-                why = f"{what}, {row} in a row and {skips} refused within {SPAN} steps, so the state is suspected"
+                why = f"{what}, {row} in a row and {skipped} refused within {SPAN} steps, so the state is suspected"
                 return because(back, why, event)
-            if damaged or rewound or skips >= most:
-                why = f"{what}, {skips} steps of {SPAN} were refused, and there is nothing left to go back to"
+            if damaged or rewound or skipped >= most:
+                why = f"{what}, {skipped} steps of {SPAN} were refused, and there is nothing left to go back to"
                 return because(Stop(), why, event)
         hit = hits(events, event, actions)
         if hit > 1:

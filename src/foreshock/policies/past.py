@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from foreshock.errors import UsageError
 from foreshock.policies.sight import Sight, seen
-from foreshock.run.action import Action
+from foreshock.run.action import Action, Skip
 from foreshock.run.event import KINDS, Event
 
 
@@ -51,6 +51,11 @@ def since(actions: Sequence[Action], step: int) -> Iterator[Action]:
         if 0 <= action.step < step:
             return
         yield action
+
+
+def skips(actions: Sequence[Action], step: int, within: int) -> int:
+    """Returns how many of the last steps were skipped for a cause; those of a window after a rollback have none."""
+    return sum(isinstance(past, Skip) and past.cause is not None for past in since(actions, step - within + 1))
 
 
 def answers(actions: Sequence[Action], event: Event) -> list[Action]:
@@ -129,7 +134,7 @@ def said(event: Event, events: Sequence[Event]) -> str:
         factor = number(event, events, "factor")
         return "the learning rate leapt" + (f" {factor:.3g}-fold" if factor else "")
     if event.kind == "precursor" and event.signal == "grad_norm":
-        ratio = number(event, events, "ratio")
+        ratio = number(event, events, "ratio", "factor")
         return "the gradient leapt" + (f" to {ratio:.3g} times its level" if ratio else "")
     if event.kind in ("watch", "imminent"):
         chi = number(event, events, "chi", "value")

@@ -13,7 +13,7 @@ from typing import Any
 
 from foreshock.policies.sight import Policy, Sight
 from foreshock.run import action as known
-from foreshock.run.action import Action, Proceed
+from foreshock.run.action import Action, Cause, Proceed
 from foreshock.run.event import KINDS, Event
 from foreshock.testing.contract import ContractError
 from foreshock.testing.worlds import START, World, worlds
@@ -149,8 +149,8 @@ def _check_life(policy: Policy, what: str, world: World) -> None:
     """Lives in a world, with a second self beside it whose past went through JSON at each attempt."""
     past: list[Action] = []
     read: list[Action] = []
-    middle = 0
-    taken = 0
+    accepted: Cause | None = None  # acceptances are logged once a cause, as a guard does
+    middle = taken = 0
     while world.step < ATTEMPTS and taken < SETTLED:
         if world.step == ATTEMPTS - LAST:
             middle = world.position
@@ -166,9 +166,10 @@ def _check_life(policy: Policy, what: str, world: World) -> None:
             )
         if answer.kind == "stop":
             return
-        if answer.kind != "proceed":
+        if answer.kind != "proceed" or (answer.reason and answer.cause != accepted):
             past.append(replace(answer, step=sight.step))
             read.append(_through_json(past[-1]))
+        accepted = answer.cause if answer.kind == "proceed" else None
         world.take(answer)
         taken = taken + 1 if answer.takes_step and world.step > START else 0
     if taken < SETTLED and world.position - middle < LAST // 4:
