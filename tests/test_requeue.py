@@ -94,6 +94,10 @@ class Placed:
         self.at = 0
 
     def __iter__(self):
+        torch.rand(())  # as the seed of a loader's workers
+        return self.rest()
+
+    def rest(self):
         while self.at < 10:
             self.at += 1
             yield torch.tensor(self.at - 1)
@@ -422,7 +426,7 @@ def assert_same(a, b):
 def test_resumed_is_never_stopped_wherever_it_is_cut(kind):
     whole, _ = train(Requeue(loader(kind), horizon=4))
     assert len({i for i, *_ in whole}) < len(whole)
-    for stop in range(1, len(whole)):
+    for stop in range(1, len(whole), 1 if kind in ("0", "torch") else 3):
         first, state = train(Requeue(loader(kind), horizon=4), stop)
         second, _ = train(Requeue(loader(kind), horizon=4), state=state)
         assert_same(first + second, whole)
