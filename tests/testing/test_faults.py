@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import foreshock as fs
+import foreshock.testing
 from foreshock.errors import UsageError
 from foreshock.requeue import Requeue
 from foreshock.testing import faults
@@ -189,6 +190,13 @@ def test_the_wrong_mixture_comes_from_a_function_a_sequence_or_any_iterable():
     assert got(lambda step: 10 * step) == [-1, 50, 60, 70, 80, -1]
     assert got([1, 2, 3]) == [-1, 1, 2, 3, 1, -1]
     assert got({1: "a", 2: "b"}) == [-1, 1, 2, 1, 2, -1]
+
+
+@pytest.mark.parametrize("source", [[], {}, (i for i in range(2))], ids=["list", "dict", "generator"])
+def test_a_mixture_that_runs_out_is_an_error(source):
+    injector = faults.Injector(faults.wrong_mixture(0, source, steps=4))
+    with pytest.raises(UsageError, match=r"source: the batches of the wrong mixture have run out at step [0-3]"):
+        _ = [injector.batch(step, -1) for step in range(4)]
 
 
 def test_batches_are_counted_over_the_epochs_and_come_back_the_same():
@@ -546,3 +554,8 @@ def test_the_rate_is_the_usual_one_after_a_raise_under_a_foreshock_guard():
     usual = 0.005 * (1 + math.cos(math.pi * taken / 200))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(usual, rel=0.02)
     assert [step for step, _ in injector.injected] == [40, 41, 42, 43]
+
+
+def test_the_faults_are_reached_through_their_package(monkeypatch):
+    monkeypatch.delattr(foreshock.testing, "faults")  # as it is before anybody has imported them
+    assert foreshock.testing.faults is faults

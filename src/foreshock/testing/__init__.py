@@ -22,6 +22,8 @@ __all__ = ["ContractError", "check_detector", "check_optimizer", "check_policy"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "faults":
+        return importlib.import_module("foreshock.testing.faults")
     if name not in _LAZY:
         raise AttributeError(f"module 'foreshock.testing' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from foreshock.testing.faults import Fault
 
 Result = TypeVar("Result")
+_TENSORS = ("scaled_gradient", "nan_gradient", "bit_flip")  # what strikes parameters or their gradients
 
 
 class Injector:
@@ -204,9 +204,8 @@ class Injector:
             if fault.kind == "wrong_mixture":
                 batch = self._other(place, fault, step)
             elif fault.kind == "random_batch":
-                batch = random_like(
-                    batch, self._generator(place, step, checksum(batch)), vocabulary=fault.vocabulary
-                )
+                generator = self._generator(place, step, checksum(batch))
+                batch = random_like(batch, generator, vocabulary=fault.vocabulary)
             else:
                 batch = constant_like(batch, self._generator(place, step, checksum(batch)))
             self._log(step, fault)
@@ -217,11 +216,16 @@ class Injector:
         assert source is not None
         if callable(source):
             return source(step)
-        if isinstance(source, Sequence):
+        if isinstance(source, Sequence) and len(source):
             return source[(step - fault.at) % len(source)]
-        if place not in self._sources:
-            self._sources[place] = itertools.chain.from_iterable(itertools.repeat(source))
-        return next(self._sources[place])
+        for _ in range(2):
+            if place in self._sources:
+                try:
+                    return next(self._sources[place])
+                except StopIteration:
+                    pass
+            self._sources[place] = iter(source)
+        raise UsageError(f"source: the batches of the wrong mixture have run out at step {step}; give more, or a list")
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         if self.model is not None:
@@ -265,9 +269,6 @@ class Injector:
         if self._lowering is not None:
             self._lowering.remove()
             self._lowering = None
-
-
-_TENSORS = ("scaled_gradient", "nan_gradient", "bit_flip")
 
 
 class SpoiledBatches:
