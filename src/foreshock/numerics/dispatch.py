@@ -83,11 +83,12 @@ def discrepancy(device: torch.device, dtype: torch.dtype, soft: bool, *, classes
     Relative for one right class; for soft targets, whose gradients cancel, relative to 1.
     """
     n, kind = 9, working_dtype(dtype)
-    right = (37 * torch.arange(n)).remainder(classes).view(n, 1)
-    # any logits will do, but the same everywhere
-    z = 3 * torch.arange(n * classes, dtype=torch.float64).square().sin().view(n, classes)
-    z = z.scatter(1, right, torch.linspace(-20, 60, n, dtype=torch.float64).view(n, 1)).to(dtype).double()
-    outer = torch.linspace(0.5, 1, n, dtype=torch.float64).view(n, 1)
+    with torch.device("cpu"):  # whatever the default device is
+        right = (37 * torch.arange(n)).remainder(classes).view(n, 1)
+        # any logits will do, but the same everywhere
+        z = 3 * torch.arange(n * classes, dtype=torch.float64).square().sin().view(n, classes)
+        z = z.scatter(1, right, torch.linspace(-20, 60, n, dtype=torch.float64).view(n, 1)).to(dtype).double()
+        outer = torch.linspace(0.5, 1, n, dtype=torch.float64).view(n, 1)
     spread = torch.full((1, classes), 0.1 / classes, dtype=kind, device=device) if soft else None
     mass = torch.full((n, 1), 0.9, dtype=kind, device=device) if soft else None
     rows, at = z.to(device, dtype), right.to(device)
