@@ -12,8 +12,9 @@ import pytest
 from foreshock.detect import scan
 from foreshock.report import figures, summary, write
 from foreshock.report.interventions import interventions, told
+from foreshock.report.loss_curve import story as story_of
 from foreshock.report.refused import fates
-from foreshock.run import Run, RunMemory
+from foreshock.run import Event, Run, RunMemory
 from foreshock.run.action import KINDS, Action, CutLr, Floor, Proceed, Rollback, Scale, Skip, Stop
 from foreshock.run.actions import Unknown, as_note
 
@@ -152,10 +153,30 @@ def test_odd_runs_with_actions_make_a_page(tmp_path: Path) -> None:
             assert figures.loss(store.run()) is not None
 
 
+def crossing() -> tuple[Run, Event]:
+    """Returns a run in which chi came and went, with one refused attempt on the way, and the event of it."""
+    at = np.arange(400)
+    loss = np.exp(-at / 300) + 5.0 * (at == 210)
+    chi = 0.8 + 0.3 * np.exp(-(((at - 200) / 20) ** 2))
+    run = Run.from_arrays({"loss": loss, "chi": chi, "skipped": at == 210})
+    return run, Event("watch", 190, 182, 200, 216, 0.1, 1.0, "chi")
+
+
+def test_a_story_draws_the_loss_that_was_taken_and_points_that_were_not(tmp_path: Path) -> None:
+    run, event = crossing()
+    story = page(tmp_path, run, events=[event])["details"][0]["approach"]  # type: ignore[index]
+    assert story["aside"]["x"] == [210, 1, 1]
+    told_of = story_of(run, 150, 250, 400)
+    assert told_of["loss"]["x"] != [150, 1, 101]  # type: ignore[index]
+    assert "aside" not in story_of(run, 150, 200, 400)
+
+
 @needs_chromium
 def test_the_page_shows_interventions_in_a_strip_and_a_table_that_lead_to_each_other(tmp_path: Path) -> None:
     stopped = (*CHAPTER, Stop(step=1499, reason="enough"))
-    path = write([guarded(), guarded(actions=stopped), spiky()], tmp_path / "page.html")
+    run, event = crossing()
+    runs = [guarded(), guarded(actions=stopped), spiky(), run]
+    path = write(runs, tmp_path / "page.html", events=[*map(scan, runs[:3]), [event]])
     body = """
     const find = (what) => article.querySelector(what), every = (what) => [...article.querySelectorAll(what)];
     const part = find('[data-part="guard"]'), extra = {shown: !part.hidden};
@@ -183,9 +204,10 @@ def test_the_page_shows_interventions_in_a_strip_and_a_table_that_lead_to_each_o
       await frame();
     }
     """
-    first, second, bare = visit(path, tmp_path, body)
-    assert [page["errors"] for page in (first, second, bare)] == ["0", "0", "0"]
-    assert [page["blank"] for page in (first, second, bare)] == [0, 0, 0]
+    first, second, bare, crossed = visit(path, tmp_path, body)
+    assert [page["errors"] for page in (first, second, bare, crossed)] == ["0"] * 4
+    assert [page["blank"] for page in (first, second, bare, crossed)] == [0] * 4
+    assert "chi passed 1" in crossed["text"]
     assert not bare["shown"]
     assert (first["rows"], second["rows"], first["counts"]) == (10, 11, 8)
     assert "not taken (6)" in first["legend"]

@@ -11,7 +11,7 @@ from foreshock.detect.second_moment import growth as growth_of_v
 from foreshock.detect.series import near, readings, series
 from foreshock.diagnose import Advice, Approach, advice, approach
 from foreshock.diagnose.growth import growth
-from foreshock.report import encode
+from foreshock.report import encode, loss_curve
 from foreshock.report.columns import wants_log
 from foreshock.report.decimate import Floats, Ints, keep
 from foreshock.report.detail import HARM
@@ -126,7 +126,7 @@ def to_json(run: Run, found: Story, sentence: Sequence[Phrase] | None = None) ->
         "turn": marks.turn,
         "risen": marks.risen,
         "peak": marks.peak,
-        "loss": _curve(run, "loss", found),
+        **loss_curve.story(run, found.first, found.last, BUCKETS),
         "chi": _curve(run, "chi", found),
         "along": _curve(run, "chi_gradient", found),
         "second": _second_moment(run, found),

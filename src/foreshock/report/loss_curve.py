@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from foreshock.detect.series import series
 from foreshock.report import encode
 from foreshock.report.columns import can_log, wants_log
 from foreshock.report.decimate import Floats, Ints, keep, thin
@@ -49,10 +50,28 @@ def to_json(run: Run, spans: Sequence[Span], *, buckets: int, ticks: int) -> dic
     return line | told | {"decimated": len(chosen) < len(steps)} | aside
 
 
+def story(run: Run, first: int, last: int, buckets: int) -> dict[str, object]:
+    """Returns the finite loss from one step to another as a story draws it: "loss", and "aside" what was not taken."""
+    loss = series(run, "loss").within(first, last)
+    taken, _ = fates(run, loss.steps)
+    log = wants_log(loss.values)
+
+    def curve(part: np.ndarray, least: int) -> dict[str, object] | None:
+        if np.count_nonzero(part) < least:
+            return None
+        steps, values = loss.steps[part], loss.values[part]
+        kept = keep(values, buckets)
+        return {"x": encode.steps(steps[kept]), "y": encode.floats(values[kept]), "log": log}
+
+    told: dict[str, object] = {"loss": curve(taken, 2)}
+    aside = curve(~taken, 1)
+    return told if aside is None else told | {"aside": aside}
+
+
 def fates(run: Run, steps: Ints) -> tuple[np.ndarray, np.ndarray]:
     """Returns which of the steps the training took and kept, and which it refused; the others were rolled back."""
     every, taken = run.steps, run.taken
-    if taken.all():
+    if taken.all() or not len(steps):
         return np.ones(len(steps), np.bool_), np.zeros(len(steps), np.bool_)
     at = np.minimum(np.searchsorted(every, steps), len(every) - 1)
     known = every[at] == steps

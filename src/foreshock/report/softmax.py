@@ -12,7 +12,7 @@ from foreshock.detect.softmax_levels import COSINE, NATS, RESIDUAL
 from foreshock.diagnose.absorption import Slide, slide
 from foreshock.diagnose.base import LIKELY, Diagnosis
 from foreshock.diagnose.wording import count, number, percent
-from foreshock.report import encode
+from foreshock.report import encode, loss_curve
 from foreshock.report.columns import wants_log
 from foreshock.report.decimate import keep
 from foreshock.report.phrase import Phrase
@@ -89,7 +89,7 @@ def to_json(run: Run, found: Softmax) -> dict[str, object]:
         "levels": [[*level, TELLING[level[0]]] for level in found.levels],
         "since": found.slide.since,
         "rise": found.slide.rise,
-        "loss": _curve(here, "loss"),
+        **loss_curve.story(here, found.first, found.last, BUCKETS),
         "panels": [panel for panel in _panels(here) if panel["curves"]],
     }
 

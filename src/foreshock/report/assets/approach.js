@@ -6,7 +6,7 @@ const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 function approachView(holder, story, event) {
   holder.replaceChildren(...storyHead(story.sentence, story.stages));
   const entries = [];
-  if (story.loss) entries.push({ name: "loss", height: 150, curves: [curveOf(story.loss, "line", { width: 1.7 })], log: story.loss.log, lead: true });
+  if (story.loss) entries.push({ name: "loss", height: 150, curves: lossCurves(story), log: story.loss.log, lead: true });
   if (story.chi) {
     const curves = [curveOf(story.chi, "curve", { width: 1.7 })];
     if (story.along) curves.push(curveOf(story.along, "spike", { width: 1, name: "along the gradient" }));

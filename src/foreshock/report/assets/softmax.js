@@ -3,7 +3,7 @@
 function softmaxView(holder, story) {
   holder.replaceChildren(...storyHead(story.sentence, story.levels));
   const entries = [];
-  if (story.loss) entries.push({ name: "loss", height: 150, curves: [curveOf(story.loss, "line", { width: 1.7 })], log: story.loss.log, lead: true });
+  if (story.loss) entries.push({ name: "loss", height: 150, curves: lossCurves(story), log: story.loss.log, lead: true });
   for (const panel of story.panels) {
     const curves = panel.curves.map((each, i) => curveOf(each, i ? "spike" : "curve", { width: i ? 1 : 1.6, name: each.name }));
     entries.push({ ...panel, height: 92, curves });

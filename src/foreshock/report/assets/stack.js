@@ -78,6 +78,11 @@ function onCommon(each, xs, log) {
 
 const curveOf = (code, stroke, more = {}) => ({ xs: steps(code.x), ys: floats(code.y), stroke, ...more });
 
+// The loss of a story: the line that the training took, and hollow points that it did not.
+const lossCurves = (story) => [
+  curveOf(story.loss, "line", { width: 1.7 }), ...(story.aside ? [curveOf(story.aside, "hollow", { hollow: true, name: "not taken" })] : []),
+];
+
 // The sentence of a story, and a chip with its steps for each of its bands: [name, first, last, what it means].
 function storyHead(sentence, bands) {
   return [
@@ -121,8 +126,9 @@ function stack(holder, story, entries) {
         axisStyle({ size: 58, space: 24, ...yTicks(log) }),
       ],
       series: [{}, ...curves.map((each) => ({
-        stroke: () => colour(each.stroke), width: each.width, spanGaps: false,
-        points: { show: each.xs.length < 50, size: 4, fill: () => colour(each.stroke) },
+        stroke: () => colour(each.stroke), width: each.width ?? 1, spanGaps: false, ...(each.hollow ? { paths: () => null } : {}),
+        points: each.hollow ? { show: true, size: 6, width: 1.2, stroke: () => colour(each.stroke), fill: () => colour("paper") }
+          : { show: each.xs.length < 50, size: 4, fill: () => colour(each.stroke) },
       }))],
       cursor: { y: false, drag: { x: true, y: false, setScale: true }, points: { size: 6 }, sync: { key, setSeries: false, scales: ["x", null] } },
       hooks: {
@@ -135,7 +141,8 @@ function stack(holder, story, entries) {
         setCursor: [(u) => {
           const i = u.cursor.idx;
           if (i === null || i === undefined) { rest(); return; }
-          const said = curves.map((each) => ({ at: nearest(each.xs, xs[i]), each })).map(({ at: j, each }) => `${each.name ? `${each.name} ` : ""}${number(each.ys[j], 4)}`);
+          const here = curves.some((each) => each.hollow && each.xs.includes(xs[i])); // an attempt that was not taken
+          const said = curves.filter((each) => !curves.some((other) => other.hollow) || Boolean(each.hollow) === here).map((each) => ({ at: nearest(each.xs, xs[i]), each })).map(({ at: j, each }) => `${each.name ? `${each.name} ` : ""}${number(each.ys[j], 4)}`);
           entry.now.textContent = `${said.join(", ")} at ${whole(xs[i])}`;
         }],
         setScale: [(u, scale) => scale === "x" && together(u)],
