@@ -21,7 +21,10 @@ from foreshock.testing.worlds import START, World, worlds
 ATTEMPTS = 2400  # in each world, at most
 LAST = ATTEMPTS // 4
 SETTLED = 300  # attempts in a row that were taken, since the trouble began: that is an end
+PASTS = 3  # that each sight is shown with
 STANDING = ("clip_update", "floor")  # bounds, which leave a calm step as it is
+
+Case = tuple[Sequence[Event], list[Action]]
 
 
 def check_policy(policy: Policy) -> None:
@@ -42,22 +45,23 @@ def check_policy(policy: Policy) -> None:
     >>> from foreshock.policies import ling
     >>> check_policy(ling())
     """
-    sights = list(_sights())
-    _check_answers(policy, sights)
+    cases = [(sight, past) for sight in _sights() for past in _pasts(sight)]
+    answers = _check_answers(policy, cases)
     _check_survives(policy)
-    _check_pure(policy, sights)
-    _check_ranks(policy, sights)
+    _check_pure(policy, cases, answers)
+    _check_ranks(policy, cases)
     _check_calm(policy)
     for what, world in worlds():
         _check_life(policy, what, world)
 
 
-def _check_answers(policy: Policy, sights: Sequence[Sequence[Event]]) -> None:
-    for sight in sights:
-        for past in _pasts(sight):
-            answer = _ask(policy, sight, past)
-            _check_answer(answer, sight)
-            _through_json(answer)
+def _check_answers(policy: Policy, cases: Sequence[Case]) -> list[Action]:
+    answers = []
+    for sight, past in cases:
+        answers.append(_ask(policy, sight, past))
+        _check_answer(answers[-1], sight)
+        _through_json(answers[-1])
+    return answers
 
 
 def _check_answer(answer: Action, sight: Sequence[Event]) -> None:
@@ -107,30 +111,26 @@ def _check_survives(policy: Policy) -> None:
                 _check_answer(_ask(policy, shown, chooser.choice(_pasts(sight))), shown)
 
 
-def _check_pure(policy: Policy, sights: Sequence[Sequence[Event]]) -> None:
-    cases = [(sight, past) for sight in sights for past in _pasts(sight)]
-    there = [_text(policy, sight, past) for sight, past in cases]
-    back = [_text(policy, sight, past) for sight, past in reversed(cases)][::-1]
-    for (sight, past), one, two in zip(cases, there, back, strict=True):
-        if one != two:
+def _check_pure(policy: Policy, cases: Sequence[Case], answers: Sequence[Action]) -> None:
+    before = [_dump(sight) for sight, _ in cases[::PASTS]]
+    for (sight, past), first in reversed(list(zip(cases, answers, strict=True))):
+        second = _ask(policy, sight, past)
+        if second != first:
             raise ContractError(
-                f"pure: the same events and {len(past)} past actions were answered by {one} and then by {two}; a "
+                f"pure: the same events and {len(past)} past actions were answered by {first} and then by {second}; a "
                 "policy must keep no memory of its own and draw no numbers: its memory is the actions"
             )
-        before = _dump(sight)
-        _ask(policy, sight, past)
-        if _dump(sight) != before:
-            raise ContractError("pure: the policy changed the data of the events that it was shown")
+    if [_dump(sight) for sight, _ in cases[::PASTS]] != before:
+        raise ContractError("pure: the policy changed the data of the events that it was shown")
 
 
-def _check_ranks(policy: Policy, sights: Sequence[Sequence[Event]]) -> None:
-    for sight in sights:
-        events = _again(sight)
-        past = [_through_json(each) for each in _pasts(sight)[-1]]
+def _check_ranks(policy: Policy, cases: Sequence[Case]) -> None:
+    for sight, past in cases[PASTS - 1 :: 5 * PASTS]:
+        events, read = _again(sight), [_through_json(each) for each in past]
         answers = []
         for rank in ("0", "1"):
             with _rank(rank):
-                answers.append(_text(policy, events, past))
+                answers.append(_ask(policy, events, read))
         if answers[0] != answers[1]:
             raise ContractError(f"ranks: rank 0 answered {answers[0]} and rank 1 {answers[1]} to the same events")
 
@@ -226,10 +226,6 @@ def _ask(policy: Policy, sight: Sequence[Event], past: Sequence[Action]) -> Acti
     if len(shown) != len(sight) or given != past:
         raise ContractError("pure: the policy changed the list of events or of actions that it was shown")
     return answer
-
-
-def _text(policy: Policy, sight: Sequence[Event], past: Sequence[Action]) -> str:
-    return json.dumps(_ask(policy, sight, past).to_dict())
 
 
 def _dump(events: Sequence[Event]) -> str:
