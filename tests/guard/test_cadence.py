@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import random
 from itertools import pairwise
 
 import pytest
 
 from foreshock.guard import buffers, cadence, freeze, memory
-from foreshock.guard.cadence import Cadence, affordable
+from foreshock.guard.cadence import Cadence, fixed
 
 
 class Clock:
@@ -43,15 +44,28 @@ def test_the_examples_are_true(module):
     assert not found.failed
 
 
-@pytest.mark.parametrize(("cost", "distance"), [(0.001, 10), (0.015, 20), (0.04, 50), (0.09, 100), (9.0, 200)])
-def test_the_first_snapshots_are_ten_steps_apart_and_fix_the_distance(clock, cost, distance):
+@pytest.mark.parametrize(("cost", "distance"), [(0.001, 20), (0.05, 20), (0.07, 100), (0.15, 200), (9.0, 200)])
+def test_the_first_snapshots_are_twenty_steps_apart_and_fix_the_distance(clock, cost, distance):
     schedule = Cadence(None, 0.01)
     taken = train(schedule, clock, range(1200), step=0.1, cost=cost)
-    assert taken[:4] == [0, 10, 20, 30]
+    assert taken[:4] == [0, 20, 40, 60]
     assert schedule.distance == distance
     assert {b - a for a, b in pairwise(taken[3:])} == {distance}
     if cost <= 0.2:
-        assert len(taken[4:]) * cost <= 0.01 * 1170 * 0.1 * 1.01
+        assert len(taken[4:]) * cost <= (0.03 if distance == 20 else 0.01) * 1140 * 0.1 * 1.01
+
+
+def test_noise_of_the_clock_does_not_make_two_runs_differ(clock):
+    noise = random.Random(0)
+    for _ in range(20):
+        schedule = Cadence(None, 0.01)
+        for n in range(100):
+            if schedule.due(n):
+                spent = 0.02 * (1 + 9 * noise.random() ** 4)
+                clock.now += spent
+                schedule.took(n, spent)
+            clock.now += 0.1 * (1 + noise.random())
+        assert schedule.distance == 20
 
 
 def test_every_fixes_the_distance_and_asks_no_clock(clock):
@@ -62,8 +76,9 @@ def test_every_fixes_the_distance_and_asks_no_clock(clock):
 
 def test_a_resumed_schedule_goes_on_at_the_distance_it_had_whatever_the_clock_says(clock):
     whole, first = Cadence(None, 0.01), Cadence(None, 0.01)
-    wanted = train(whole, clock, range(600), step=0.1, cost=0.04)
-    taken = train(first, clock, range(331), step=0.1, cost=0.04)
+    wanted = train(whole, clock, range(600), step=0.1, cost=0.08)
+    assert whole.distance == 100
+    taken = train(first, clock, range(331), step=0.1, cost=0.08)
     second = Cadence(None, 0.01)
     second.load_state_dict(first.state_dict())
     clock.now += 1e5
@@ -72,11 +87,11 @@ def test_a_resumed_schedule_goes_on_at_the_distance_it_had_whatever_the_clock_sa
 
 def test_a_measurement_that_was_cut_off_is_finished_by_the_resumed_run(clock):
     first, second = Cadence(None, 0.01), Cadence(None, 0.01)
-    train(first, clock, range(25), step=0.1, cost=0.04)
+    train(first, clock, range(55), step=0.1, cost=0.08)
     assert first.distance is None
     second.load_state_dict(first.state_dict())
     clock.now += 1e5  # the time in between is no step
-    assert train(second, clock, range(25, 140), step=0.1, cost=0.04) == [30, 80, 130]
+    assert train(second, clock, range(55, 280), step=0.1, cost=0.08) == [60, 160, 260]
 
 
 def test_a_snapshot_that_was_refused_is_tried_again_a_distance_later(clock):
@@ -94,7 +109,7 @@ def test_a_snapshot_that_is_not_taken_stays_due():
 
 
 def test_without_a_time_the_farthest_distance_is_taken():
-    assert affordable(0.1, 0.0, 0.01) == 200
+    assert fixed(0.1, 0.0, 0.01) == 200
 
 
 def test_available_memory_is_found_and_no_more_than_there_is():

@@ -25,6 +25,8 @@ class Odd(torch.optim.Optimizer):
         self.count = 0
         self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
         self.noise = torch.Generator().manual_seed(5)
+        self.by_id = {id(p): torch.zeros(1) for p in self.param_groups[0]["params"]}
+        self.by_tensor = dict.fromkeys(self.param_groups[0]["params"], 0)
         self.inner = torch.optim.SGD(self.param_groups[0]["params"], lr=0.1, momentum=0.9)
 
     @torch.no_grad()
@@ -36,6 +38,8 @@ class Odd(torch.optim.Optimizer):
             group["schedule"]["weights"].append(self.count / 3)
             for slow, p in zip(self.slow, group["params"], strict=True):
                 slow.lerp_(p, 0.5)
+                self.by_id[id(p)] += p.sum()
+                self.by_tensor[p] += 1
                 p.add_(torch.randn(p.shape, generator=self.noise), alpha=0.01)
                 self.state[p]["history"] = [*self.state[p].get("history", [])[-2:], p.clone()]
 
@@ -153,16 +157,24 @@ def test_an_optimizers_own_attributes_and_options_come_back():
             state = [optimizer.state[p]["history"] for p in model.parameters()]
             seen.append(bits([optimizer.count, optimizer.slow, inner, state, list(model.parameters())]))
             seen.append(bits(optimizer.param_groups[0]["schedule"]))
+            seen.append([bits([optimizer.by_id[id(p)], optimizer.by_tensor[p]]) for p in model.parameters()])
         return seen
 
     run(2)
     snapshots.take(2)
+    state = snapshots.state_dict()
     slow, schedule = optimizer.slow[0], optimizer.param_groups[0]["schedule"]
     first = run(4)
     snapshots.restore(2)
     assert optimizer.slow[0] is slow
     assert optimizer.param_groups[0]["schedule"] is schedule
     assert optimizer.param_groups[0]["rule"] is abs
+    assert run(4) == first
+    model = nn.Linear(3, 2)
+    optimizer = Odd(model.parameters())
+    snapshots.load_state_dict(state)
+    snapshots.attach(model, optimizer)
+    snapshots.restore(2)
     assert run(4) == first
 
 
@@ -252,6 +264,22 @@ def test_parts_of_wrapped_tensors_are_written_in_place_or_made_again():
     snapshots.restore(0)
     assert float(state["pair"].a.sum()) == 3.0
     assert float(state["pair"].b.sum()) == 6.0
+
+
+def test_parameters_that_are_wrapped_tensors_are_written_in_place():
+    model = nn.Module()
+    model.weight = nn.Parameter(TwoTensor(torch.ones(3), torch.full((3,), 2.0)))
+    snapshots = Snapshots()
+    snapshots.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    snapshots.take(0)
+    part = model.weight.a
+    with torch.no_grad():
+        model.weight.mul_(0.0)
+    assert not part.any()
+    snapshots.restore_moments(0)
+    assert not part.any()
+    snapshots.restore(0)
+    assert part.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_buffers_that_are_replaced_or_missing_come_back():

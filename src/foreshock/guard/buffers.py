@@ -140,9 +140,10 @@ def allocate(specs: Sequence[Spec], *, pinned: bool) -> Buffer:
     """Returns a new buffer, in memory that a GPU can write to on its own if it can be had.
 
     torch's own allocator of pinned memory rounds sizes up to powers of two, which would waste up to half of it; so
-    ordinary memory is registered with the driver, and unregistered when it goes.
+    ordinary memory is registered with the driver, and unregistered when it goes. It is touched here, so that the pages
+    are there when it is filled.
     """
-    flat = torch.empty(needed(specs), dtype=torch.uint8)
+    flat = torch.empty(needed(specs), dtype=torch.uint8).zero_()
     buffer = Buffer(flat, specs)
     if pinned and flat.numel():
         runtime = _cuda().cudart()

@@ -8,15 +8,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NEAREST, FARTHEST = 10, 200
-"""Steps between two snapshots: at least, so that a cheap one does not crowd the ring; at most, so that there is one
-from about 100 steps before a spike, where PaLM restarted from (Chowdhery et al. 2022, arXiv 2204.02311, 5.1)."""
-DISTANCES = (10, 20, 50, 100, 200)
-"""What a measured distance is rounded up to, so that noise of the clock seldom makes two runs differ."""
-IN_A_GROUP = 100
+USUAL = 20
+"""Steps between two snapshots. That of a small GPT costs 4 % of a step on a CPU, so every 20 take 0.2 % of the time; a
+ring of six then reaches some 600 steps back, beyond the 100 that PaLM went back (Chowdhery et al. 2022, arXiv
+2204.02311, section 5.1)."""
+DISTANCES = (20, 50, 100, 200)
+"""What a measured distance is rounded up to; what is dearer still is taken 200 steps apart."""
+IN_A_GROUP = 50
 """Steps between snapshots where this is one rank of several: a measurement would differ from rank to rank."""
 MEASURED = 4
-"""Snapshots, NEAREST steps apart, after which the distance is fixed."""
+"""Snapshots, `USUAL` steps apart, after which the distance is fixed."""
+BELIEVED = 3.0
+"""How many times over the share a measurement must be to count: clocks differ from run to run, and runs should not."""
 _WIDEST = 3.0
 """Ratio of ages that two neighbours may have; with 4 the ring of 6 reaches twice as far back and has larger holes."""
 _STEPS = 200
@@ -26,9 +29,10 @@ _STEPS = 200
 class Cadence:
     """Says when a snapshot is due.
 
-    The first one is due at the first step asked about, the next three `NEAREST` steps apart. What they cost, beside
-    the time of the steps between them, then fixes the distance for good: the least of `DISTANCES` at which snapshots
-    take no more than a share of the time. The state has it, so a resumed run keeps the distance it had.
+    The first one is due at the first step asked about, the next three `USUAL` steps apart. Where the cheapest of them
+    took more than `BELIEVED` times the share of the time of the steps between, the distance becomes the least of
+    `DISTANCES` at which they take no more than the share itself; else it stays. Then it is fixed for good, and part of
+    the state, so a resumed run keeps the distance it had.
 
     Args:
         every: steps from one snapshot to the next; None measures.
@@ -50,7 +54,7 @@ class Cadence:
             if self._seen is not None and step > self._seen[0]:
                 self.pace = [*self.pace[-_STEPS:], (now - self._seen[1]) / (step - self._seen[0])]
             self._seen = (step, now)
-        return self.last is None or step >= self.last + (self.distance or NEAREST)
+        return self.last is None or step >= self.last + (self.distance or USUAL)
 
     def took(self, step: int, cost: float | None) -> None:
         """Counts a snapshot of so many seconds, or the attempt at one (None)."""
@@ -61,7 +65,7 @@ class Cadence:
         if self._seen is not None:
             self._seen = (self._seen[0], time.perf_counter())  # the next interval holds no snapshot
         if len(self.costs) >= MEASURED and self.pace:
-            self.distance = affordable(statistics.median(self.costs[1:]), statistics.median(self.pace), self.share)
+            self.distance = fixed(min(self.costs[1:]), statistics.median(self.pace), self.share)
 
     def state_dict(self) -> dict[str, Any]:
         return {"distance": self.distance, "last": self.last, "costs": list(self.costs), "pace": list(self.pace)}
@@ -72,14 +76,16 @@ class Cadence:
         self._seen = None
 
 
-def affordable(cost: float, step: float, share: float) -> int:
+def fixed(cost: float, step: float, share: float) -> int:
     """Returns the steps between snapshots that cost so many seconds, of steps of so many, for a share of the time.
 
-    >>> affordable(0.005, 0.1, 0.01), affordable(0.03, 0.1, 0.01), affordable(9.0, 0.1, 0.01)
-    (10, 50, 200)
+    >>> fixed(0.005, 0.1, 0.01), fixed(0.05, 0.1, 0.01), fixed(0.07, 0.1, 0.01), fixed(9.0, 0.1, 0.01)
+    (20, 20, 100, 200)
     """
+    if cost <= BELIEVED * share * step * USUAL:
+        return USUAL
     wanted = cost / (share * step) if share * step > 0 else math.inf
-    return next((distance for distance in DISTANCES if distance >= wanted), FARTHEST)
+    return next((distance for distance in DISTANCES if distance >= wanted), DISTANCES[-1])
 
 
 def spare(steps: Sequence[int], unit: int) -> int:

@@ -7,6 +7,7 @@ dictionary whose first key says what it is::
     {"map": {"lr": 0.1}}               a dict with strings for keys; "dict" is a list of pairs, "as" another class
     {"tuple": [...]}, {"deque": [...], "maxlen": 5}, {"set": [...]}, ...
     {"float": "000000000000f07f"}      a float by its bits: infinities and NaN
+    {"id": 3}                          a key of a dict: what id() gives for the parameter of number 3
     {"kept": 0, "name": "..."}         a function, class or module: stays what it is in the live object
     {"opaque": 0, "name": "..."}       an object nobody knows: copied, and never written to disk
 """
@@ -59,6 +60,7 @@ class Freezer:
         self.kept: list[Any] = []
         self.opaque: list[str] = []
         self._numbers: dict[Any, int] = {}
+        self._ids: dict[int, int] = {}
         self._inside: set[int] = set()
 
     def value(self, value: Any, name: str) -> Any:
@@ -78,7 +80,7 @@ class Freezer:
             return value if -(1 << 63) <= value < 1 << 63 else {"int": hex(value)}
         if kind is float:
             return value if value - value == 0.0 else {"float": struct.pack("<d", value).hex()}
-        if isinstance(value, Tensor):
+        if kind is Tensor or isinstance(value, Tensor):
             return self.tensor(value, name)
         if id(value) in self._inside:
             raise UsageError(f"snapshots: {name} holds itself and cannot be copied; detach what it refers to")
@@ -90,8 +92,11 @@ class Freezer:
 
     def tensor(self, tensor: Tensor, name: str) -> dict[str, Any]:
         """Returns the tree of a tensor: its number, which all tensors in the same memory have in common."""
-        plain = type(tensor) in PLAIN
-        if not plain and not sharded(tensor) and is_traceable_wrapper_subclass(tensor):
+        if type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.is_contiguous():
+            address = tensor.data_ptr()
+            if address and not tensor.is_quantized:  # the most of them by far
+                return {"tensor": self._number(tensor, (address, tensor.dtype, tensor.shape), name)}
+        elif not sharded(tensor) and is_traceable_wrapper_subclass(tensor):
             inner, context = tensor.__tensor_flatten__()
             return {
                 "wrapped": {key: self.value(getattr(tensor, key), f"{name}.{key}") for key in inner},
@@ -102,17 +107,7 @@ class Freezer:
             what = "has no memory (meta)" if tensor.is_meta else f"is {tensor.layout}"
             raise UsageError(f"snapshots: {name} {what}; only dense tensors with memory can be copied")
         view = dense(tensor)
-        where = place(view)
-        number = self._numbers.get(where) if where is not None else None
-        if number is None:
-            number = len(self.tensors)
-            self.tensors.append(view)
-            self.specs.append((_name_of(view.dtype), tuple(view.shape), strides(view), _name_of(view.device)))
-            self.names.append(name)
-            if where is not None:
-                self._numbers[where] = number
-        if plain and view.shape == tensor.shape:
-            return {"tensor": number}
+        number = self._number(view, place(view), name)
         if sharded(tensor):
             return {"tensor": number, "whole": [list(tensor.shape), list(tensor.stride())]}
         if view.shape != tensor.shape:
@@ -125,7 +120,10 @@ class Freezer:
         params, groups = [], []
         for g, group in enumerate(optimizer.param_groups):
             places.update({param: (g, i) for i, param in reversed(list(enumerate(group["params"])))})
-            params.append([self.tensor(param, f"{name}.params.{g}.{i}") for i, param in enumerate(group["params"])])
+            nodes = [self.tensor(param, f"{name}.params.{g}.{i}") for i, param in enumerate(group["params"])]
+            params.append(nodes)
+            for param, node in zip(group["params"], nodes, strict=True):
+                self._ids[id(param)] = node.get("tensor", -1)
             options = {key: value for key, value in group.items() if key != "params"}
             groups.append(self.value(options, f"{name}.groups.{g}"))
         state = []
@@ -160,6 +158,16 @@ class Freezer:
                 parts[path] = held
         return parts
 
+    def _number(self, view: Tensor, where: Any, name: str) -> int:
+        """Returns the number of a piece of memory, a new one if it was not seen before."""
+        number = self._numbers.get(where) if where is not None else None
+        if number is None:
+            number = self._numbers[where] = len(self.tensors)
+            self.tensors.append(view)
+            self.specs.append((_name_of(view.dtype), view.shape, strides(view), _name_of(view.device)))
+            self.names.append(name)
+        return number
+
     def _keep(self, value: Any) -> int:
         self.kept.append(value)
         return len(self.kept) - 1
@@ -171,7 +179,11 @@ class Freezer:
         if all(type(key) is str for key in values):
             return {"map": {key: self.value(value, f"{name}.{key}") for key, value in values.items()}}
         named = [(key, value, f"{name}.{key}") for key, value in values.items()]
-        return {"dict": [[self.value(key, text), self.value(value, text)] for key, value, text in named]}
+        return {"dict": [[self._key(key, text), self.value(value, text)] for key, value, text in named]}
+
+    def _key(self, key: Any, name: str) -> Any:
+        number = self._ids.get(key) if type(key) is int else None
+        return {"id": number} if number is not None and number >= 0 else self.value(key, name)
 
     def _container(self, value: Any, name: str) -> Any:
         kind = type(value)

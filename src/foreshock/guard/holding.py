@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,7 +129,7 @@ def _rng() -> dict[str, Any]:
     """Returns the states of all random streams of this process."""
     version, words, spare = random.getstate()
     state: dict[str, Any] = {
-        "python": [version, np.array(words, np.uint32), spare],
+        "python": [version, np.frombuffer(struct.pack(f"<{len(words)}I", *words), "<u4"), spare],
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
     }

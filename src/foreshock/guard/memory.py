@@ -36,7 +36,9 @@ def place(view: Tensor) -> tuple[Any, ...] | None:
     """Returns what two tensors share if and only if they show the same memory in the same way; None for empty ones."""
     if view.numel() == 0:
         return None
-    return view.data_ptr(), view.dtype, view.shape, view.stride(), view.device
+    if view.is_contiguous():
+        return view.data_ptr(), view.dtype, view.shape
+    return view.data_ptr(), view.dtype, view.shape, view.stride()
 
 
 def strides(view: Tensor) -> tuple[int, ...]:

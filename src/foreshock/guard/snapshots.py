@@ -16,7 +16,7 @@ from foreshock.distributed import running
 from foreshock.errors import ForeshockWarning, UsageError
 from foreshock.guard import spill as disk
 from foreshock.guard.buffers import Buffer, allocate, needed
-from foreshock.guard.cadence import IN_A_GROUP, NEAREST, Cadence, spare
+from foreshock.guard.cadence import IN_A_GROUP, USUAL, Cadence, spare
 from foreshock.guard.freeze import Freezer, Spec
 from foreshock.guard.holding import Holding, checked, freeze, thaw
 from foreshock.guard.memory import available, installed
@@ -46,15 +46,17 @@ class Snapshots:
     right after an update there is none of it.
 
     Args:
-        every: steps from one snapshot to the next. None measures what the first ones cost and how long steps take,
-            and fixes the distance: 10 to 200 steps, so that snapshots take `max_overhead` of the time at most; as the
-            clock decides, two runs may differ in it, while a resumed run keeps the distance it had. In a group of
-            ranks, where all must agree, None is 100 steps.
+        every: steps from one snapshot to the next. None is 20 steps (50 in a group of ranks, where all must agree);
+            where the first four show that this costs more than three times `max_overhead`, the distance is raised to
+            what `max_overhead` allows, 200 steps at most, and then fixed. A resumed run keeps the distance it had;
+            two runs from the same seed may differ in it only where their cost is near that limit: give `every` to
+            rule that out.
         keep: how many there are at most. They thin out with age: the recent ones are dense, the older ones at about
             doubling distances.
         memory: bytes of host memory that they may take; fewer are kept where they do not fit. None takes a quarter of
             what is available at the first one; in a group a rank's share of an eighth of what the machine has.
-        max_overhead: share of the wall time that taking them may cost.
+        max_overhead: share of the wall time that taking them may cost, for `every=None`; getting hold of memory, which
+            ends once the ring is full, is not counted.
         spill: directory to write each of them to as well, and to delete them from as they are forgotten, with
             safetensors (`pip install 'foreshock[snapshots]'`); `Snapshots.load` reads it in another process. Writing
             waits for the disk, and counts as cost.
@@ -95,6 +97,7 @@ class Snapshots:
         self._unwritten: set[int] = set()
         self._owns_folder = False
         self._told = False
+        self._allocating = 0.0  # seconds spent on getting hold of memory
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, every: int | None = None, memory: int | None = None) -> Snapshots:
@@ -178,7 +181,7 @@ class Snapshots:
         if self._ring and self._ring[-1].step > step:
             newest = self._ring[-1].step
             raise UsageError(f"take(step): there is a snapshot of step {newest}, got {step}: drop_after({step}) first")
-        begun = time.perf_counter()
+        begun, allocating = time.perf_counter(), self._allocating
         freezer = Freezer()
         tree = freeze(holding, freezer)
         if self.spill is not None:
@@ -195,6 +198,7 @@ class Snapshots:
         self._write_files(step)
         cost = time.perf_counter() - begun
         self.seconds += cost
+        cost -= self._allocating - allocating
         self._cadence.took(step, max(cost, buffer.stalled()) if self.distance is None else cost)
         return True
 
@@ -311,7 +315,8 @@ class Snapshots:
 
     def _room(self, step: int, specs: list[Spec], *, pinned: bool) -> Buffer | None:
         """Returns memory for a snapshot, after older ones have made room; None if it cannot be had."""
-        size = needed(specs)
+        newest = self._ring[-1].buffer if self._ring else None
+        size = newest.flat.numel() if newest is not None and newest.specs == tuple(specs) else needed(specs)
         if self.memory is None:
             self.memory = _share_of_memory()
         if size > self.memory:
@@ -320,7 +325,7 @@ class Snapshots:
                 "give Snapshots(memory=...) more, or hold less"
             )
             return None
-        unit = self.distance or NEAREST
+        unit = self.distance or USUAL
         held = sum(snapshot.buffer.flat.numel() for snapshot in self._ring)
         while self._ring and (len(self._ring) >= self.keep or held + size > self.memory):
             gone = self._of(spare([*self.steps, step], unit))
@@ -333,11 +338,14 @@ class Snapshots:
             reused.cut(specs)
             return reused
         del reused
+        begun = time.perf_counter()
         try:
             return allocate(specs, pinned=pinned)
         except (MemoryError, RuntimeError) as error:
             self.refused = f"a snapshot takes {size:,} bytes of host memory, which could not be had ({error})"
             return None
+        finally:
+            self._allocating += time.perf_counter() - begun
 
     def _release(self, snapshot: Snapshot) -> None:
         """Keeps the memory of a snapshot that has left for the next one."""

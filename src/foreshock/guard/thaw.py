@@ -74,12 +74,15 @@ class Thawer:
             return {"tuple": tuple, "set": set, "frozenset": frozenset, "Size": torch.Size}[kind](items)
         if kind in ("wrapped", "array", "generator", "optimizer", "object", "opaque", "kept"):
             return self._object(kind, node, live, name, near)
-        return _scalar(kind, node)
+        return id(self._made[node["id"]]) if kind == "id" else _scalar(kind, node)
 
     def tensor(
         self, node: Mapping[str, Any], live: Any, name: str, *, near: Tensor | None = None, must: bool = False
     ) -> Tensor:
         """Returns the live tensor, or with another shape, type or owner a new one; `must` refuses that."""
+        if "wrapped" in node:
+            wrapped: Tensor = self._wrapped(node, live, name, near, must=must)
+            return wrapped
         number = node["tensor"]
         if number in self._left_alone:
             return self._left_alone[number]
@@ -120,7 +123,9 @@ class Thawer:
             if len(group) < len(nodes):
                 raise UsageError(f"restore: group {g} of {name} has {len(group)} tensors now and had {len(nodes)}")
             if only_state:  # what state refers to parameters goes on referring to them
-                self._left_alone.update({each["tensor"]: param for each, param in zip(nodes, group, strict=False)})
+                pairs = [(each.get("tensor"), param) for each, param in zip(nodes, group, strict=False)]
+                self._left_alone.update({number: param for number, param in pairs if number is not None})
+                self._made.update(self._left_alone)
                 continue
             for i, each in enumerate(nodes):
                 self.tensor(each, group[i], f"{name}.params.{g}.{i}", must=True)
@@ -236,10 +241,10 @@ class Thawer:
             )
         return self._kept[number]
 
-    def _wrapped(self, node: Mapping[str, Any], live: Any, name: str, near: Tensor | None) -> Any:
+    def _wrapped(self, node: Mapping[str, Any], live: Any, name: str, near: Tensor | None, must: bool = False) -> Any:
         same = type(live).__qualname__ == node["name"] and hasattr(live, "__tensor_flatten__")
         inner = {
-            key: self.value(each, getattr(live, key) if same else MISSING, f"{name}.{key}", near=near)
+            key: self.tensor(each, getattr(live, key) if same else MISSING, f"{name}.{key}", near=near, must=must)
             for key, each in node["wrapped"].items()
         }
         if same and all(getattr(live, key) is each for key, each in inner.items()):
