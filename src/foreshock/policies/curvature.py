@@ -15,7 +15,9 @@ from foreshock.run.action import Action, CutLr, Floor, Proceed
 from foreshock.run.event import Event, family
 
 ENOUGH = 5  # floors at as many steps in a row for one cause; then the learning rate is cut at one, as the surer cure
-MEANT = 100  # steps over which a leap of the learning rate that stays is let in; ours, a usual warm-up for small runs
+# Steps for which a leap of the learning rate is taken back, and over which one that stays is then let in, a usual
+# warm-up for small runs. Ours: a rate 30 times as large for 30 steps is over by then.
+HELD, MEANT = 50, 100
 
 
 def floor(kappa: float = 0.9, *, at: Literal["imminent", "watch"] = "imminent") -> Policy:
@@ -25,8 +27,8 @@ def floor(kappa: float = 0.9, *, at: Literal["imminent", "watch"] = "imminent") 
     preconditioner took it (Bai et al. 2025, arXiv 2506.04805). Where it was the learning rate that leapt (an event
     of signal "lr", or data of the warning that hold a `factor`) the leap is taken back instead, by `CutLr`: a floor
     would fill the optimizer's memory with what is no property of the gradients. After `ENOUGH` floors in a row for one
-    cause the learning rate of one step is cut by kappa / chi as well, which is exact for a frozen curvature; and a
-    leap that stays is let in little by little, over `MEANT` held steps, for it is meant.
+    cause the learning rate of one step is cut by kappa / chi instead, which is exact for a frozen curvature; and a
+    leap that stays for `HELD` steps is then let in little by little, over `MEANT`, for it is meant.
 
     Args:
         kappa: what chi is brought to, below 1.
@@ -80,7 +82,7 @@ def _take_back(events: Sequence[Event], actions: Sequence[Action], leap: Event, 
     what, chi = said(leap, events), number(leap, events, "chi")
     over = number(leap, events, "factor") or (chi / kappa if chi else 2.0)
     held = sum(isinstance(past, CutLr) for past in answers(actions, leap))
-    if held >= MEANT or over <= 1.0:
+    if held >= HELD + MEANT or over <= 1.0:
         return because(Proceed(), f"{what} and was held back at {held} steps, so it is taken for a setting", leap)
-    factor = over ** (held / MEANT - 1.0)
+    factor = over ** (max(0, held - HELD) / MEANT - 1.0)
     return because(CutLr(factor=factor), f"{what}, so this step is taken at {factor:.3g} of it", leap)

@@ -16,8 +16,8 @@ EVERY, KEEP = 25, 8  # attempts between snapshots, and how many there are
 CLOSES = 120  # attempts after which a detector takes a level for the new one
 AGAIN = 17  # attempts until a refused batch comes again
 LATER = (
-    ("precursor", "grad_norm"), ("precursor", "lr"), ("precursor", "optimizer_state"), ("imminent", "chi_gradient"),
-    ("absorbing", "softmax_absorbed"),
+    ("precursor", "grad_norm"), ("precursor", "lr"), ("precursor", "optimizer_state"),
+    ("precursor", "parameters"), ("imminent", "chi_gradient"), ("absorbing", "softmax_absorbed"),
 )  # fmt: skip
 
 
