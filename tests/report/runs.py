@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -73,6 +73,19 @@ def guarded(steps: int = 1500, actions: Sequence[Action] | None = None, **meta: 
     return store.run()
 
 
+def _acted(columns: Mapping[str, np.ndarray]) -> Run:
+    """Returns a run of these columns in which a guard did what makes little sense."""
+    store = RunMemory()
+    if columns:
+        values = np.stack(list(columns.values()), axis=1)
+        store.append("step", tuple(columns), range(len(values)), np.zeros(len(values)), values)
+    far = Scale(step=10**9, factor=0.1)
+    for action in (Skip(step=0), Rollback(step=5, before=9), Rollback(step=200, before=-3), far):
+        store.note("action", **as_note(action))
+    store.note("action", step=7, action="teleport", reason=NASTY[0], to=NASTY[1])
+    return store.run()
+
+
 def _caused(place: int, kind: str = "spike", signal: str = "loss") -> tuple[str, str, int]:
     return (kind, signal, place)
 
@@ -132,4 +145,8 @@ def odd_runs() -> dict[str, tuple[Run, list[Event]]]:
         "names": (Run.from_arrays({"loss": np.exp(noise), **named}, name=NASTY[0], subtitle=NASTY[1]), [spike(150)]),
         "many_events": (many, [spike(20 + 3 * i, severity=float(i % 97), length=2) for i in range(5000)]),
         "many_tensors": (spiky(tensors=300), [spike(200), spike(420)]),
+        "guarded_no_loss": (_acted({"grad_norm": np.exp(noise)}), []),
+        "guarded_all_refused": (_acted({"loss": 2 + 0.1 * noise, "skipped": np.ones(n)}), [spike(150)]),
+        "guarded_all_nan": (_acted({"loss": np.full(n, np.nan), "skipped": x % 2}), [nan]),
+        "guarded_empty": (_acted({}), []),
     }  # fmt: skip

@@ -15,7 +15,7 @@ from foreshock.report.interventions import interventions, told
 from foreshock.report.loss_curve import story as story_of
 from foreshock.report.refused import fates
 from foreshock.run import Event, Run, RunMemory
-from foreshock.run.action import KINDS, Action, CutLr, Floor, Proceed, Rollback, Scale, Skip, Stop
+from foreshock.run.action import KINDS, Action, CutLr, Floor, Rollback, Skip, Stop
 from foreshock.run.actions import Unknown, as_note
 
 from .browser import needs_chromium, visit
@@ -135,22 +135,6 @@ def test_an_action_of_a_later_version_is_shown_by_its_name(tmp_path: Path) -> No
     (row,) = page(tmp_path, store.run())["guard"]["rows"]  # type: ignore[index]
     assert (row["title"], row["how"], row["why"]) == ("teleport", "to <Mars>", "far")
     assert "teleport (to <Mars>): far" in summary(store.run(), [])
-
-
-def test_odd_runs_with_actions_make_a_page(tmp_path: Path) -> None:
-    for columns in ({}, {"grad_norm": [1.0, 2.0]}, {"loss": [np.nan, np.nan]}, {"loss": [1.0], "skipped": [1.0]}):
-        saved = Run.from_arrays(columns)
-        store = RunMemory()
-        if columns:
-            values = np.array(list(columns.values())).T
-            store.append("step", tuple(columns), saved.steps, saved.times, values)
-        for action in (Skip(step=0), Rollback(step=5, before=9), Scale(step=10**9, factor=0.1), Proceed(step=1)):
-            store.note("action", **as_note(action))
-        value = page(tmp_path, store.run())
-        assert len(value["guard"]["rows"]) == 4  # type: ignore[index]
-        assert "guard" in summary(store.run(), []) or not columns
-        if "loss" in columns:
-            assert figures.loss(store.run()) is not None
 
 
 def crossing() -> tuple[Run, Event]:

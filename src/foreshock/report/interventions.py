@@ -247,16 +247,17 @@ def _likeness(action: Action) -> tuple[object, ...]:
 def _seen(part: Sequence[Action], steps: np.ndarray, taken: np.ndarray, loss: np.ndarray) -> Group:
     bare = Group(tuple(part), np.nan, np.nan, None)
     first, after = np.searchsorted(steps, [bare.begin, bare.end + 1])
-    following = np.flatnonzero(taken[after:])
     on = None
-    if not part[-1].takes_step and len(following):
-        on = int(steps[after + following[0]])
-    return Group(tuple(part), _level(loss[:first][-8 * LEVEL :], last=True), _level(loss[after:], last=False), on)
+    if not part[-1].takes_step and after < len(steps):
+        place = after + int(np.argmax(taken[after:]))
+        on = int(steps[place]) if taken[place] else None
+    before, following = loss[max(0, first - 8 * LEVEL) : first], loss[after : after + 8 * LEVEL]
+    return Group(tuple(part), _level(before[::-1]), _level(following), on)
 
 
-def _level(loss: np.ndarray, *, last: bool) -> float:
-    known = loss[np.isfinite(loss)] if last else loss[: 8 * LEVEL][np.isfinite(loss[: 8 * LEVEL])]
-    some = known[-LEVEL:] if last else known[:LEVEL]
+def _level(loss: np.ndarray) -> float:
+    """Returns the median of the first values that were taken and are finite."""
+    some = loss[np.isfinite(loss)][:LEVEL]
     return float(np.median(some)) if len(some) else float("nan")
 
 
