@@ -174,3 +174,17 @@ def test_a_resumed_gate_judges_as_if_it_had_not_stopped(cut):
     found |= judged(losses[cut:], gate=second, first=cut, grad_norm=norms, lr=lr)
     assert str(found) == str(whole)  # NaN in an event equals itself only in writing
     assert set(whole) == {120, 121, 150, 200, 201}
+
+
+def test_parameters_that_leap_are_found_and_go_on_standing_against_steps_until_they_are_put_back():
+    norms = [10.0 + 0.01 * t for t in range(100)]
+    norms[60:] = [1e30] * 40
+    gate, found = Gate(), []
+    for step in range(80):
+        looked = {"weights": norms[step]} if step % 8 == 0 else {}
+        events = gate.judge(step, {"loss": 2.0 + 0.01 * (step % 3)} | looked)
+        found += [(step, event.signal, event.onset) for event in events]
+        gate.took()
+    assert found == [(64, "parameters", 56), (72, "parameters", 56)]
+    gate.restored()
+    assert not gate.judge(80, {"loss": 2.0, "weights": 10.5})

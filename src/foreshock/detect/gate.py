@@ -10,7 +10,7 @@ from typing import Any
 from foreshock.detect.spike import Spike
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
-from foreshock.stats import Window
+from foreshock.stats import Window, tail_bound
 
 # A gradient this many times the median of the last 64 is a burst: below, even a batch of noise does no lasting harm
 # to Adam's moments, since (1 - beta2) 10^2 is 0.1 at beta2 = .999. And twice as far above the median as the largest of
@@ -20,7 +20,10 @@ GRADIENTS, KNOWN = 64, 16
 LEAP, BEYOND = 3.0, 1.5  # times the last learning rate, and the largest that was ever taken
 LEARNT = 20  # steps taken before a learning rate can leap
 LEAPING = 200  # attempts after which a leap that stays is a setting
-VANISHED = 0.5  # times what the second moments were an attempt ago: no beta2 in use decays so fast
+VANISHED = 0.1  # times what the second moments were some attempts ago: no beta2 in use decays so fast
+GROWN = 3.0  # times the norm of all parameters a few attempts ago: no training does that once it is under way
+STRONG, ONCE_IN = 9.0, 1e-5  # z of a rise that is answered at once, and the chance per attempt that noise rises so far
+SURE = 3  # elevated attempts in a row that are answered although each is weaker
 SHARE = 0.02  # of the descent so far: a rise that is less has done no harm worth a step
 WIDE = 5  # attempts in a row that make a spike wide (Ling, arXiv 2503.05139, names narrow and wide, without numbers)
 MEMORY = 32  # attempts for which an accepted suspicion is remembered
@@ -30,14 +33,15 @@ class Gate:
     """A fold over attempts: `judge` tells what stands against one, `took` or `refused` what became of it.
 
     What it may be told of an attempt (all are optional): `loss` of the batch before the update; `grad_norm`; `lr`, the
-    largest learning rate; `steps`, the optimizer's own count; `moments`, the norm of its second moments;
-    `parameters`, 0 where one of them is not finite.
+    largest learning rate; `steps`, the optimizer's own count; `moments`, the norm of its second moments; `weights`,
+    that of the parameters, now and then; `parameters`, 0 where one of them is not finite.
 
     Events, each for this very attempt: `nonfinite`; `spike` of the loss, found as `Spike` finds it, with the data
     `records` (elevated attempts in a row), `refused` (of them, in a row, right before this one), `restored` (rollbacks
     since the onset), `width`, and `suspect` and `since` where something suspicious was let pass of late: the first
-    attempt that it was taken at; `precursor` of `grad_norm` (a burst), of `lr` (a leap; `factor`), and of
-    `optimizer_state` (moments that vanished between two steps).
+    attempt that it was taken at; `precursor` of `grad_norm` (a burst), of `lr` (a leap; `factor`), of
+    `optimizer_state` (moments that vanished between two steps) and of `parameters` (their norm leapt since it was last
+    looked at).
 
     A refused batch's loss is known to the spike detector, which never learns its baseline from what it flags.
     """
@@ -52,6 +56,7 @@ class Gate:
         self._moments = self._count = math.nan  # an attempt ago
         self._first: float | None = None
         self._best = math.inf
+        self._weights: tuple[int, float] | None = None  # attempt at which the parameters' norm was looked at, and it
         self._taken = self._row = self._elevated = self._restored = 0
         self._values: Mapping[str, float] = {}
         self._step = 0
@@ -69,6 +74,7 @@ class Gate:
         spike = self._spiking(step, loss, values) if math.isfinite(loss) else None
         found += [spike] if spike is not None else []
         found += [*self._burst(step, values), *self._leaps(step, values), *self._vanished(step, values)]
+        found += self._grown(step, values)
         return tuple(found)
 
     def took(self, suspected: str = "") -> None:
@@ -97,7 +103,7 @@ class Gate:
         self._row += 1
 
     def _remember(self) -> None:
-        self._moments = self._values.get("moments", math.nan)
+        self._moments = self._values.get("moments", self._moments)
         self._count = self._values.get("steps", math.nan)
 
     def _nonfinite(self, step: int, values: Mapping[str, float]) -> list[Event]:
@@ -119,12 +125,14 @@ class Gate:
         known = {"loss": loss} | ({"lr": values["lr"]} if "lr" in values else {})
         self._spike.update(StepRecord(step, known))
         event = self._spike.open
-        if event is None or event.end != step or not self._matters(event, loss):
+        if event is None or event.end != step:
             self._elevated = 0
             if event is None:
                 self._settle(loss)
             return None
         self._elevated = max(self._elevated + 1, int(event.data["records"]) if not self._elevated else 0)
+        if not self._matters(event, loss):
+            return None
         data: dict[str, Any] = {
             "baseline": event.data["baseline"], "records": self._elevated, "refused": self._row,
             "restored": self._restored, "width": "wide" if self._elevated >= WIDE else "narrow",
@@ -135,8 +143,14 @@ class Gate:
         return Event("spike", event.raised, event.onset, event.peak, None, event.height, event.severity, "loss", data)
 
     def _matters(self, event: Event, loss: float) -> bool:
+        """Returns whether a rise is more than this training's noise, and more than a trifle."""
         descent = 0.0 if self._first is None else self._first - self._best
-        return loss - float(event.data["baseline"]) > SHARE * descent
+        if loss - float(event.data["baseline"]) <= SHARE * descent:
+            return False
+        if self._elevated >= SURE or self._row or self._suspects:
+            return True
+        z = (self._spike.scaled(loss) - self._spike.scaled(float(event.data["baseline"]))) / event.data["scale"]
+        return bool(z > STRONG and z * event.data["scale"] > tail_bound(self._spike.residuals, ONCE_IN))
 
     def _settle(self, loss: float) -> None:
         """Learns how far the loss has come down, and that the last cause is over."""
@@ -183,6 +197,18 @@ class Gate:
         known = {name: value for name, value in data.items() if math.isfinite(value)}
         return [Event("precursor", step, step, step, None, -1.0, math.inf, "optimizer_state", known)]
 
+    def _grown(self, step: int, values: Mapping[str, float]) -> list[Event]:
+        """Says whether the parameters have leapt; the norm from before the leap is kept."""
+        norm = values.get("weights", math.nan)
+        if not math.isfinite(norm):
+            return []
+        at, before = self._weights or (step, norm)
+        if norm > GROWN * before > 0.0 and self._taken >= LEARNT and self._restored == 0:
+            data = {"norm": norm, "norm_before": before, "since": at, "factor": norm / before}
+            return [Event("precursor", step, at, step, None, norm - before, norm / before, "parameters", data)]
+        self._weights = step, norm
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as plain JSON values."""
         return {
@@ -190,7 +216,8 @@ class Gate:
             "gradients": self._gradients.to_list(), "suspects": [list(each) for each in self._suspects],
             "rate": self._rate, "largest": self._largest, "leap": None if self._leap is None else list(self._leap),
             "moments": self._moments, "count": self._count, "first": self._first, "best": self._best,
-            "taken": self._taken, "row": self._row, "elevated": self._elevated, "restored": self._restored,
+            "weights": None if self._weights is None else list(self._weights), "taken": self._taken, "row": self._row,
+            "elevated": self._elevated, "restored": self._restored,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,5 +230,7 @@ class Gate:
         self._leap = None if state["leap"] is None else (int(state["leap"][0]), int(state["leap"][1]))
         self._moments, self._count = float(state["moments"]), float(state["count"])
         self._first, self._best = state["first"], float(state["best"])
+        weights = state["weights"]
+        self._weights = None if weights is None else (int(weights[0]), float(weights[1]))
         self._taken, self._row = int(state["taken"]), int(state["row"])
         self._elevated, self._restored = int(state["elevated"]), int(state["restored"])

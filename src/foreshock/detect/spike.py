@@ -13,7 +13,7 @@ from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.detect.planned import PlannedRise
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
-from foreshock.stats import DUST, Baseline, LossScale, tail_bound
+from foreshock.stats import DUST, Baseline, LossScale, Window, tail_bound
 
 # What a rise must be, by the number of records in a row that it lasts: (records, z, share). The longer, the less,
 # because chance outliers do not come in rows, not even under heavy tails. `share` is of the loss (on its logarithmic
@@ -114,6 +114,15 @@ class Spike:
     def open(self) -> Event | None:
         """The event that is open, as known so far: its `end` is the last elevated record."""
         return self._event
+
+    @property
+    def residuals(self) -> Window:
+        """What predictions were off by, on the loss's scale; of what was not flagged. Read only."""
+        return self._base.residuals
+
+    def scaled(self, value: float) -> float:
+        """Returns a value of the signal on the scale that rises are measured on."""
+        return self._scale(value)
 
     def finish(self) -> Sequence[Event]:
         """Returns the open event as known so far, ended at its last elevated record."""

@@ -15,75 +15,151 @@ from foreshock import distributed
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum", "exp_inf", "max_exp_avg_sq")
 """What torch calls second moments, and those that do as it does."""
 
+SMALL = 1 << 20  # entries up to which one copy and one norm cost less than a norm for each tensor
 
-def glance(
-    loss: Tensor | None, optimizer: Optimizer, *, group: distributed.Group | None = None, beside: Sequence[float] = ()
-) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Returns the signals of an attempt: `loss`, `grad_norm`, `moments`, `lr`, `steps`, those that there are.
+Numbers = dict[str, float]
 
-    Norms are taken in float32 (float64 for such tensors), of the gradients as they are; sharded ones count with all
-    their shards. With a group of ranks the loss is their mean, and all ranks get the same numbers, by one collective.
+
+class Glance:
+    """Measures `loss`, `grad_norm`, `moments`, `weights`, `lr` and `steps` of an attempt, those that there are.
+
+    Norms are taken in float32 (float64 where all is), of the gradients as they are; sharded ones count with all their
+    shards. With a group of ranks the loss is their mean, and all ranks get the same numbers, by one collective. All
+    of it comes to the host together.
 
     Args:
-        loss: () on its device.
-        optimizer: whose gradients and state these are.
-        group: ranks that share the training.
-        beside: further numbers, which are added up over the ranks.
-
-    Returns:
-        The signals, and the sums of `beside`.
+        optimizer: whose gradients, state and parameters these are.
     """
-    params = [param for each in optimizer.param_groups for param in each["params"]]
-    grads = [param.grad for param in params if param.grad is not None]
-    states = [optimizer.state[param] for param in params if param in optimizer.state]
-    moments = [kept for state in states for kept in _moments(state)]
-    device = grads[0].device if grads else (loss.device if loss is not None else torch.device("cpu"))
-    ranks = 1 if group is None else torch.distributed.get_world_size(group)
-    parts = [
-        _scalar(loss, device) / ranks, squares(grads, device, ranks), squares(moments, device, ranks),
-        *(torch.tensor(float(each), dtype=torch.float64) for each in beside),
-    ]  # fmt: skip
-    packed = torch.stack([part.to(device=device, dtype=_wide(device)) for part in parts])
-    if group is not None:
-        packed = distributed.sum_(packed, group)
-    mean, grad_squares, moment_squares, *sums = packed.tolist()
-    found = {"steps": _count(states)}
-    if loss is not None:
-        found["loss"] = mean
-    if grads:
-        found["grad_norm"] = grad_squares**0.5
-    if moments or not states:
-        found["moments"] = moment_squares**0.5
-    rate = max((float(each["lr"]) for each in optimizer.param_groups if "lr" in each), default=math.nan)
-    return found | ({"lr": rate} if math.isfinite(rate) else {}), tuple(sums)
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._params: list[Tensor] = []
+        self._lengths: list[int] = []
+        self._plain = False  # dense, real and whole tensors on one device
+        self._flat = False  # of one type, and small
+        self._type = torch.float32
+
+    def __call__(
+        self, loss: Tensor | None, *, moments: bool = True, weights: bool = True,
+        group: distributed.Group | None = None, beside: Sequence[float] = (),
+    ) -> tuple[Numbers, tuple[float, ...]]:  # fmt: skip
+        """Returns the signals, and the sums over the ranks of `beside`.
+
+        Args:
+            loss: () on its device.
+            moments: whether to take the norm of the second moments.
+            weights: whether to take that of the parameters.
+            group: ranks that share the training.
+            beside: further numbers, to be added up.
+        """
+        self._refresh()
+        optimizer, params = self._optimizer, self._params
+        grads = [param.grad for param in params if param.grad is not None]
+        states = [optimizer.state[param] for param in params if param in optimizer.state]
+        squared = _second_moments(states) if moments else []
+        parts = [grads, squared, params if weights else []]
+        if group is None and self._plain and all(grad.layout is torch.strided for grad in grads):
+            value, squares = self._at_once(loss, parts)
+            sums = tuple(beside)
+        else:
+            value, squares, sums = self._in_turn(loss, parts, group, beside)
+        found: Numbers = {"steps": _count(states)}
+        if loss is not None:
+            found["loss"] = value
+        there = bool(grads), moments and (bool(squared) or not states), weights
+        for name, square, known in zip(("grad_norm", "moments", "weights"), squares, there, strict=True):
+            if known:
+                found[name] = math.sqrt(square) if square >= 0.0 else square
+        rate = max((float(each["lr"]) for each in optimizer.param_groups if "lr" in each), default=math.nan)
+        if math.isfinite(rate):
+            found["lr"] = rate
+        return found, sums
+
+    def _refresh(self) -> None:
+        lengths = [len(group["params"]) for group in self._optimizer.param_groups]
+        if lengths == self._lengths and self._params[0] is self._optimizer.param_groups[0]["params"][0]:
+            return
+        self._lengths = lengths
+        self._params = [param for group in self._optimizer.param_groups for param in group["params"]]
+        first = self._params[0]
+        self._plain = all(
+            param.device == first.device and param.layout is torch.strided and not param.is_complex()
+            and not distributed.sharded(param) for param in self._params
+        )  # fmt: skip
+        double = all(param.dtype == torch.float64 for param in self._params)
+        self._type = torch.float64 if double else torch.float32
+        kinds = {param.dtype for param in self._params}
+        self._flat = len(kinds) == 1 and sum(param.numel() for param in self._params) <= SMALL
+
+    @torch.no_grad()
+    def _at_once(self, loss: Tensor | None, parts: Sequence[list[Tensor]]) -> tuple[float, list[float]]:
+        """Returns the loss and the sums of squares, by one transfer."""
+        found = [self._norms(part) for part in parts]
+        norms = [norm for each in found for norm in each]
+        if loss is not None:
+            norms.append(loss.detach().to(device=self._params[0].device, dtype=self._type))
+        values: list[float] = torch.stack(norms).tolist() if norms else []
+        value = values.pop() if loss is not None else math.nan
+        squares, begin = [], 0
+        for each in found:
+            squares.append(sum(norm * norm for norm in values[begin : begin + len(each)]))
+            begin += len(each)
+        return value, squares
+
+    def _norms(self, tensors: list[Tensor]) -> Sequence[Tensor]:
+        """Returns norms, the sum of whose squares is that of all entries."""
+        if not tensors:
+            return ()
+        if not self._flat:
+            return torch._foreach_norm(tensors, 2.0, dtype=self._type)
+        flat = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+        return (torch.linalg.vector_norm(flat, dtype=self._type),)
+
+    @torch.no_grad()
+    def _in_turn(
+        self, loss: Tensor | None, parts: Sequence[list[Tensor]], group: distributed.Group | None,
+        beside: Sequence[float],
+    ) -> tuple[float, list[float], tuple[float, ...]]:  # fmt: skip
+        """The same for any tensors, and over the ranks of a group."""
+        device = self._params[0].device
+        ranks = 1 if group is None else distributed.place(group)[1]
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        mine = torch.zeros((), device=device) if loss is None else loss.detach().to(device)
+        numbers = [mine / ranks, *(squares(part, device, ranks) for part in parts)]
+        numbers += [torch.tensor(float(each)) for each in beside]
+        packed = torch.stack([number.to(device=device, dtype=wide) for number in numbers])
+        if group is not None:
+            packed = distributed.sum_(packed, group)
+        value, *rest = packed.tolist()
+        return value, rest[: len(parts)], tuple(rest[len(parts) :])
 
 
 def squares(tensors: Sequence[Tensor], device: torch.device, ranks: int = 1) -> Tensor:
-    """Returns the sum of all squares, () float64 (float32 where there is no float64), of this rank's shards.
+    """Returns the sum of all squares, () on the device, of this rank's shards.
 
     What every rank holds a copy of counts by its share, so that a sum over the ranks is right for both.
     """
-    total = torch.zeros((), dtype=_wide(device), device=device)
-    own: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.zeros((), dtype=wide, device=device)
+    alike: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
     for tensor in tensors:
-        plain = _plain(tensor)
-        own.setdefault((plain.device, plain.dtype, distributed.sharded(tensor)), []).append(plain)
-    for (_, dtype, sharded), alike in own.items():
+        held = _held(tensor)
+        alike.setdefault((held.device, held.dtype, distributed.sharded(tensor)), []).append(held)
+    for (_, dtype, sharded), those in alike.items():
         kept = torch.float64 if dtype == torch.float64 else torch.float32
-        norms = torch.stack(torch._foreach_norm(alike, 2.0, dtype=kept))
-        part = norms.to(device=device, dtype=_wide(device)).square().sum()
+        part = torch.stack(torch._foreach_norm(those, 2.0, dtype=kept)).to(device=device, dtype=wide).square().sum()
         total += part if sharded else part / ranks
     return total
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Returns whether every entry is finite; waits for the device."""
-    floats = [_plain(tensor) for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    floats = [_held(tensor) for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
     largest = [each.abs().amax().float().cpu() for each in floats if each.numel()]
     return not largest or bool(torch.stack(largest).isfinite().all())
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _held(tensor: Tensor) -> Tensor:
     """Returns the values that this rank holds of a tensor, as a dense real one."""
     held = tensor.detach()
     held = held.to_local() if distributed.sharded(held) else held  # type: ignore[attr-defined]
@@ -91,8 +167,8 @@ def _plain(tensor: Tensor) -> Tensor:
     return torch.view_as_real(held) if held.is_complex() else held
 
 
-def _moments(state: Mapping[str, Any]) -> list[Tensor]:
-    return [state[name] for name in SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
+def _second_moments(states: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+    return [state[name] for state in states for name in SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
 
 
 def _count(states: Sequence[Mapping[str, Any]]) -> float:
@@ -103,11 +179,3 @@ def _count(states: Sequence[Mapping[str, Any]]) -> float:
     if isinstance(count, Tensor):
         return float(count) if count.device.type == "cpu" else math.nan
     return float(count) if isinstance(count, (int, float)) else math.nan
-
-
-def _scalar(loss: Tensor | None, device: torch.device) -> Tensor:
-    return torch.zeros((), device=device) if loss is None else loss.detach().to(device)
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

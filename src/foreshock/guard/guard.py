@@ -12,7 +12,7 @@ from foreshock import attach, distributed
 from foreshock.detect.gate import Gate
 from foreshock.errors import StoppedError, UsageError
 from foreshock.guard.carry import Carried, carry
-from foreshock.guard.glance import all_finite, glance
+from foreshock.guard.glance import Glance, all_finite
 from foreshock.guard.sentry import Sentry
 from foreshock.guard.snapshots import Snapshots
 from foreshock.guard.softmax import ExactGradient
@@ -25,6 +25,9 @@ from foreshock.run.event import Event
 
 STATE_VERSION = 1
 SETTLE = 10  # attempts after something suspicious was let pass in which no snapshot is taken: it might hold the damage
+
+
+OFTEN, SELDOM = 4, 8  # attempts from one look at the norm of the moments, and of the parameters, to the next
 
 
 class Data(Protocol):
@@ -94,7 +97,7 @@ class Guard:
         self._averages = _several(ema, "ema", ("update_parameters", "update"))
         self.snapshots = snapshots if snapshots is not None else Snapshots()
         self.snapshots.attach(monitor.model, self.optimizer, scheduler=scheduler, scaler=scaler, ema=ema, data=data)
-        self.gate, self.sentry = Gate(), Sentry(monitor)
+        self.gate, self.sentry, self.glance = Gate(), Sentry(monitor), Glance(self.optimizer)
         self.exact: ExactGradient | None = None
         self.stopped = ""
         self._log: list[Action] = []
@@ -137,13 +140,16 @@ class Guard:
         monitor = self.monitor
         monitor.prepare()
         reading = self.sentry.reading()
-        values, sums = glance(monitor.attempt.loss(), self.optimizer, group=self._ranks(), beside=self.sentry.say())
+        group, loss = self._ranks(), monitor.attempt.loss()
+        values, sums = self.glance(
+            loss, moments=step % OFTEN == 0, weights=step % SELDOM == 0, group=group, beside=self.sentry.say()
+        )
         if overflow:  # the scaler's own business, which it has its own remedy for
             values.pop("grad_norm", None)
         bad = [value for name, value in values.items() if name in ("loss", "grad_norm") and value - value != 0.0]
         if bad:
             values["parameters"] = float(all_finite(self._state_of_the_model()))
-        ranks = 1 if self._ranks() is None else distributed.place(self._ranks())[1]
+        ranks = 1 if group is None else distributed.place(group)[1]
         events = (*self.gate.judge(step, values), *self.sentry.events(step, values, sums, reading, ranks))
         if self._refusing > 0:
             self._refusing -= 1

@@ -12,7 +12,6 @@ from foreshock.monitor import Monitor
 from foreshock.run.event import Event, family
 
 READING = ("chi", "chi_gradient", "chi_gradient_sym", "chi_step", "alignment")
-FLUSH = 32  # attempts between two looks at what the detectors say; a guard does not wait for the monitor's 128
 
 
 class Sentry:
@@ -25,7 +24,6 @@ class Sentry:
         self._monitor = monitor
         self._alarm = Alarm()
         self._standing: dict[tuple[str, str, int], Event] = {}
-        self._since = 0
         monitor.on_event.append(self._heard)
 
     def _heard(self, event: Event) -> None:
@@ -42,10 +40,6 @@ class Sentry:
 
     def say(self) -> tuple[float, float]:
         """Returns what the ranks need to know of each other: whether there is a reading, whether a warning stands."""
-        self._since += 1
-        if self._since >= FLUSH:
-            self._since = 0
-            self._monitor.flush()
         return float(self.reading() is not None), float(bool(self._standing))
 
     def events(
@@ -76,10 +70,10 @@ class Sentry:
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as plain JSON values."""
         standing = [event.to_dict() for event in self._standing.values()]
-        return {"alarm": self._alarm.state_dict(), "standing": standing, "since": self._since}
+        return {"alarm": self._alarm.state_dict(), "standing": standing}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self._alarm.load_state_dict(state["alarm"])
         events = [Event.from_dict(saved) for saved in state["standing"]]
-        self._standing, self._since = {event.key: event for event in events}, int(state["since"])
+        self._standing = {event.key: event for event in events}

@@ -26,7 +26,7 @@ ROW = 2  # refusals in a row after which it is the state, not the data, that is 
 DATA = 50  # refusals in a row for one cause that data which stay bad are worth; then they are what there is to learn
 HOPELESS = 100  # refusals in a row of what is not finite, after which a training is at its end
 SPAN = 1000
-MEANT = 100  # attempts over which a learning rate that stays where it leapt to is let in; a usual warm-up
+HELD, MEANT = 50, 150  # attempts for which a learning rate that leapt is held back, and after which it is let in
 BURSTS = 5  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
 
@@ -41,8 +41,9 @@ def default(*, kappa: float = 0.85) -> Policy:
                                       snapshot before the onset. Still up from a sound state: it is the data, which are
                                       left out until there are too many of them, and then learnt from
     a burst of the gradient           skipped, comes again
-    a learning rate that leapt        held back, and let in over 100 steps if it stays
+    a learning rate that leapt        held back for 50 steps, then let in over 100
     moments that vanished             those of the last snapshot are put back
+    parameters that leapt             an earlier state is put back
     chi above its edge                second moments are refilled along the unstable direction (`Refill`), or the
                                       learning rate is cut where it was what leapt
     a softmax that rounds             its gradient is exact from then on
@@ -60,7 +61,7 @@ def default(*, kappa: float = 0.85) -> Policy:
     def curvature(events: Sequence[Event], actions: Sequence[Action]) -> Action:
         return _curvature(events, actions, kappa)
 
-    return first_of(_nonfinite, _moments, _loss, _rate, curvature, _softmax, _burst)
+    return first_of(_nonfinite, _weights, _moments, _loss, _rate, curvature, _softmax, _burst)
 
 
 def _nonfinite(events: Sequence[Event], actions: Sequence[Action]) -> Action:
@@ -122,8 +123,18 @@ def _rate(events: Sequence[Event], actions: Sequence[Action]) -> Action:
     held = sum(isinstance(past, CutLr) for past in answers(actions, event))
     if held >= MEANT:
         return because(Proceed(), f"{said(event, events)} and was held back at {held} steps, so it is meant", event)
-    share = factor ** (held / MEANT - 1.0)
+    share = factor ** (max(0.0, held - HELD) / (MEANT - HELD) - 1.0)
     return because(CutLr(factor=share), f"{said(event, events)} above all before, so {share:.3g} of it is taken", event)
+
+
+def _weights(events: Sequence[Event], actions: Sequence[Action]) -> Action:
+    event = first(events, ("precursor",), "parameters")
+    back = None if event is None else _before(events, event.onset)
+    if event is None or back is None or answers(actions, event):
+        return Proceed()
+    factor = number(event, events, "factor") or 0.0
+    why = f"the norm of the parameters is {factor:.3g} times what it was at step {event.onset}"
+    return because(back, f"{why}, so an earlier state is put back", event)
 
 
 def _moments(events: Sequence[Event], actions: Sequence[Action]) -> Action:
