@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -173,3 +175,15 @@ def test_the_check_leaves_the_environment_and_the_random_stream_alone():
     check_policy(palm())
     assert dict(os.environ) == before
     assert random.getstate() == stream
+
+
+def test_the_contract_of_policies_needs_no_torch():
+    code = """
+import sys
+sys.modules["torch"] = None
+from foreshock.policies import floor
+from foreshock.testing import check_policy
+check_policy(floor())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
