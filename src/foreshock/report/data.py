@@ -217,7 +217,7 @@ def _panel(run: Run, found: Detail, column: str, item: Departure | None) -> dict
     steps, values = _shown(found.curves[column], found.span)
     panel = _curve(column, steps, values, 700) | {"departure": _departure(item) if item else None}
     if column == "loss":
-        taken, _ = loss_curve.fates(run, steps[keep(values, 700)])
+        taken, _ = loss_curve.parted(run, steps[keep(values, 700)])
         if not taken.all():
             panel["aside"] = np.flatnonzero(~taken).tolist()
     return panel

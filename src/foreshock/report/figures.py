@@ -25,7 +25,7 @@ from foreshock.report.detail import HARM, Detail, detail, gather, span_of
 from foreshock.report.explained import explained
 from foreshock.report.heat import Heat, whole
 from foreshock.report.interventions import interventions
-from foreshock.report.loss_curve import fates
+from foreshock.report.loss_curve import parted
 from foreshock.report.phrase import plain
 from foreshock.report.refused import spared
 from foreshock.report.summary import run_name
@@ -249,7 +249,7 @@ def _curve(axes: Axes, steps: Ints, values: Floats, colour: str) -> None:
 
 def _guarded(axes: Axes, run: Run, steps: Ints, values: Floats) -> None:
     """Draws the line that the training took, and what a guard refused or undid beside it."""
-    taken, refused = fates(run, steps)
+    taken, refused = parted(run, steps)
     _curve(axes, steps[taken], values[taken], COLOURS["line"])
     if wants_log(values):
         axes.set_yscale("log", nonpositive="mask")

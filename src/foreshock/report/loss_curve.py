@@ -33,7 +33,7 @@ def to_json(run: Run, spans: Sequence[Span], *, buckets: int, ticks: int) -> dic
         "log": wants_log(values), "can_log": can_log(values), "bad": encode.steps(steps[thin(bad, ticks)]),
         "bad_total": len(bad),
     }  # fmt: skip
-    taken, refused = fates(run, steps)
+    taken, refused = parted(run, steps)
     aside: dict[str, object] = {
         name: _curve(steps[part], values[part])
         for name, part in (("refused", refused & np.isfinite(values)), ("undone", ~taken & ~refused)) if part.any()
@@ -53,7 +53,7 @@ def to_json(run: Run, spans: Sequence[Span], *, buckets: int, ticks: int) -> dic
 def story(run: Run, first: int, last: int, buckets: int) -> dict[str, object]:
     """Returns the finite loss from one step to another as a story draws it: "loss", and "aside" what was not taken."""
     loss = series(run, "loss").within(first, last)
-    taken, _ = fates(run, loss.steps)
+    taken, _ = parted(run, loss.steps)
     log = wants_log(loss.values)
 
     def curve(part: np.ndarray, least: int) -> dict[str, object] | None:
@@ -68,7 +68,7 @@ def story(run: Run, first: int, last: int, buckets: int) -> dict[str, object]:
     return told if aside is None else told | {"aside": aside}
 
 
-def fates(run: Run, steps: Ints) -> tuple[np.ndarray, np.ndarray]:
+def parted(run: Run, steps: Ints) -> tuple[np.ndarray, np.ndarray]:
     """Returns which of the steps the training took and kept, and which it refused; the others were rolled back."""
     every, taken = run.steps, run.taken
     if taken.all() or not len(steps):
