@@ -103,6 +103,16 @@ def test_a_burst_of_the_gradient_is_found_where_the_loss_is_as_ever(factor):
     assert (found[200][0].kind, found[200][0].signal) == ("precursor", "grad_norm")
 
 
+def test_a_weaker_rise_counts_where_the_gradient_is_unusual_too():
+    losses = noise(300)
+    losses[200] += 0.7  # a third of the loss, once, seven times what the noise is
+    rough = [loss + (0.1 if step % 3 == 0 else 0.0) for step, loss in enumerate(losses)]
+    norms = [1.0 + 0.01 * (step % 5) for step in range(300)]
+    assert not judged(rough, grad_norm=norms)
+    norms[200] *= 6
+    assert list(judged(rough, grad_norm=norms)) == [200]
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0])
 def test_gradients_that_scatter_are_let_pass(sigma):
     norms = np.exp(sigma * np.random.default_rng(2).standard_normal(10_000))

@@ -23,6 +23,7 @@ LEAPING = 200  # attempts after which a leap that stays is a setting
 VANISHED = 0.1  # times what the second moments were some attempts ago: no beta2 in use decays so fast
 GROWN = 3.0  # times the norm of all parameters a few attempts ago: no training does that once it is under way
 STRONG, ONCE_IN = 9.0, 1e-5  # z of a rise that is answered at once, and the chance per attempt that noise rises so far
+BOTH = 3.0  # times the usual gradient, and as much above the largest of late as a burst: then a weaker rise does
 SURE = 3  # elevated attempts in a row that are answered although each is weaker
 SHARE = 0.02  # of the descent so far: a rise that is less has done no harm worth a step
 WIDE = 5  # attempts in a row that make a spike wide (Ling, arXiv 2503.05139, names narrow and wide, without numbers)
@@ -147,7 +148,7 @@ class Gate:
         descent = 0.0 if self._first is None else self._first - self._best
         if loss - float(event.data["baseline"]) <= SHARE * descent:
             return False
-        if self._elevated >= SURE or self._row or self._suspects:
+        if self._elevated >= SURE or self._row or self._suspects or self._towers(self._values, BOTH):
             return True
         z = (self._spike.scaled(loss) - self._spike.scaled(float(event.data["baseline"]))) / event.data["scale"]
         return bool(z > STRONG and z * event.data["scale"] > tail_bound(self._spike.residuals, ONCE_IN))
@@ -158,21 +159,22 @@ class Gate:
         self._best = min(self._best, loss)
 
     def _burst(self, step: int, values: Mapping[str, float]) -> list[Event]:
-        norm, window = values.get("grad_norm", math.nan), self._gradients
-        if not (math.isfinite(norm) and norm > 0.0) or len(window) < KNOWN:
-            self._bad.pop("burst", None)
-            return []
-        excess = math.log(norm) - window.median()
-        largest = window.quantile(1.0) - window.median()
-        if excess <= max(math.log(BURST), ABOVE * largest):
+        if not self._towers(values, BURST):
             self._bad.pop("burst", None)
             return []
         begun, records = self._bad.get("burst", (step, 0))
         self._bad["burst"] = begun, records + 1
-        usual = math.exp(window.median())
+        norm, usual = values["grad_norm"], math.exp(self._gradients.median())
         data = {"records": records + 1, "refused": self._row, "usual": usual, "factor": norm / usual}
-        severity = excess / max(largest / 3.0, 1e-6)
-        return [Event("precursor", begun, begun, step, None, norm - usual, severity, "grad_norm", data)]
+        return [Event("precursor", begun, begun, step, None, norm - usual, norm / usual, "grad_norm", data)]
+
+    def _towers(self, values: Mapping[str, float], factor: float) -> bool:
+        """Returns whether the gradient is this many times the usual one, and far above the largest of late."""
+        norm, window = values.get("grad_norm", math.nan), self._gradients
+        if not (math.isfinite(norm) and norm > 0.0) or len(window) < KNOWN:
+            return False
+        usual = window.median()
+        return math.log(norm) - usual > max(math.log(factor), ABOVE * (window.quantile(1.0) - usual))
 
     def _leaps(self, step: int, values: Mapping[str, float]) -> list[Event]:
         rate = values.get("lr", math.nan)

@@ -109,7 +109,7 @@ def _burst(events: Sequence[Event], actions: Sequence[Action]) -> Action:
     if event is None:
         return Proceed()
     factor = number(event, events, "factor") or 0.0
-    if _number(event, "refused") >= BURSTS:
+    if max(_number(event, "refused"), _number(event, "records") - 1) >= BURSTS:
         return because(Proceed(), f"gradients stay {factor:.3g} times as large, so they are taken", event)
     return because(_without(events), f"the gradient is {factor:.3g} times as large as usual", event)
 
