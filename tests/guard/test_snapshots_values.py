@@ -282,6 +282,22 @@ def test_parameters_that_are_wrapped_tensors_are_written_in_place():
     assert part.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_default_device_of_the_loop_is_nothing_to_snapshots(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model.weight].update(array=np.arange(3), moment=torch.ones(2))
+    wanted = bits(dict(optimizer.state[model.weight]))
+    with torch.device("meta"):
+        snapshots = Snapshots(spill=tmp_path)
+        snapshots.attach(model, optimizer)
+        snapshots.take(0)
+        optimizer.state.clear()
+        again = Snapshots.load(tmp_path)
+        again.attach(model, optimizer)
+        again.restore(0, rng=True)
+    assert bits(dict(optimizer.state[model.weight])) == wanted
+
+
 def test_buffers_that_are_replaced_or_missing_come_back():
     model = nn.Module()
     model.weight = nn.Parameter(torch.ones(2))

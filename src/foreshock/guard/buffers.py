@@ -143,7 +143,7 @@ def allocate(specs: Sequence[Spec], *, pinned: bool) -> Buffer:
     ordinary memory is registered with the driver, and unregistered when it goes. It is touched here, so that the pages
     are there when it is filled.
     """
-    flat = torch.empty(needed(specs), dtype=torch.uint8).zero_()
+    flat = torch.empty(needed(specs), dtype=torch.uint8, device="cpu").zero_()
     buffer = Buffer(flat, specs)
     if pinned and flat.numel():
         runtime = _cuda().cudart()

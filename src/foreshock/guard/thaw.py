@@ -254,7 +254,7 @@ class Thawer:
 
     def _array(self, node: Mapping[str, Any], live: Any) -> Any:
         number = node["array"]["tensor"]
-        flat = torch.empty(self._specs[number][1], dtype=torch.uint8)
+        flat = torch.empty(self._specs[number][1], dtype=torch.uint8, device="cpu")
         self.copies.append((flat, number))
         made = flat.numpy().view(node["of"]).reshape(node["shape"])
         alike = isinstance(live, np.ndarray) and live.dtype == made.dtype and live.shape == made.shape
