@@ -306,3 +306,10 @@ def test_a_resumed_guard_goes_on_as_if_it_had_not_stopped(cut, tmp_path):
     assert {"rollback", "cut_lr"} <= {each.kind for each in actions}
     assert again == actions
     assert same(whole, resumed)
+
+
+def test_a_guard_whose_monitor_is_not_attached_says_so():
+    model = net()
+    guard = Guard(Monitor(model, adamw(model)))
+    with pytest.raises(UsageError, match="with Monitor"):
+        guard.step()

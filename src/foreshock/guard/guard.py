@@ -30,6 +30,9 @@ SETTLE = 10  # attempts after something suspicious was let pass in which no snap
 OFTEN, SELDOM = 4, 8  # attempts from one look at the norm of the moments, and of the parameters, to the next
 
 
+DAMAGING = ("nonfinite", "spike", "precursor")  # events whose step, if it is taken, may leave a state nobody wants back
+
+
 class Data(Protocol):
     """What hands out batches and takes them back: `foreshock.Requeue`."""
 
@@ -121,9 +124,12 @@ class Guard:
 
         Raises:
             StoppedError: the attempt before was answered with `Stop`.
+            UsageError: the monitor is not attached.
         """
         if self.stopped:
             raise StoppedError(f"this training was stopped by its guard: {self.stopped}")
+        if not self.monitor._hooks:
+            raise UsageError("guard.step() was called while its monitor is not attached: use `with Monitor(...)`.")
         overflow = self._unscale()
         step = self.monitor.step
         action: Action = Proceed(step=step)
@@ -190,7 +196,7 @@ class Guard:
             scheduler.step()
         for average in self._averages:
             average.update_parameters(self.monitor.model) if hasattr(average, "update_parameters") else average.update()
-        if events:
+        if any(event.kind in DAMAGING for event in events):
             self._uneasy = step
         if step - self._uneasy >= SETTLE and self.snapshots.due(step + 1):
             self.snapshots.take(step + 1)
