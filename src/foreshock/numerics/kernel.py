@@ -1,8 +1,8 @@
 """Cross-entropy of rows in two Triton kernels: one pass over the logits for the loss, one for the gradient.
 
 The formula is that of `numerics.rows`; nothing between is written to memory but the largest logit and the sum of the
-wrong classes' exponentials of each row, and 1 - p_r is never formed. Tested in Triton's interpreter and compiled for
-NVIDIA's and AMD's devices, but not yet run on one: `dispatch` compares the results with float64 before it uses them.
+wrong classes' exponentials of each row, and 1 - p_r is never formed. Tested in Triton's interpreter and on an H200, and
+compiled for AMD's devices but not run on one: `dispatch` compares the results with float64 before it uses them.
 """
 
 from __future__ import annotations
