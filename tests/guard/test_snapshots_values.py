@@ -206,8 +206,11 @@ def test_a_value_that_holds_itself_and_memory_that_is_not_there_are_refused_by_n
     loop.append(loop)
     for value, words in ((loop, "holds itself"), (torch.zeros(2, device="meta"), "meta")):
         optimizer.state[model.bias]["odd"] = value
+        assert snapshots.due(0)
         with pytest.raises(UsageError, match=rf"state\.0\.1\.odd.*{words}"):
             snapshots.take(0)
+        assert not snapshots.due(1)  # not tried again at every step
+        snapshots.drop_after(-1)
 
 
 def test_tensors_that_share_memory_are_copied_once_and_go_on_sharing_it():
@@ -280,6 +283,37 @@ def test_parameters_that_are_wrapped_tensors_are_written_in_place():
     assert not part.any()
     snapshots.restore(0)
     assert part.tolist() == [1.0, 1.0, 1.0]
+
+
+class Averages:
+    """Averaged weights as some keep them: tensors made in inference mode, handed out as they are."""
+
+    def __init__(self, model):
+        with torch.inference_mode():
+            self.shadow = [p.detach().clone() for p in model.parameters()]
+
+    def state_dict(self):
+        return {"shadow": self.shadow}
+
+    def load_state_dict(self, state):
+        self.shadow.clear()
+        self.shadow.extend(state["shadow"])
+
+
+def test_averages_that_were_made_in_inference_mode_come_back_in_place():
+    model = nn.Linear(3, 2)
+    averages = Averages(model)
+    snapshots = Snapshots()
+    snapshots.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ema=averages)
+    snapshots.take(0)
+    first, wanted = averages.shadow[0], bits(averages.shadow)
+    with torch.inference_mode():
+        first.zero_()
+    snapshots.restore(0)
+    assert averages.shadow[0] is first
+    assert bits(averages.shadow) == wanted
+    model(torch.ones(1, 3)).sum().backward()  # the parameters still train
+    assert model.weight.grad is not None
 
 
 def test_a_default_device_of_the_loop_is_nothing_to_snapshots(tmp_path):

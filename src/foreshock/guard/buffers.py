@@ -63,7 +63,8 @@ class Buffer:
 
     def empty_into(self, copies: Sequence[tuple[Tensor, int]]) -> None:
         """Copies the tensors of the given numbers to where they go, each in the order of its device's work."""
-        with torch.no_grad():
+        made_in_inference = any(live.is_inference() for live, _ in copies)
+        with torch.inference_mode() if made_in_inference else torch.no_grad():
             for device, places in _by_device([live for live, _ in copies]).items():
                 self._order(device)
                 live, held = [copies[i][0] for i in places], [self.views[copies[i][1]] for i in places]

@@ -37,10 +37,10 @@ class Snapshots:
         snapshots.restore(snapshots.before(step - 100))
 
     A snapshot holds parameters and buffers, the optimizer's state and options, and whatever else was attached, with
-    the random streams of Python, numpy and torch. A part that torch has not seen, such as a third-party optimizer's
-    list of dicts, is held as well; tensors that share memory are copied once. Restoring writes into the tensors that
-    are there, so that references, views, tied weights and captured graphs stay valid. Taking one changes nothing and
-    draws no random number. Each rank of a group holds its own part; nothing is communicated.
+    the random streams of Python, numpy and torch. What third-party optimizers keep is held as well, in whatever lists,
+    dicts and attributes; tensors that share memory are copied once. Restoring writes into the tensors that are there,
+    so that references, views, tied weights and captured graphs stay valid. Taking one changes nothing and draws no
+    random number. Each rank of a group holds its own part; nothing is communicated.
 
     A state that is taken after a batch's forward pass has that batch in its running statistics and random streams;
     right after an update there is none of it.
@@ -182,12 +182,14 @@ class Snapshots:
             newest = self._ring[-1].step
             raise UsageError(f"take(step): there is a snapshot of step {newest}, got {step}: drop_after({step}) first")
         begun, allocating = time.perf_counter(), self._allocating
+        self._cadence.last = step  # should it fail, the next attempt is a distance away
         freezer = Freezer()
         tree = freeze(holding, freezer)
         if self.spill is not None:
             check_writable(step, freezer.opaque)
             self._claim_folder(self.spill)
-        self.drop_after(step - 1)
+        if self._ring and self._ring[-1].step == step:
+            self._release(self._ring.pop())
         buffer = self._room(step, freezer.specs, pinned=any(tensor.is_cuda for tensor in freezer.tensors))
         if buffer is None:
             self._cadence.took(step, None)
