@@ -7,9 +7,8 @@ A tiny GPT (115,000 parameters, contexts of 64 characters, batches of 16, AdamW 
 clipped) reads Jane Austen for 600 steps, and at a step drawn by the seed one thing goes wrong: the faults of
 `foreshock.testing.faults` (`guard_cases.py`), and variants that no threshold was chosen on. The loop is a user's:
 a number of attempts, a fault's batch replaced by the loader's next one unless the fault is "sticky". Scored is the
-validation loss at the end (65,536 characters, lr 0) over that of the plain clean run of the same seed; leaving out one
-batch or ten changes it by 0.12 % at most. Clean runs of other optimizers, schedules, precisions and data show false
-interventions. Peers are in `guard_peers.py`.
+validation loss at the end (65,536 characters, lr 0) over that of the plain clean run of the same seed. Clean runs of
+other optimizers, schedules, precisions and data (`guard_calm.py`) show false interventions. Peers are in `guard_peers.py`.
 
 The default takes some 8 minutes on one idle core; `--full` has every fault, time, peer, several seeds and 10,000 clean
 steps of each training.
@@ -28,9 +27,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from guard_calm import CALM
 from guard_cases import CASES, KIT, TIMES, TWICE
 from guard_cost import cost
-from guard_nets import ORDINARY
 from guard_peers import PEERS, available
 from guard_runs import CLEAN, GUARD, PLAIN, Outcome, Work, matrix, outcomes
 from guard_score import damage, doings, failures, severity, verdict
@@ -45,7 +44,7 @@ def false_alarms(found: Sequence[Outcome]) -> Table:
     shown = Table(title="interventions in trainings in which nothing goes wrong", title_justify="left")
     for name in ("training", "steps", "seeds", "interventions", "what"):
         shown.add_column(name, justify="left" if name in ("training", "what") else "right")
-    for task in ORDINARY:
+    for task in CALM:
         runs = [each for each in found if each.work.task == task]
         if runs:
             steps, seeds = sum(each.work.steps for each in runs), len({each.work.seed for each in runs})
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     length = (10_000 if options.full else 1_500) if options.clean is None else options.clean
     calm: list[Outcome] = []
     if length:
-        tasks = list(ORDINARY) if options.full or options.clean else QUICK_CLEAN
+        tasks = list(CALM) if options.full or options.clean else QUICK_CLEAN
         works = [Work(GUARD, CLEAN, "", seed, length, task) for task in tasks for seed in range(10, 10 + len(seeds))]
         calm = list(outcomes(works, options.jobs))
         console.print(false_alarms(calm))

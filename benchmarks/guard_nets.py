@@ -1,4 +1,4 @@
-"""What the guard's benchmark trains: a tiny GPT on real text, and the ordinary trainings that nobody may disturb.
+"""What the guard's benchmark trains: a tiny GPT on real text.
 
 The text is the novels that Debian's r-cran-janeaustenr holds; where it is not installed, Python's own help pages. The
 text of another kind, for faults of the data mixture, is the help pages beside the novels and source code beside them.
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from foreshock.errors import MissingExtraError
-from foreshock.papers.digits import scans
 from foreshock.papers.text import novels
 
 LENGTH = 64  # characters of context
@@ -159,76 +158,3 @@ def gpt(
         model, adam, scheduler, lambda i: excerpts(text, batch, seed, i), lambda i: excerpts(other, batch, seed, i),
         loss, validate, kinds, steps,
     )
-
-
-def classifier(
-    seed: int, steps: int, *, batch: int = 64, dropout: float = 0.0,
-    optimizer: Callable[[nn.Module], Optimizer], schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
-) -> Task:
-    """Returns an MLP 64-128-128-10 on scikit-learn's digits, which it learns by heart within some thousand steps."""
-    pixels, labels = scans(1797)
-    pixels = pixels.float()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Linear(64, 128), nn.ReLU(), nn.Dropout(dropout), nn.Linear(128, 128), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(128, 10),
-        )  # fmt: skip
-    order = torch.randperm(1797, generator=torch.Generator().manual_seed(7))
-    train, rest = order[:1400], order[1400:]
-
-    def draw(i: int) -> tuple[Tensor, Tensor]:
-        rows = train[torch.randint(1400, (batch,), generator=torch.Generator().manual_seed(1_000_003 * seed + i))]
-        return pixels[rows], labels[rows]
-
-    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(model(pair[0]), pair[1])
-
-    def validate() -> float:
-        model.eval()
-        with torch.no_grad():
-            found = F.cross_entropy(model(pixels[rest]), labels[rest]).item()
-        model.train()
-        return found
-
-    found = optimizer(model)
-    scheduler = schedule(found, steps) if schedule else LambdaLR(found, lambda t: 1.0)
-    return Task(model, found, scheduler, draw, lambda i: (1 - draw(i)[0], draw(i)[1]), loss, validate, None, steps)
-
-
-def sgd(lr: float) -> Callable[[nn.Module], Optimizer]:
-    return lambda net: torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-
-
-def adamw(lr: float, beta2: float = 0.999) -> Callable[[nn.Module], Optimizer]:
-    return lambda net: torch.optim.AdamW(net.parameters(), lr, (0.9, beta2))
-
-
-def step_decay(optimizer: Optimizer, steps: int) -> LRScheduler:
-    return MultiStepLR(optimizer, [steps // 2, steps * 3 // 4], 0.1)
-
-
-def restarts(optimizer: Optimizer, steps: int) -> LRScheduler:
-    return CosineAnnealingWarmRestarts(optimizer, max(1, steps // 10))
-
-
-Maker = Callable[[int, int], Task]
-"""(seed, steps) -> the training."""
-
-ORDINARY: dict[str, Maker] = {
-    "GPT, AdamW, cosine": gpt,
-    "GPT, Adam's defaults, constant lr": lambda s, n: gpt(
-        s, n, width=32, batch=8, optimizer=adamw(1e-3), schedule=lambda o, _: LambdaLR(o, lambda t: 1.0)
-    ),
-    "GPT, warm restarts": lambda s, n: gpt(s, n, width=32, batch=8, optimizer=adamw(3e-3, 0.95), schedule=restarts),
-    "GPT, bfloat16": lambda s, n: gpt(s, n, width=32, batch=8, amp=True),
-    "GPT, batches of 2": lambda s, n: gpt(s, n, width=32, batch=2, optimizer=adamw(1e-3, 0.99)),
-    "GPT, dropout .2": lambda s, n: gpt(s, n, width=32, batch=8, dropout=0.2),
-    "GPT, SGD, step decay": lambda s, n: gpt(s, n, width=32, batch=8, optimizer=sgd(0.1), schedule=step_decay),
-    "digits, SGD, step decay": lambda s, n: classifier(s, n, optimizer=sgd(0.05), schedule=step_decay),
-    "digits, Adam, constant lr": lambda s, n: classifier(s, n, optimizer=adamw(1e-3)),
-    "digits, AdamW, dropout .3": lambda s, n: classifier(s, n, dropout=0.3, batch=16, optimizer=adamw(1e-3)),
-    "digits, SGD, batches of 4": lambda s, n: classifier(s, n, batch=4, optimizer=sgd(0.005)),
-    "digits, RMSprop": lambda s, n: classifier(s, n, optimizer=lambda net: torch.optim.RMSprop(net.parameters(), 1e-3)),
-}
-"""Trainings in which nothing goes wrong."""

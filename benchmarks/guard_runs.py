@@ -20,8 +20,9 @@ from torch import Tensor
 import foreshock as fs
 from foreshock.errors import ForeshockWarning, StoppedError
 from foreshock.requeue import Requeue
+from guard_calm import CALM
 from guard_cases import CASES, Trouble, named, strikes
-from guard_nets import ORDINARY, Task, gpt
+from guard_nets import Task, gpt
 from guard_peers import PEERS, Hand
 
 GUARD, MONITOR, PLAIN = "foreshock", "monitor alone", "plain AdamW"
@@ -133,7 +134,7 @@ def hand_of(contender: str) -> type[Hand]:
 
 def task_of(work: Work) -> Task:
     brought = PEERS[work.contender][1] if work.contender in PEERS else None
-    return gpt(work.seed, work.steps, optimizer=brought) if brought else ORDINARY[work.task](work.seed, work.steps)
+    return gpt(work.seed, work.steps, optimizer=brought) if brought else CALM[work.task](work.seed, work.steps)
 
 
 def run(work: Work) -> Outcome:
