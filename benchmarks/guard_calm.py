@@ -126,14 +126,12 @@ def task(
 
 CALM: dict[str, Maker] = {
     "GPT, AdamW, cosine": gpt,
-    "GPT, Adam's defaults, constant lr": lambda s, n: gpt(
-        s, n, width=32, batch=8, optimizer=adamw(1e-3), schedule=constant
-    ),
-    "GPT, warm restarts": lambda s, n: gpt(s, n, width=32, batch=8, optimizer=adamw(3e-3, 0.95), schedule=restarts),
-    "GPT, bfloat16": lambda s, n: gpt(s, n, width=32, batch=8, amp=True),
+    "GPT, Adam's defaults, constant lr": lambda s, n: gpt(s, n, width=32, optimizer=adamw(1e-3), schedule=constant),
+    "GPT, warm restarts": lambda s, n: gpt(s, n, width=32, optimizer=adamw(3e-3, 0.95), schedule=restarts),
+    "GPT, bfloat16": lambda s, n: gpt(s, n, width=32, amp=True),
     "GPT, batches of 2": lambda s, n: gpt(s, n, width=32, batch=2, optimizer=adamw(1e-3, 0.99)),
-    "GPT, dropout .2": lambda s, n: gpt(s, n, width=32, batch=8, dropout=0.2),
-    "GPT, SGD, step decay": lambda s, n: gpt(s, n, width=32, batch=8, optimizer=sgd(0.1), schedule=step_decay),
+    "GPT, dropout .2": lambda s, n: gpt(s, n, width=32, dropout=0.2),
+    "GPT, SGD, step decay": lambda s, n: gpt(s, n, width=32, optimizer=sgd(0.1), schedule=step_decay),
     "digits, SGD, step decay": lambda s, n: classifier(s, n, sgd(0.05), step_decay),
     "digits, SGD, one cycle": lambda s, n: classifier(s, n, sgd(0.05), one_cycle),
     "digits, SGD, batches of 4": lambda s, n: classifier(s, n, sgd(0.005), batch=4),

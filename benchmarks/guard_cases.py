@@ -16,7 +16,7 @@ from foreshock.testing.cells import draw, flip_bit
 from foreshock.testing.faults import Fault, Injector
 from guard_nets import Task
 
-KIT, UNSEEN = "kit", "unseen"
+KIT, UNSEEN, CONTROL = "kit", "unseen", "control"
 TIMES = {"early": (0.17, 0.27), "middle": (0.45, 0.60), "late": (0.78, 0.88)}  # shares of the steps
 TWICE = "twice"  # in the middle and late
 
@@ -27,11 +27,12 @@ class Case:
 
     Attributes:
         name: shown.
-        group: `KIT`, a fault of `foreshock.testing.faults` as it comes, or `UNSEEN`.
+        group: `KIT`, a fault of `foreshock.testing.faults` as it comes, `UNSEEN`, or `CONTROL`, no fault at all.
         faults: what an injector does, from the step.
         loss: what becomes of the loss of that step before it is differentiated, or None.
         state: what becomes of the optimizer's state before that step, or None.
         sticky: the fault sits in the batch, which is as bad when it comes again.
+        left_out: batches from the step on that are thrown away unseen.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     loss: Callable[[Tensor], Tensor] | None = None
     state: Callable[[Task, torch.Generator], None] | None = None
     sticky: bool = False
+    left_out: int = 0
 
 
 def half_foreign(task: Task) -> Callable[[int], Tensor]:
@@ -99,6 +101,7 @@ CASES: tuple[Case, ...] = (
         "random, then lr x 60", UNSEEN,
         lambda t, task: [faults.random_batch(t, vocabulary=task.vocabulary), faults.raised_lr(t + 8)],
     ),
+    Case("20 batches left out", CONTROL, left_out=20),
 )  # fmt: skip
 
 
@@ -134,6 +137,9 @@ class Trouble:
             batch = self.task.draw(number)
             yield self.injector.batch(number, batch) if self.sticky else batch
             number += 1
+
+    def leaves_out(self, step: int) -> bool:
+        return self.case is not None and any(at <= step < at + self.case.left_out for at in self.at)
 
     @property
     def sticky(self) -> bool:

@@ -117,7 +117,7 @@ def warm_cosine(optimizer: Optimizer, steps: int, warm_up: int) -> LambdaLR:
 
 
 def gpt(
-    seed: int, steps: int, *, batch: int = 16, width: int = 64, dropout: float = 0.0, amp: bool = False,
+    seed: int, steps: int, *, batch: int = 8, width: int = 64, dropout: float = 0.0, amp: bool = False,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
 ) -> Task:

@@ -21,7 +21,7 @@ import foreshock as fs
 from foreshock.errors import ForeshockWarning, StoppedError
 from foreshock.requeue import Requeue
 from guard_calm import CALM
-from guard_cases import CASES, Trouble, named, strikes
+from guard_cases import CASES, CONTROL, Trouble, named, strikes
 from guard_nets import Task, gpt
 from guard_peers import PEERS, Hand
 
@@ -161,6 +161,8 @@ def _run(work: Work) -> Outcome:
             warnings.filterwarnings("always", category=ForeshockWarning)
         try:
             for step, batch in zip(range(work.steps), hand.data(trouble.batches()), strict=False):
+                if trouble.leaves_out(step):
+                    continue
                 loss = trouble.loss(step, task.loss(trouble.batch(step, batch)))
                 hand.observe(loss)
                 loss.backward()
@@ -215,7 +217,8 @@ def matrix(
     works = [Work(name, CLEAN, "", seed, steps) for seed in seeds for name in dict.fromkeys([PLAIN, *contenders])]
     works += [
         Work(name, case, when, seed, steps)
-        for seed in seeds for when in whens for case in cases for name in contenders
+        for seed in seeds for when in whens for case in cases
+        for name in ((PLAIN,) if named(case).group == CONTROL else contenders)
     ]  # fmt: skip
     return works
 
