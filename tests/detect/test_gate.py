@@ -186,15 +186,32 @@ def test_a_resumed_gate_judges_as_if_it_had_not_stopped(cut):
     assert set(whole) == {120, 121, 150, 200, 201}
 
 
-def test_parameters_that_leap_are_found_and_go_on_standing_against_steps_until_they_are_put_back():
+def test_parameters_that_leap_are_found_until_they_are_put_back_or_are_what_they_are():
     norms = [10.0 + 0.01 * t for t in range(100)]
     norms[60:] = [1e30] * 40
     gate, found = Gate(), []
-    for step in range(80):
+    for step in range(96):
         looked = {"weights": norms[step]} if step % 8 == 0 else {}
         events = gate.judge(step, {"loss": 2.0 + 0.01 * (step % 3)} | looked)
-        found += [(step, event.signal, event.onset) for event in events]
+        found += [(step, event.signal, event.onset, event.raised) for event in events]
         gate.took()
-    assert found == [(64, "parameters", 56), (72, "parameters", 56)]
-    gate.restored()
-    assert not gate.judge(80, {"loss": 2.0, "weights": 10.5})
+    assert found == [(64 + 8 * look, "parameters", 56, 64) for look in range(3)]
+
+
+def test_a_schedules_own_leap_is_meant_and_one_that_lasted_is_known_when_it_comes_again():
+    lr = [1e-4] * 400
+    for begin in (100, 300):
+        lr[begin : begin + 50] = [1e-2] * 50
+    assert set(judged(noise(400), refuse=False, lr=lr)) == set(range(100, 150))
+    assert not judged(noise(400), refuse=False, lr=lr, lr_meant=[1.0] * 400)
+
+
+def test_other_tensors_to_train_are_learnt_anew():
+    n = 200
+    signals = {
+        "grad_norm": [1.0] * 100 + [50.0] * 100, "weights": [10.0] * 100 + [90.0] * 100,
+        "moments": [1.0] * 100 + [0.01] * 100, "steps": [float(t) for t in range(100)] * 2,
+        "lr": [1e-4] * 100 + [1e-2] * 100,
+    }  # fmt: skip
+    assert judged(noise(n), refuse=False, **signals)
+    assert not judged(noise(n), refuse=False, **signals, tensors=[4.0] * 100 + [9.0] * 100)

@@ -19,9 +19,10 @@ BURST, ABOVE = 10.0, 2.0
 GRADIENTS, KNOWN = 64, 16
 LEAP, BEYOND = 3.0, 1.5  # times the last learning rate, and the largest that was ever taken
 LEARNT = 20  # steps taken before a learning rate can leap
-LEAPING = 200  # attempts after which a leap that stays is a setting
+LEAPING, LASTED = 100, 30  # attempts after which a leap that stays is a setting; and after which one that ends was
 VANISHED = 0.1  # times what the second moments were some attempts ago: no beta2 in use decays so fast
 GROWN = 3.0  # times the norm of all parameters a few attempts ago: no training does that once it is under way
+LOOKS = 3  # looks at parameters that have leapt after which they are what they are
 STRONG, ONCE_IN = 9.0, 1e-5  # z of a rise that is answered at once, and the chance per attempt that noise rises so far
 BOTH = 3.0  # times the usual gradient, and as much above the largest of late as a burst: then a weaker rise does
 SURE = 3  # elevated attempts in a row that are answered although each is weaker
@@ -42,7 +43,8 @@ class Gate:
     since the onset), `width`, and `suspect` and `since` where something suspicious was let pass of late: the first
     attempt that it was taken at; `precursor` of `grad_norm` (a burst), of `lr` (a leap; `factor`), of
     `optimizer_state` (moments that vanished between two steps) and of `parameters` (their norm leapt since it was last
-    looked at).
+    looked at). Where the set of tensors changes (`tensors` counts them), or the user has loaded a state (`forget`),
+    norms, moments and learning rates are learnt anew; `lr_meant`, above 0, says that a schedule set the learning rate.
 
     A refused batch's loss is known to the spike detector, which never learns its baseline from what it flags.
     """
@@ -53,11 +55,14 @@ class Gate:
         self._gradients = Window(GRADIENTS)
         self._suspects: deque[tuple[int, str]] = deque(maxlen=8)
         self._rate = self._largest = 0.0  # the last learning rate that was taken and no leap; the largest of them
+        self._leapt_to = 0.0
         self._leap: tuple[int, int] | None = None  # attempt at which the learning rate leapt, attempts since
         self._moments = self._count = math.nan  # an attempt ago
         self._first: float | None = None
         self._best = math.inf
         self._weights: tuple[int, float] | None = None  # attempt at which the parameters' norm was looked at, and it
+        self._grew: tuple[int, int] | None = None  # attempt at which they were seen to have leapt, and looks since
+        self._tensors: float | None = None
         self._taken = self._row = self._elevated = self._restored = 0
         self._values: Mapping[str, float] = {}
         self._step = 0
@@ -70,6 +75,10 @@ class Gate:
             values: what is known of it before its update.
         """
         self._step, self._values = step, values
+        tensors = values.get("tensors", self._tensors)
+        if tensors != self._tensors and self._tensors is not None:
+            self.forget()
+        self._tensors = tensors
         found = [*self._nonfinite(step, values)]
         loss = values.get("loss", math.nan)
         spike = self._spiking(step, loss, values) if math.isfinite(loss) else None
@@ -77,6 +86,13 @@ class Gate:
         found += [*self._burst(step, values), *self._leaps(step, values), *self._vanished(step, values)]
         found += self._grown(step, values)
         return tuple(found)
+
+    def forget(self) -> None:
+        """Learns anew what is usual of gradients, moments, parameters and learning rates: others are trained now."""
+        self._gradients = Window(GRADIENTS)
+        self._rate = self._largest = 0.0
+        self._leap = self._weights = self._grew = None
+        self._moments = self._count = math.nan
 
     def took(self, suspected: str = "") -> None:
         """Learns from the attempt: its step was taken, although of this signal something stood against it."""
@@ -180,10 +196,13 @@ class Gate:
         rate = values.get("lr", math.nan)
         if not math.isfinite(rate) or self._taken < LEARNT or not self._rate > 0.0:
             return []
-        leapt = rate > LEAP * self._rate and rate > BEYOND * self._largest
+        leapt = rate > LEAP * self._rate and rate > BEYOND * self._largest and not values.get("lr_meant", 0.0) > 0.0
         if not leapt or (self._leap is not None and self._leap[1] >= LEAPING):
+            if self._leap is not None and self._leap[1] >= LASTED:
+                self._largest = max(self._largest, self._leapt_to)
             self._leap = None
             return []
+        self._leapt_to = rate
         begun, attempts = self._leap or (step, 0)
         self._leap = begun, attempts + 1
         data = {"factor": rate / self._rate, "usual": self._rate, "records": attempts + 1}
@@ -205,10 +224,12 @@ class Gate:
         if not math.isfinite(norm):
             return []
         at, before = self._weights or (step, norm)
-        if norm > GROWN * before > 0.0 and self._taken >= LEARNT and self._restored == 0:
+        begun, looks = self._grew or (step, 0)
+        if norm > GROWN * before > 0.0 and self._taken >= LEARNT and looks < LOOKS:
+            self._grew = begun, looks + 1
             data = {"norm": norm, "norm_before": before, "since": at, "factor": norm / before}
-            return [Event("precursor", step, at, step, None, norm - before, norm / before, "parameters", data)]
-        self._weights = step, norm
+            return [Event("precursor", begun, at, step, None, norm - before, norm / before, "parameters", data)]
+        self._weights, self._grew = (step, norm), None
         return []
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,7 +239,9 @@ class Gate:
             "gradients": self._gradients.to_list(), "suspects": [list(each) for each in self._suspects],
             "rate": self._rate, "largest": self._largest, "leap": None if self._leap is None else list(self._leap),
             "moments": self._moments, "count": self._count, "first": self._first, "best": self._best,
-            "weights": None if self._weights is None else list(self._weights), "taken": self._taken, "row": self._row,
+            "weights": None if self._weights is None else list(self._weights), "leapt_to": self._leapt_to,
+            "grew": None if self._grew is None else list(self._grew), "tensors": self._tensors,
+            "taken": self._taken, "row": self._row,
             "elevated": self._elevated, "restored": self._restored,
         }  # fmt: skip
 
@@ -234,5 +257,8 @@ class Gate:
         self._first, self._best = state["first"], float(state["best"])
         weights = state["weights"]
         self._weights = None if weights is None else (int(weights[0]), float(weights[1]))
+        grew = state["grew"]
+        self._grew = None if grew is None else (int(grew[0]), int(grew[1]))
+        self._leapt_to, self._tensors = float(state["leapt_to"]), state["tensors"]
         self._taken, self._row = int(state["taken"]), int(state["row"])
         self._elevated, self._restored = int(state["elevated"]), int(state["restored"])

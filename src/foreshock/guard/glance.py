@@ -21,7 +21,7 @@ Numbers = dict[str, float]
 
 
 class Glance:
-    """Measures `loss`, `grad_norm`, `moments`, `weights`, `lr` and `steps` of an attempt, those that there are.
+    """Measures `loss`, `grad_norm`, `moments`, `weights`, `lr`, `steps` and `tensors` of an attempt, if there are any.
 
     Norms are taken in float32 (float64 where all is), of the gradients as they are; sharded ones count with all their
     shards. With a group of ranks the loss is their mean, and all ranks get the same numbers, by one collective. All
@@ -34,6 +34,7 @@ class Glance:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._params: list[Tensor] = []
+        self._counted: Tensor | None = None  # the parameter whose steps are counted
         self._lengths: list[int] = []
         self._plain = False  # dense, real and whole tensors on one device
         self._flat = False  # of one type, and small
@@ -63,7 +64,7 @@ class Glance:
             sums = tuple(beside)
         else:
             value, squares, sums = self._in_turn(loss, parts, group, beside)
-        found: Numbers = {"steps": _count(states)}
+        found: Numbers = {"steps": self._count(), "tensors": float(len(params))}
         if loss is not None:
             found["loss"] = value
         there = bool(grads), moments and (bool(squared) or not states), weights
@@ -90,6 +91,18 @@ class Glance:
         self._type = torch.float64 if double else torch.float32
         kinds = {param.dtype for param in self._params}
         self._flat = len(kinds) == 1 and sum(param.numel() for param in self._params) <= SMALL
+
+    def _count(self) -> float:
+        """Returns the optimizer's own count of steps: of one parameter, where that takes no waiting for a device."""
+        state = self._optimizer.state
+        if self._counted is None or all(param is not self._counted for param in self._params):
+            self._counted = next((param for param in self._params if "step" in state.get(param, {})), None)
+        if self._counted is None:
+            return math.nan
+        count = state.get(self._counted, {}).get("step", 0.0)
+        if isinstance(count, Tensor):
+            return float(count) if count.device.type == "cpu" else math.nan
+        return float(count)
 
     @torch.no_grad()
     def _at_once(self, loss: Tensor | None, parts: Sequence[list[Tensor]]) -> tuple[float, list[float]]:
@@ -169,13 +182,3 @@ def _held(tensor: Tensor) -> Tensor:
 
 def _second_moments(states: Sequence[Mapping[str, Any]]) -> list[Tensor]:
     return [state[name] for state in states for name in SECOND_MOMENTS if isinstance(state.get(name), Tensor)]
-
-
-def _count(states: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the optimizer's own count of steps, where it can be had without waiting for a device."""
-    if not states:
-        return 0.0
-    count = states[0].get("step", math.nan)
-    if isinstance(count, Tensor):
-        return float(count) if count.device.type == "cpu" else math.nan
-    return float(count) if isinstance(count, (int, float)) else math.nan

@@ -26,7 +26,7 @@ ROW = 2  # refusals in a row after which it is the state, not the data, that is 
 DATA = 50  # refusals in a row for one cause that data which stay bad are worth; then they are what there is to learn
 HOPELESS = 100  # refusals in a row of what is not finite, after which a training is at its end
 SPAN = 1000
-HELD, MEANT = 50, 150  # attempts for which a learning rate that leapt is held back, and after which it is let in
+HELD, MEANT = 30, 60  # attempts for which a learning rate that leapt is held back, and after which it is let in
 BURSTS = 5  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
 
@@ -41,7 +41,7 @@ def default(*, kappa: float = 0.85) -> Policy:
                                       snapshot before the onset. Still up from a sound state: it is the data, which are
                                       left out until there are too many of them, and then learnt from
     a burst of the gradient           skipped, comes again
-    a learning rate that leapt        held back for 50 steps, then let in over 100
+    a learning rate that leapt        held back for 30 steps, then let in over 30
     moments that vanished             those of the last snapshot are put back
     parameters that leapt             an earlier state is put back
     chi above its edge                second moments are refilled along the unstable direction (`Refill`), or the
