@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -74,8 +74,7 @@ class Monitor:
     ) -> None:
         self.optimizer = attach.usable(optimizer)
         self._names, self._order = attach.parameter_names(model, self.optimizer)
-        self.path = run
-        self.every, self.max_overhead = attach.positive("every", every), float(max_overhead)
+        self.path, self.every, self.max_overhead = run, attach.positive("every", every), float(max_overhead)
         parts, functions = attach.sort_probes(probes, model)
         self._sweep = Sweep(parts)
         self._functions = Functions(functions, self.every, self.max_overhead, self._drop_function)
@@ -94,8 +93,7 @@ class Monitor:
         self.on_event: list[Callable[[Event], object]] = []  # told of each version of each event
         self._events: dict[tuple[str, str, int], Event] = {}
         self._process = os.getpid()  # a forked child, such as a data loader's worker, does not write into this run
-        self._spent = 0.0
-        self._last_step = 0.0
+        self._spent = self._last_step = 0.0
 
     def __enter__(self) -> Monitor:
         tensors = [name for name, _, _ in name_tensors(self._names, self._order, self.optimizer)]
@@ -109,7 +107,7 @@ class Monitor:
             self.note("resumed", step=self._step)
         self._functions.start()
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_pre_hook(lambda *_: self.prepare()),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
         return self
@@ -157,10 +155,8 @@ class Monitor:
         self._forget_skipped()
         value = attach.as_loss(loss)
         if value is None:
-            self._complain(
-                f"observe(loss): the loss must be one number, got {attach.shape_of(loss)}. Reduce it, for example "
-                "by loss.mean()."
-            )
+            self._complain("observe(loss): the loss must be one number, got "
+                           f"{attach.shape_of(loss)}. Reduce it, for example by loss.mean().")
             return
         self.attempt.told(closure, batch)
         if isinstance(loss, Tensor) and loss.requires_grad:
@@ -189,6 +185,11 @@ class Monitor:
     def reading(self) -> Edge | None:
         """The reading of curvature that was taken for the attempt under way, before its update."""
         return self._functions.reading
+
+    @property
+    def beside(self) -> Mapping[str, float]:
+        """What is known beside that reading: signals by name, such as `expected_rise` and `chi_overlap`."""
+        return self._functions.beside
 
     @property
     def events(self) -> list[Event]:
@@ -237,9 +238,8 @@ class Monitor:
         """Returns all that a resumed run needs to go on as if it had not stopped; save it with the checkpoint."""
         self.flush()
         return {
-            "version": STATE_VERSION,
+            "version": STATE_VERSION, "step": self._step,
             "run": self._sink.id if self._sink is not None else self._resumes,
-            "step": self._step,
             "detectors": [[name_of(detector), detector.state_dict()] for detector in self.detectors],
             "probes": [[name_of(probe), probe.state_dict()] for probe in self._stateful()],
             "events": [event.to_dict() for event in latest(self._events)],
@@ -269,9 +269,6 @@ class Monitor:
         probes: list[Any] = [*self._sweep.parts, *self._functions.probes]
         return [probe for probe in probes if hasattr(probe, "state_dict") and hasattr(probe, "load_state_dict")]
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.prepare()
-
     def prepare(self) -> None:
         """Looks at the gradients of the step that is about to be taken, once; the optimizer's hook sees to it."""
         if os.getpid() != self._process or self.attempt.prepared or not self._hooks:
@@ -291,6 +288,9 @@ class Monitor:
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if os.getpid() != self._process:
+            return
+        if self.attempt.refused:
+            self.refuse()
             return
         begun = time.perf_counter()
         try:

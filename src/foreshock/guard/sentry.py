@@ -57,9 +57,10 @@ class Sentry:
         found: list[Event] = []
         if reading is not None and sums[0] >= ranks:
             known = {name: float(getattr(reading, name)) for name in READING} | {"chi_mode_loss": reading.mode_loss}
+            known |= self._monitor.beside
             known = {name: value for name, value in known.items() if math.isfinite(value)}
             values |= known
-            event = self._alarm.update(step, known)
+            event = self._alarm.update(step, known | {"loss": reading.loss, "chi_formal": float(reading.formal)})
             found += [event] if event is not None else []
         if self._standing:
             found += self._standing.values()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,11 @@ class Curvature:
     def reading(self) -> Edge | None:
         """The reading for the step that is about to be taken."""
         return self._reading
+
+    @property
+    def beside(self) -> Mapping[str, float]:
+        """What that reading foretells, and how it compares with the one before: signals by name."""
+        return self._beside
 
     @property
     def urgent(self) -> bool:

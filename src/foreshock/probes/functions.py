@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,14 @@ class Functions:
         """What a live probe has read of the edge for the step that is about to be taken."""
         found = (getattr(probe, "reading", None) for probe in self.live)
         return next((each for each in found if isinstance(each, Edge)), None)
+
+    @property
+    def beside(self) -> Mapping[str, float]:
+        """What live probes know beside that reading, as signals by name."""
+        found: dict[str, float] = {}
+        for probe in self.live:
+            found |= getattr(probe, "beside", {})
+        return found
 
     def observe(self, moment: Moment) -> None:
         """Shows a loss that waits for its backward pass to the live probes."""
