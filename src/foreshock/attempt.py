@@ -20,6 +20,7 @@ class Attempt:
         last_weights: those of the attempt before.
         batch, closure: whatever was last given to `observe`.
         prepared: whether the work before the update has been done.
+        refused: whether the optimizer's step is called without gradients, so that it stands still.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Attempt:
         self.last_weights: tuple[Tensor, ...] = ()
         self.batch: Any = None
         self.closure: Callable[..., Any] | None = None
-        self.prepared = False
+        self.prepared = self.refused = False
         self._seen: weakref.ref[Tensor] | None = None
 
     def told(self, closure: Callable[..., Any] | None, batch: Any) -> None:
@@ -68,4 +69,4 @@ class Attempt:
             self.last_weights = tuple(weight for weight, *_ in self.weights)
         self.losses, self.weights, self._seen = [], [], None
         self.batch = self.closure = None
-        self.prepared = False
+        self.prepared = self.refused = False

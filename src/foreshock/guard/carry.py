@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from foreshock.errors import UsageError
 from foreshock.guard.denominators import floor_, refill_
-from foreshock.guard.update import clipped, learning_rate, scaled
+from foreshock.guard.update import Change, after_step, clipped, learning_rate, own_options, scaled
 from foreshock.run.action import (
     Action,
     ClipUpdate,
@@ -41,27 +41,37 @@ class Carried:
     moved: bool
 
 
-def carry(guard: Guard, action: Action, events: Sequence[Event]) -> Carried:
-    """Does what an action says, and returns what was done: where it cannot be done, the nearest thing that can."""
+def carry(guard: Guard, action: Action, events: Sequence[Event], overflow: bool) -> Carried:
+    """Does what an action says, and returns what was done: where it cannot be done, the nearest thing that can.
+
+    Args:
+        guard: whose optimizer it is.
+        action: what the policy decided.
+        events: what it decided by.
+        overflow: the scaler has found one, and will not let the step be taken.
+    """
     before = guard.monitor.step
-    if action.takes_step:
-        with guard._mishaps.said("changing a step", "; it is taken as it is"):
-            action = prepared(guard, action, events)
-    elif isinstance(action, Rollback):
-        with guard._mishaps.said("going back to a snapshot", "; the step is left out instead"):
-            action = restored(guard, action)
-        if isinstance(action, Rollback) and not guard.snapshots.steps:
-            action = Skip(data="requeue", step=action.step, reason=action.reason, cause=action.cause)
+    action = settled(guard, action, events)
     if action.takes_step:
         take(guard, action)
-        moved = guard.monitor.step > before
-    else:
-        moved = False
-        if guard.scaler is not None and guard.scaler.is_enabled():
-            guard.scaler.update(guard.scaler.get_scale())  # forgets this attempt; the scale stays as it is
-    if not moved:
+    elif guard.scaler is not None and guard.scaler.is_enabled():
+        guard.scaler.update(guard.scaler.get_scale())  # forgets this attempt; scale and growth stay as they are
+    recorded = guard.monitor.step > before
+    if not recorded:
         guard.monitor.refuse()
-    return Carried(action, moved)
+    return Carried(action, moved=recorded and not overflow)  # a fused optimizer's step is called on an overflow too
+
+
+def settled(guard: Guard, action: Action, events: Sequence[Event]) -> Action:
+    """Puts the state right for the action, or back; returns the action that then can be carried out."""
+    if action.takes_step:
+        with guard._mishaps.said("changing a step", "; it is taken as it is"):
+            return prepared(guard, action, events)
+    elif isinstance(action, Rollback):
+        with guard._mishaps.said("going back to a snapshot", "; the step is left out instead"):
+            return restored(guard, action)
+        return Skip(data="requeue", step=action.step, reason=action.reason, cause=action.cause)
+    return action
 
 
 def prepared(guard: Guard, action: Action, events: Sequence[Event]) -> Action:
@@ -77,7 +87,7 @@ def prepared(guard: Guard, action: Action, events: Sequence[Event]) -> Action:
         except UsageError as error:
             return _cut_instead(action, reading.chi, str(error))
     if isinstance(action, RepairMoments):
-        steps = guard.snapshots.steps
+        steps = guard.offered
         if action.how == "restore" and not steps:
             return replace(action, how="reset", reason=f"{action.reason}; there is no snapshot, so they start anew")
         if action.how == "restore":
@@ -89,27 +99,37 @@ def prepared(guard: Guard, action: Action, events: Sequence[Event]) -> Action:
 
 def restored(guard: Guard, action: Rollback) -> Action:
     """Puts the newest snapshot at or before the step back, and forgets those that may hold the damage."""
-    step = guard.snapshots.before(action.before)
+    step = max((each for each in guard.offered if each <= action.before), default=None)
     if step is None:
         reason = f"{action.reason}; there is no snapshot at or before step {action.before}, so the step is left out"
         return Skip(data="requeue", step=action.step, reason=reason, cause=action.cause)
-    guard.snapshots.restore(step)
+    # whoever schedules learning rates behind the guard's back does not go back, and would be out of step with them
+    with nullcontext() if guard.along.schedulers else own_options(guard.optimizer):
+        guard.snapshots.restore(step)
     guard.snapshots.drop_after(step)
+    guard.statistics.keep()
     return replace(action, before=step)
 
 
 def take(guard: Guard, action: Action) -> None:
     """Takes the optimizer's step, as the action says."""
-    factor = action.factor if isinstance(action, CutLr) else 1.0
-    if guard._cut is not None and not isinstance(action, CutLr):
-        factor = guard._cut[0]
-    with learning_rate(guard.optimizer, factor) if factor != 1.0 else nullcontext():
-        if isinstance(action, Scale):
-            scaled(guard.optimizer, action.factor, lambda: _step(guard))
-        elif isinstance(action, ClipUpdate):
-            clipped(guard.optimizer, action.limit, lambda: _step(guard))
-        else:
-            _step(guard)
+    optimizer, change = guard.optimizer, changed(guard, action)
+    with learning_rate(optimizer, share(guard, action)), after_step(optimizer, change) if change else nullcontext():
+        _step(guard)
+
+
+def share(guard: Guard, action: Action) -> float:
+    """Returns what the learning rates are multiplied with for this step."""
+    if isinstance(action, CutLr):
+        return action.factor
+    return 1.0 if guard.cut is None else guard.cut[0]
+
+
+def changed(guard: Guard, action: Action) -> Change | None:
+    """Returns what is to be done right after the step; call it right before."""
+    if isinstance(action, Scale):
+        return scaled(guard.optimizer, action.factor)
+    return clipped(guard.optimizer, action.limit) if isinstance(action, ClipUpdate) else None
 
 
 def _step(guard: Guard) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from foreshock import distributed
 
-Take = Callable[[], object]
+Change = Callable[[], None]
 
 
 @contextmanager
@@ -38,43 +38,35 @@ def learning_rate(optimizer: Optimizer, factor: float) -> Iterator[None]:
                 group["lr"] = was
 
 
-def scaled(optimizer: Optimizer, factor: float, take: Take) -> None:
-    """Takes a step and goes only `factor` of its way; moments are as after the whole step.
+def scaled(optimizer: Optimizer, factor: float) -> Change:
+    """Returns what is to be called after the step, so that it goes only `factor` of its way.
 
-    Args:
-        factor: share of the update, whatever the optimizer.
-        take: takes the step.
+    Moments are as after the whole step, whatever the optimizer.
     """
     before = copies(optimizer)
-    with after_step(optimizer, lambda: _back(before, 1.0 - factor)):
-        take()
+    return lambda: _back(before, 1.0 - factor)
 
 
-def clipped(optimizer: Optimizer, limit: float, take: Take) -> int:
-    """Takes a step and shortens the update of each tensor whose root mean square is above `limit` learning rates.
+def clipped(optimizer: Optimizer, limit: float) -> Change:
+    """Returns what is to be called after the step, so that no tensor has moved by an RMS of more than `limit` rates.
 
     Source: Wortsman et al. 2023, arXiv 2304.13013 (StableAdamW), which shortens by RMS(g / sqrt(v)); this looks at
-    the update itself, momentum and decay included, and so serves any optimizer.
-
-    Returns:
-        How many tensors were shortened; waits for the device.
+    the update itself, momentum and decay included, and so serves any optimizer. Waits for the device.
     """
-    before, shortened = copies(optimizer), 0
+    before = copies(optimizer)
 
     def shorten() -> None:
-        nonlocal shortened
         rates = {id(param): group.get("lr", 1.0) for group in optimizer.param_groups for param in group["params"]}
         moved = [(param, old, _rms(param, old), rates[id(param)]) for param, old in before]
+        if not moved:
+            return
         sizes = torch.stack([rms.double() if rms.device.type != "mps" else rms for _, _, rms, _ in moved]).tolist()
         for (param, old, _, rate), size in zip(moved, sizes, strict=True):
             most = limit * float(rate)
             if size > most:
                 _back([(param, old)], 1.0 - most / size)
-                shortened += 1
 
-    with after_step(optimizer, shorten):
-        take()
-    return shortened
+    return shorten
 
 
 def copies(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
@@ -83,20 +75,37 @@ def copies(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     return [(param, param.detach().clone()) for param in params]
 
 
-@contextmanager
-def after_step(optimizer: Optimizer, change: Callable[[], None]) -> Iterator[None]:
-    """Changes the parameters right after the step that is taken inside, before anybody else's hook looks at them."""
-
-    def hook(*_: Any) -> None:
-        change()
-
-    handle = optimizer.register_step_post_hook(hook)
+def first_after(optimizer: Optimizer, change: Callable[..., None]) -> Any:
+    """Registers a hook that is called right after each step, before anybody else's; returns its handle."""
+    handle = optimizer.register_step_post_hook(change)
     hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
     hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+@contextmanager
+def after_step(optimizer: Optimizer, change: Change) -> Iterator[None]:
+    """Changes the parameters right after the step that is taken inside, before anybody else's hook looks at them."""
+    handle = first_after(optimizer, lambda *_: change())
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def own_options(optimizer: Optimizer) -> Iterator[None]:
+    """Keeps learning rates and whatever else the groups say as they are, although a snapshot is put back inside."""
+    kept = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    tensors = [(value, value.clone()) for group in kept for value in group.values() if isinstance(value, Tensor)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, was in tensors:
+                value.copy_(was)
+        for group, options in zip(optimizer.param_groups, kept, strict=True):
+            group.update(options)
 
 
 @torch.no_grad()

@@ -1,0 +1,67 @@
+"""What moves where, and only where, the optimizer moves: schedulers of learning rates, averages of the weights."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from foreshock.errors import UsageError
+
+
+class Along:
+    """The schedulers and averages of a training.
+
+    Args:
+        scheduler: one, or several.
+        ema: one, or several.
+        model: whose weights are averaged.
+
+    Raises:
+        UsageError: one of them is something else, or there is no model to average.
+    """
+
+    def __init__(self, scheduler: Any, ema: Any, model: nn.Module | None) -> None:
+        self.schedulers = _several(scheduler, "scheduler", ("step",))
+        self._averages = _several(ema, "ema", ("update_parameters", "update"))
+        self._model = model
+        if model is None and any(hasattr(each, "update_parameters") for each in self._averages):
+            raise UsageError("Guard(ema=...): update_parameters(model) needs the model: give it to the Monitor")
+
+    def step(self) -> None:
+        """Steps the schedulers, but those that need a metric, and updates the averages."""
+        for scheduler in self.schedulers:
+            if not _needs_metric(scheduler):
+                scheduler.step()
+        for average in self._averages:
+            average.update_parameters(self._model) if hasattr(average, "update_parameters") else average.update()
+
+
+def _needs_metric(scheduler: Any) -> bool:
+    """Returns whether a scheduler's step asks for something that only the loop knows, as ReduceLROnPlateau's does."""
+    try:
+        parameters = inspect.signature(scheduler.step).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(each.kind in kinds and each.default is inspect.Parameter.empty for each in parameters)
+
+
+def _several(given: Any, name: str, methods: Sequence[str]) -> list[Any]:
+    """Returns one object or several as a list.
+
+    Raises:
+        UsageError: one of them has none of the methods.
+    """
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    found = list(given) if isinstance(given, (list, tuple)) else [given]
+    for each in found:
+        if not any(hasattr(each, method) for method in methods):
+            wanted = " or ".join(f"{method}()" for method in methods)
+            raise UsageError(f"Guard({name}=...): an object with {wanted} is needed, got {type(each).__name__}")
+    return found
