@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pydoc
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -36,11 +37,11 @@ def mlp(
     *widths: int, act: Activation = nn.ReLU, first: Sequence[nn.Module] = (), last: Sequence[nn.Module] = (),
     bias: bool = True,
 ) -> nn.Sequential:  # fmt: skip
-    """Returns a multilayer perceptron, `first` before it and `last` right before its head."""
-    layers = list(first)
+    """Returns a multilayer perceptron, copies of `first` before it and of `last` right before its head."""
+    layers = list(map(deepcopy, first))
     for i, (a, b) in enumerate(pairwise(widths)):
         head = i == len(widths) - 2
-        layers += [*(last if head else ()), nn.Linear(a, b, bias=bias), *(() if head else (act(),))]
+        layers += [*(map(deepcopy, last) if head else ()), nn.Linear(a, b, bias=bias), *(() if head else (act(),))]
     return nn.Sequential(*layers)
 
 

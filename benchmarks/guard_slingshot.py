@@ -142,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"every {QUICK}th training")
-    parser.add_argument("--only", default=SPIKES, help="trainings whose name holds this, or of this group")
+    parser.add_argument("--only", default=SPIKES, help="a training, a group of them, or what their names hold")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--seed-from", type=int, default=FRESH, help="the first of them")
     parser.add_argument("--jobs", type=int, default=1)
@@ -151,7 +151,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console, begun = Console(width=max(170, Console().width)), time.perf_counter()
-    picked = [i for i, case in enumerate(CASES) if options.only in case.name or options.only == case.group]
+    picked = [i for i, case in enumerate(CASES) if options.only in (case.name, case.group)]
+    picked = picked or [i for i, case in enumerate(CASES) if options.only in case.name]
     todo = [
         (i, seed, arm, options.long)
         for i in picked[:: QUICK if options.quick else 1]
