@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from guard_calm import CALM
@@ -50,7 +51,8 @@ def false_alarms(found: Sequence[Outcome]) -> Table:
         if runs:
             steps, seeds = sum(each.work.steps for each in runs), len({each.work.seed for each in runs})
             lines = [line for each in runs for line in each.log]
-            shown.add_row(task, str(steps), str(seeds), str(sum(each.acts for each in runs)), "; ".join(lines[:3])[:90])
+            acts = str(sum(each.acts for each in runs))
+            shown.add_row(task, str(steps), str(seeds), acts, escape("; ".join(lines[:3])[:100]))
     return shown
 
 
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     console.print(severity(found), damage(found, contenders), doings(found, contenders), sep="\n")
     console.print(verdict(found))
     if options.list:
-        console.print("\n".join(failures(found)))
+        console.print("\n".join(failures(found)), markup=False)
 
     length = (10_000 if options.full else 1_500) if options.clean is None else options.clean
     calm: list[Outcome] = []

@@ -30,12 +30,13 @@ def relative(found: Sequence[Outcome]) -> dict[int, float]:
 def percent(value: float) -> str:
     """Returns a share in per cent with its sign.
 
-    >>> percent(0.0123), percent(-0.001), percent(float("inf")), percent(9.0)
-    ('+1.2', '-0.1', 'lost', '+900')
+    >>> percent(0.0123), percent(-0.001), percent(float("inf")), percent(0.9)
+    ('+1.2', '-0.10', 'lost', '+90')
     """
     if not math.isfinite(value):
         return "lost"
-    return f"{100 * value:+.1f}" if abs(value) < 0.9995 else f"{100 * value:+.0f}"
+    digits = 2 if abs(value) < 0.00995 else 1 if abs(value) < 0.0995 else 0
+    return f"{100 * value:+.{digits}f}"
 
 
 def damage(found: Sequence[Outcome], contenders: Sequence[str]) -> Table:
