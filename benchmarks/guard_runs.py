@@ -181,10 +181,10 @@ def _run(work: Work) -> Outcome:
             failed = f"{type(error).__name__}: {error}"
         hand.close()
     final = task.validate()
-    loss = final if math.isfinite(final) else math.inf
+    final = final if math.isfinite(final) else math.inf
     seen = at_strike(losses, norms, at[0]) if at and len(losses) > at[0] else {}
     return Outcome(
-        work, loss, hand.acts, at, seen, hand.log(), worst_after(losses, at), time.perf_counter() - begun, failed,
+        work, final, hand.acts, at, seen, hand.log(), worst_after(losses, at), time.perf_counter() - begun, failed,
         losses, norms,
     )  # fmt: skip
 
