@@ -215,3 +215,10 @@ def test_other_tensors_to_train_are_learnt_anew():
     }  # fmt: skip
     assert judged(noise(n), refuse=False, **signals)
     assert not judged(noise(n), refuse=False, **signals, tensors=[4.0] * 100 + [9.0] * 100)
+
+
+def test_a_loss_that_comes_back_to_the_bit_is_told():
+    losses = noise(300)
+    losses[200] = losses[201] = 5.0
+    losses[202] = 5.1
+    assert [events[0].data["same"] for events in judged(losses).values()] == [False, True, False]

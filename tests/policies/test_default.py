@@ -109,3 +109,14 @@ def test_bursts_are_left_out_until_they_are_what_there_is():
     assert [answer(each).kind for each in burst] == ["skip"] * 5 + ["proceed"]
     taken_between = event("precursor", "grad_norm", factor=40.0, records=9, refused=0)
     assert answer(taken_between).kind == "proceed"
+
+
+def test_what_comes_back_to_the_bit_is_no_batchs_fault():
+    again = event("spike", "loss", step=101, records=2, refused=1, restored=0, same=True)
+    assert answer(again, step=102).kind == "rollback"
+    back = Rollback(before=90, step=50, cause=("spike", "loss", 48))
+    taken = answer(again, actions=[back], step=102)
+    assert (taken.kind, taken.cause) == ("proceed", again.key)
+    later = event("spike", "loss", step=101, records=3, refused=0, restored=0)
+    assert answer(later, actions=[back, taken], step=103).kind == "proceed"
+    assert answer(event("precursor", "grad_norm", factor=40.0, records=2, refused=1, same=True)).kind == "proceed"

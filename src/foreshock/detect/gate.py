@@ -40,11 +40,13 @@ class Gate:
 
     Events, each for this very attempt: `nonfinite`; `spike` of the loss, found as `Spike` finds it, with the data
     `records` (elevated attempts in a row), `refused` (of them, in a row, right before this one), `restored` (rollbacks
-    since the onset), `width`, and `suspect` and `since` where something suspicious was let pass of late: the first
-    attempt that it was taken at; `precursor` of `grad_norm` (a burst), of `lr` (a leap; `factor`), of
-    `optimizer_state` (moments that vanished between two steps) and of `parameters` (their norm leapt since it was last
-    looked at). Where the set of tensors changes (`tensors` counts them), or the user has loaded a state (`forget`),
-    norms, moments and learning rates are learnt anew; `lr_meant`, above 0, says that a schedule set the learning rate.
+    since the onset), `same` (the loss is to the bit that of the refused attempt before), `width`, and `suspect` and
+    `since` where something suspicious was let pass of late: the first attempt that it was taken at; `precursor` of
+    `grad_norm` (a burst), of `lr` (a leap; `factor`), of `optimizer_state` (moments that vanished between two steps)
+    and of `parameters` (their norm leapt since it was last looked at).
+
+    Where the set of tensors changes (`tensors` counts them), or the user has loaded a state (`forget`), norms, moments
+    and learning rates are learnt anew; `lr_meant`, above 0, says that a schedule set the learning rate.
 
     A refused batch's loss is known to the spike detector, which never learns its baseline from what it flags.
     """
@@ -64,7 +66,8 @@ class Gate:
         self._grew: tuple[int, int] | None = None  # attempt at which they were seen to have leapt, and looks since
         self._tensors: float | None = None
         self._taken = self._row = self._elevated = self._restored = 0
-        self._values: Mapping[str, float] = {}
+        self._values: Mapping[str, float] = {}  # of this attempt
+        self._before: Mapping[str, float] = {}  # of the one before
         self._step = 0
 
     def judge(self, step: int, values: Mapping[str, float]) -> tuple[Event, ...]:
@@ -74,7 +77,7 @@ class Gate:
             step: its number; they increase.
             values: what is known of it before its update.
         """
-        self._step, self._values = step, values
+        self._step, self._before, self._values = step, self._values, values
         tensors = values.get("tensors", self._tensors)
         if tensors != self._tensors and self._tensors is not None:
             self.forget()
@@ -152,12 +155,17 @@ class Gate:
             return None
         data: dict[str, Any] = {
             "baseline": event.data["baseline"], "records": self._elevated, "refused": self._row,
-            "restored": self._restored, "width": "wide" if self._elevated >= WIDE else "narrow",
+            "restored": self._restored, "same": self._repeats("loss"),
+            "width": "wide" if self._elevated >= WIDE else "narrow",
         }  # fmt: skip
         suspects = [each for each in self._suspects if step - each[0] <= MEMORY]
         if suspects:
             data |= {"suspect": suspects[-1][1], "since": min(at for at, name in suspects if name == suspects[-1][1])}
         return Event("spike", event.raised, event.onset, event.peak, None, event.height, event.severity, "loss", data)
+
+    def _repeats(self, signal: str) -> bool:
+        """Returns whether a signal is to the bit what it was at the refused attempt before: no batch is to blame."""
+        return self._row > 0 and self._before.get(signal) == self._values.get(signal)
 
     def _matters(self, event: Event, loss: float) -> bool:
         """Returns whether a rise is more than this training's noise, and more than a trifle."""
@@ -181,7 +189,10 @@ class Gate:
         begun, records = self._bad.get("burst", (step, 0))
         self._bad["burst"] = begun, records + 1
         norm, usual = values["grad_norm"], math.exp(self._gradients.median())
-        data = {"records": records + 1, "refused": self._row, "usual": usual, "factor": norm / usual}
+        data = {
+            "records": records + 1, "refused": self._row, "same": self._repeats("grad_norm"), "usual": usual,
+            "factor": norm / usual,
+        }  # fmt: skip
         return [Event("precursor", begun, begun, step, None, norm - usual, norm / usual, "grad_norm", data)]
 
     def _towers(self, values: Mapping[str, float], factor: float) -> bool:
@@ -242,7 +253,7 @@ class Gate:
             "weights": None if self._weights is None else list(self._weights), "leapt_to": self._leapt_to,
             "grew": None if self._grew is None else list(self._grew), "tensors": self._tensors,
             "taken": self._taken, "row": self._row,
-            "elevated": self._elevated, "restored": self._restored,
+            "elevated": self._elevated, "restored": self._restored, "values": dict(self._values),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -261,4 +272,5 @@ class Gate:
         self._grew = None if grew is None else (int(grew[0]), int(grew[1]))
         self._leapt_to, self._tensors = float(state["leapt_to"]), state["tensors"]
         self._taken, self._row = int(state["taken"]), int(state["row"])
+        self._values = dict(state["values"])
         self._elevated, self._restored = int(state["elevated"]), int(state["restored"])

@@ -25,7 +25,7 @@ from foreshock.run.event import Event, family
 ROW = 2  # refusals in a row after which it is the state, not the data, that is suspected
 DATA = 50  # refusals in a row for one cause that data which stay bad are worth; then they are what there is to learn
 HOPELESS = 100  # refusals in a row of what is not finite, after which a training is at its end
-SPAN = 1000
+SPAN, LATELY = 1000, 200
 HELD, MEANT = 30, 60  # attempts for which a learning rate that leapt is held back, and after which it is let in
 BURSTS = 5  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
@@ -40,7 +40,7 @@ def default(*, kappa: float = 0.85) -> Policy:
                                       the state is suspected: back to before what was suspicious, or to the last
                                       snapshot before the onset. Still up from a sound state: it is the data, which are
                                       left out until there are too many of them, and then learnt from
-    a burst of the gradient           skipped, comes again
+    a burst of the gradient           skipped, comes again; one that comes back to the bit is taken
     a learning rate that leapt        held back for 30 steps, then let in over 30
     moments that vanished             those of the last snapshot are put back
     parameters that leapt             an earlier state is put back
@@ -86,13 +86,19 @@ def _loss(events: Sequence[Event], actions: Sequence[Action]) -> Action:
     if event is None:
         return Proceed()
     what, refused, restored = said(event, events), _number(event, "refused"), _number(event, "restored")
+    if any(isinstance(past, Proceed) for past in answers(actions, event)):
+        return because(Proceed(), f"{what}, as was accepted before", event)
     since_when = event.data.get("since")
     if not restored and isinstance(since_when, int):
         back = _before(events, since_when)
         if back is not None:
             why = f"{what} after {event.data.get('suspect')} was suspicious at step {since_when}, so that is undone"
             return because(back, why, event)
-    if refused >= ROW and not restored:
+    same = event.data.get("same") is True
+    if same and any(isinstance(past, Rollback) for past in since(actions, _now(events) - LATELY)):
+        why = f"{what}, the same again on the same data, and going back led here again: so it is taken"
+        return because(Proceed(), why, event)
+    if (refused >= ROW or same) and not restored:
         back = rewind(events, event, actions, 0)
         if back is not None:
             why = f"{what}, and so it did at {refused} attempts before, so an earlier state is put back"
@@ -109,7 +115,8 @@ def _burst(events: Sequence[Event], actions: Sequence[Action]) -> Action:
     if event is None:
         return Proceed()
     factor = number(event, events, "factor") or 0.0
-    if max(_number(event, "refused"), _number(event, "records") - 1) >= BURSTS:
+    stays = event.data.get("same") is True or max(_number(event, "refused"), _number(event, "records") - 1) >= BURSTS
+    if stays or any(isinstance(past, Proceed) for past in answers(actions, event)):
         return because(Proceed(), f"gradients stay {factor:.3g} times as large, so they are taken", event)
     return because(_without(events), f"the gradient is {factor:.3g} times as large as usual", event)
 
