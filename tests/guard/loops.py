@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foreshock import Guard, Monitor, Snapshots
+from foreshock import Guard, Monitor, Snapshots, policies
 from foreshock.run import Run
 
 Fault = Callable[[int, nn.Module, torch.optim.Optimizer], None]
@@ -25,6 +25,18 @@ def data(seed: int = 0, n: int = 1024) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 8, generator=generator)
     return x, (x[:, :1] * x[:, 1:2]).sin() + 0.1 * torch.randn(n, 1, generator=generator)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Returns the 32 rows of a step."""
+    x, y = data()
+    rows = torch.randint(0, len(x), (32,), generator=torch.Generator().manual_seed(step))
+    return x[rows], y[rows]
+
+
+def at(step: int, action: policies.Action) -> policies.Policy:
+    """Returns a policy that does one thing at one step."""
+    return lambda events, actions: action if events.step == step else policies.Proceed()
 
 
 def net(seed: int = 0) -> nn.Sequential:
