@@ -196,7 +196,7 @@ class Guard:
     def _decide(self, step: int, scaling: Scaling) -> tuple[Action, tuple[Event, ...], bool]:
         self.monitor.prepare()
         values, sums, reading, ranks, tries = self._look(step)
-        values |= scaling.unscaled(values)
+        scaling.unscale(values)
         overflow = values.get("grad_norm", 0.0) - values.get("grad_norm", 0.0) != 0.0 and scaling.overflow()
         if overflow:  # the scaler's own business, which it has its own remedy for
             values.pop("grad_norm")
@@ -204,6 +204,8 @@ class Guard:
         if bad:
             values["parameters"] = float(self._sound())
         events = (*self.gate.judge(step, values), *self.sentry.events(step, values, sums, reading, ranks))
+        if not (self.snapshots.steps or bad or events) and self.snapshots.due(step):
+            self.snapshots.take(step)  # the first one: so that there is a state to go back to from the first update on
         if self._refusing > 0:
             self._refusing -= 1
             reason = "a rollback skips the batches that follow it"

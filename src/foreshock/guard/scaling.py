@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,11 +25,16 @@ class Scaling:
         self._scale = attach.scale_of(optimizer) if found is None else None
         self._veto = attach.veto_of(optimizer) if found is None else None
 
-    def unscaled(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Returns the norm of the gradients without the scale, where it is known; waits for the device."""
+    def unscale(self, values: dict[str, float]) -> None:
+        """Takes the scale out of the norm of the gradients, where it is known; waits for the device.
+
+        Where the scale has made the norm overflow and no gradient, the norm is not known.
+        """
         if self._scale is None or "grad_norm" not in values:
-            return {}
-        return {"grad_norm": values["grad_norm"] / float(self._scale)}
+            return
+        values["grad_norm"] /= float(self._scale)
+        if not (math.isfinite(values["grad_norm"]) or self.overflow()):
+            values.pop("grad_norm")
 
     def overflow(self) -> bool:
         """Returns whether the scaler refuses the step; waits for the device."""
