@@ -222,3 +222,25 @@ def test_a_loss_that_comes_back_to_the_bit_is_told():
     losses[200] = losses[201] = 5.0
     losses[202] = 5.1
     assert [events[0].data["same"] for events in judged(losses).values()] == [False, True, False]
+
+
+def test_a_rise_after_a_calm_attempt_is_another_cause():
+    losses = noise(300)
+    losses[200] = losses[203] = losses[204] = 5.0
+    gate, found = Gate(), {}
+    for step, loss in enumerate(losses):
+        for event in gate.judge(step, {"loss": loss}):
+            found[step] = event
+            gate.restored()
+        if step not in found:
+            gate.took()
+    assert {step: (event.raised, event.onset, event.data["restored"]) for step, event in found.items()} == {
+        200: (200, 200, 0), 203: (203, 203, 0), 204: (203, 203, 1),
+    }  # fmt: skip
+
+
+def test_a_burst_among_the_first_gradients_must_be_huge():
+    for factor, found in ((30.0, []), (1000.0, [5])):
+        norms = [1.0 + 0.1 * (step % 3) for step in range(30)]
+        norms[5] *= factor
+        assert list(judged(noise(30), grad_norm=norms)) == found

@@ -48,7 +48,9 @@ def test_data_that_stay_bad_are_learnt_from_in_the_end():
     skips = [Skip(step=100 + n, cause=spike.key) for n in range(50)]
     taken = answer(spike, actions=skips, step=160)
     assert isinstance(taken, Proceed)
-    assert "changed" in taken.reason
+    assert "50 batches were left out for it" in taken.reason
+    others = [Skip(step=n, cause=("spike", "loss", n)) for n in range(100)]
+    assert "100 batches were left out within 1000 steps" in answer(spike, actions=others, step=100).reason
 
 
 def test_what_was_suspicious_when_it_was_let_pass_is_undone():
@@ -60,7 +62,9 @@ def test_what_was_suspicious_when_it_was_let_pass_is_undone():
 def test_what_is_not_finite_is_never_taken():
     nan = event("nonfinite", "loss", records=1, refused=0, restored=0)
     assert answer(nan).kind == "skip"
-    again = event("nonfinite", "loss", records=2, refused=1, restored=0)
+    assert answer(event("nonfinite", "loss", records=2, refused=1, restored=0)).kind == "skip"
+    again = event("nonfinite", "loss", records=3, refused=2, restored=0)
+    assert answer(again, tries=1).data == "quarantine"
     assert answer(again).kind == "rollback"
     assert answer(again, snapshots=()).kind == "skip"
     assert answer(event("nonfinite", "loss", refused=100, restored=1)).kind == "stop"
@@ -105,9 +109,9 @@ def test_a_softmax_that_rounds_is_made_exact_once():
 
 
 def test_bursts_are_left_out_until_they_are_what_there_is():
-    burst = [event("precursor", "grad_norm", factor=40.0, records=n + 1, refused=n) for n in range(6)]
-    assert [answer(each).kind for each in burst] == ["skip"] * 5 + ["proceed"]
-    taken_between = event("precursor", "grad_norm", factor=40.0, records=9, refused=0)
+    burst = [event("precursor", "grad_norm", factor=40.0, records=n + 1, refused=n) for n in range(21)]
+    assert [answer(each).kind for each in burst] == ["skip"] * 20 + ["proceed"]
+    taken_between = event("precursor", "grad_norm", factor=40.0, records=29, refused=0)
     assert answer(taken_between).kind == "proceed"
 
 

@@ -17,6 +17,7 @@ from foreshock.stats import Window, tail_bound
 # them, on the logarithmic scale: five sigma where that is normal. All numbers here are ours; Ling gives none.
 BURST, ABOVE = 10.0, 2.0
 GRADIENTS, KNOWN = 64, 16
+FEW, HUGE = 3, 100.0  # gradients known from which a burst can be told, if it is so many times the usual one
 LEAP, BEYOND = 3.0, 1.5  # times the last learning rate, and the largest that was ever taken
 LEARNT = 20  # steps taken before a learning rate can leap
 LEAPING, LASTED = 100, 30  # attempts after which a leap that stays is a setting; and after which one that ends was
@@ -48,6 +49,7 @@ class Gate:
     Where the set of tensors changes (`tensors` counts them), or the user has loaded a state (`forget`), norms, moments
     and learning rates are learnt anew; `lr_meant`, above 0, says that a schedule set the learning rate.
 
+    A spike is one stretch of elevated attempts: where a calm one lies between, what comes then is another cause.
     A refused batch's loss is known to the spike detector, which never learns its baseline from what it flags.
     """
 
@@ -65,6 +67,8 @@ class Gate:
         self._weights: tuple[int, float] | None = None  # attempt at which the parameters' norm was looked at, and it
         self._grew: tuple[int, int] | None = None  # attempt at which they were seen to have leapt, and looks since
         self._tensors: float | None = None
+        self._seen: tuple[str, str, int] | None = None  # key of the spike that the last stretch of attempts was of
+        self._begun = (0, 0)  # attempt at which that stretch was raised, and its first
         self._taken = self._row = self._elevated = self._restored = 0
         self._values: Mapping[str, float] = {}  # of this attempt
         self._before: Mapping[str, float] = {}  # of the one before
@@ -146,11 +150,15 @@ class Gate:
         self._spike.update(StepRecord(step, known))
         event = self._spike.open
         if event is None or event.end != step:
-            self._elevated = 0
+            self._elevated = self._restored = 0
             if event is None:
                 self._settle(loss)
             return None
-        self._elevated = max(self._elevated + 1, int(event.data["records"]) if not self._elevated else 0)
+        if not self._elevated:  # a stretch begins; the first one of an event may have begun before it was raised
+            again = self._seen == event.key
+            self._seen, self._begun = event.key, (step, step) if again else (event.raised, event.onset)
+            self._elevated = 0 if again else int(event.data["records"]) - 1
+        self._elevated += 1
         if not self._matters(event, loss):
             return None
         data: dict[str, Any] = {
@@ -161,7 +169,9 @@ class Gate:
         suspects = [each for each in self._suspects if step - each[0] <= MEMORY]
         if suspects:
             data |= {"suspect": suspects[-1][1], "since": min(at for at, name in suspects if name == suspects[-1][1])}
-        return Event("spike", event.raised, event.onset, event.peak, None, event.height, event.severity, "loss", data)
+        raised, onset = self._begun
+        peak = max(event.peak, onset)
+        return Event("spike", raised, onset, peak, None, event.height, event.severity, "loss", data)
 
     def _repeats(self, signal: str) -> bool:
         """Returns whether a signal is to the bit what it was at the refused attempt before: no batch is to blame."""
@@ -178,8 +188,8 @@ class Gate:
         return bool(z > STRONG and z * event.data["scale"] > tail_bound(self._spike.residuals, ONCE_IN))
 
     def _settle(self, loss: float) -> None:
-        """Learns how far the loss has come down, and that the last cause is over."""
-        self._restored, self._first = 0, loss if self._first is None else max(self._first, loss)
+        """Learns how far the loss has come down."""
+        self._first = loss if self._first is None else max(self._first, loss)
         self._best = min(self._best, loss)
 
     def _burst(self, step: int, values: Mapping[str, float]) -> list[Event]:
@@ -198,9 +208,9 @@ class Gate:
     def _towers(self, values: Mapping[str, float], factor: float) -> bool:
         """Returns whether the gradient is this many times the usual one, and far above the largest of late."""
         norm, window = values.get("grad_norm", math.nan), self._gradients
-        if not (math.isfinite(norm) and norm > 0.0) or len(window) < KNOWN:
+        if not (math.isfinite(norm) and norm > 0.0) or len(window) < FEW:
             return False
-        usual = window.median()
+        usual, factor = window.median(), factor if len(window) >= KNOWN else max(factor, HUGE)
         return math.log(norm) - usual > max(math.log(factor), ABOVE * (window.quantile(1.0) - usual))
 
     def _leaps(self, step: int, values: Mapping[str, float]) -> list[Event]:
@@ -253,6 +263,7 @@ class Gate:
             "weights": None if self._weights is None else list(self._weights), "leapt_to": self._leapt_to,
             "grew": None if self._grew is None else list(self._grew), "tensors": self._tensors,
             "taken": self._taken, "row": self._row,
+            "seen": None if self._seen is None else list(self._seen), "begun": list(self._begun),
             "elevated": self._elevated, "restored": self._restored, "values": dict(self._values),
         }  # fmt: skip
 
@@ -273,4 +284,7 @@ class Gate:
         self._leapt_to, self._tensors = float(state["leapt_to"]), state["tensors"]
         self._taken, self._row = int(state["taken"]), int(state["row"])
         self._values = dict(state["values"])
+        seen, begun = state["seen"], state["begun"]
+        self._seen = None if seen is None else (str(seen[0]), str(seen[1]), int(seen[2]))
+        self._begun = (int(begun[0]), int(begun[1]))
         self._elevated, self._restored = int(state["elevated"]), int(state["restored"])

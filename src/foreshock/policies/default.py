@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foreshock.policies.compose import first_of
+from foreshock.policies.nonfinite import ordinal
 from foreshock.policies.past import answers, because, first, number, said, since
 from foreshock.policies.rewind import rewind
 from foreshock.policies.sight import Policy, seen
@@ -23,11 +24,12 @@ from foreshock.run.event import Event, family
 
 # No paper gives numbers for these.
 ROW = 2  # refusals in a row after which it is the state, not the data, that is suspected
-DATA = 50  # refusals in a row for one cause that data which stay bad are worth; then they are what there is to learn
+DATA, OFTEN = 30, 100  # refusals in a row for one cause that data which stay bad are worth, and within
+# a thousand steps; then they are what there is to learn
 HOPELESS = 100  # refusals in a row of what is not finite, after which a training is at its end
 SPAN, LATELY = 1000, 200
 HELD, MEANT = 30, 60  # attempts for which a learning rate that leapt is held back, and after which it is let in
-BURSTS = 5  # refusals in a row of gradients that stay large
+BURSTS = 20  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
 
 
@@ -70,7 +72,7 @@ def _nonfinite(events: Sequence[Event], actions: Sequence[Action]) -> Action:
         return Proceed()
     what, refused, restored = said(event, events), _number(event, "refused"), _number(event, "restored")
     damaged = event.signal == "parameters"
-    if damaged or (refused >= ROW - 1 and not restored):
+    if damaged or (refused >= ROW and not restored and not seen(events).tries):
         back = rewind(events, event, actions, 0)
         if back is not None:
             return because(back, f"{what} after {refused} refusals in a row, so an earlier state is put back", event)
@@ -101,12 +103,15 @@ def _loss(events: Sequence[Event], actions: Sequence[Action]) -> Action:
     if (refused >= ROW or same) and not restored:
         back = rewind(events, event, actions, 0)
         if back is not None:
-            why = f"{what}, and so it did at {refused} attempts before, so an earlier state is put back"
+            why = f"{what}, for the {ordinal(refused + 1)} attempt in a row, so an earlier state is put back"
             return because(back, why, event)
     skips = sum(isinstance(past, Skip) for past in answers(actions, event))
-    if skips >= DATA or sum(isinstance(past, Skip) for past in since(actions, _now(events) - SPAN)) >= 2 * DATA:
-        why = f"{what}; {skips} batches were left out and going back was no help: the data have changed"
-        return because(Proceed(), why, event)
+    lately = sum(isinstance(past, Skip) for past in since(actions, _now(events) - SPAN))
+    if skips >= DATA or lately >= OFTEN:
+        tried = "going back was no help" if restored else "there was nowhere to go back to"
+        left_out = f"{skips} batches were left out for it and {tried}" if skips >= DATA else (
+            f"{lately} batches were left out within {SPAN} steps, the most that is done")
+        return because(Proceed(), f"{what}; {left_out}, so the data are taken as they are", event)
     return because(_without(events), f"{what}, so the batch is left out", event)
 
 

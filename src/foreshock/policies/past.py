@@ -98,8 +98,9 @@ def further_back(events: Sequence[Event], event: Event, rollbacks: Sequence[Acti
     """Returns the step to go back before: what preceded the event, and each time what lies further back.
 
     The update at the onset's predecessor is the last one that can have made the onset's loss, so the first rollback
-    goes to a snapshot from before that update. The next one goes at least `far` steps before the onset where there is
-    a snapshot so old, else to the oldest there is.
+    goes to a snapshot from before that update; to one from right after it where there is no other, since what has
+    happened between two steps is cured by that as well. The next one goes at least `far` steps before the onset where
+    there is a snapshot so old, else to the oldest there is.
 
     Args:
         events: what the policy was shown; of a plain list nobody knows the snapshots.
@@ -111,7 +112,10 @@ def further_back(events: Sequence[Event], event: Event, rollbacks: Sequence[Acti
     before = event.onset - 1
     known = events.snapshots if isinstance(events, Sight) else None
     if not rollbacks:
-        return before if known is None else max((each for each in known if each <= before), default=None)
+        if known is None:
+            return before
+        older = max((each for each in known if each <= before), default=None)
+        return event.onset if older is None and event.onset in known else older
     last = min(before, *(int(getattr(each, "before", before)) for each in rollbacks))
     if known is None:
         return min(last - far, before - far)
