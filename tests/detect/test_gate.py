@@ -169,6 +169,8 @@ def test_moments_that_vanish_are_found_and_those_that_decay_are_not():
     assert list(judged(noise(300), moments=lost, steps=steps, refuse=False)) == [200]
     counted = [*steps[:200], *(float(t) for t in range(100))]
     assert list(judged(noise(300), moments=moments, steps=counted, refuse=False)) == [200]
+    faint = [1e-19 * each for each in moments[:200]] + [0.0] * 100  # float32 has lost what they are made of
+    assert not judged(noise(300), moments=faint, steps=steps)
 
 
 @pytest.mark.parametrize("cut", [50, 120, 151, 202, 260])

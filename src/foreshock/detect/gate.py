@@ -22,6 +22,7 @@ LEAP, BEYOND = 3.0, 1.5  # times the last learning rate, and the largest that wa
 LEARNT = 20  # steps taken before a learning rate can leap
 LEAPING, LASTED = 100, 30  # attempts after which a leap that stays is a setting; and after which one that ends was
 VANISHED = 0.1  # times what the second moments were some attempts ago: no beta2 in use decays so fast
+FAINT = 1e-18  # norm of second moments below which float32 loses the squares it is made of: gradients below some 1e-11
 GROWN = 3.0  # times the norm of all parameters a few attempts ago: no training does that once it is under way
 LOOKS = 3  # looks at parameters that have leapt after which they are what they are
 STRONG, ONCE_IN = 9.0, 1e-5  # z of a rise that is answered at once, and the chance per attempt that noise rises so far
@@ -232,7 +233,7 @@ class Gate:
     def _vanished(self, step: int, values: Mapping[str, float]) -> list[Event]:
         """Says whether the optimizer's memory was lost since the last attempt."""
         moments, count = values.get("moments", math.nan), values.get("steps", math.nan)
-        shrunk = moments < VANISHED * self._moments
+        shrunk = moments < VANISHED * self._moments and self._moments > FAINT
         if not (shrunk or count < self._count):  # what is not known is NaN and compares as no
             return []
         data = {"moments": moments, "moments_before": self._moments, "steps": count, "steps_before": self._count}
