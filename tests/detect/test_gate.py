@@ -200,6 +200,14 @@ def test_parameters_that_leap_are_found_until_they_are_put_back_or_are_what_they
     assert found == [(64 + 8 * look, "parameters", 56, 64) for look in range(3)]
 
 
+def test_parameters_that_swing_through_zero_have_not_leapt():
+    gate = Gate()
+    for step in range(400):
+        events = gate.judge(step, {"loss": 1.0, "weights": abs(math.cos(0.1 * step)) + 1e-6})
+        assert not [event for event in events if event.signal == "parameters"]
+        gate.took("")
+
+
 def test_a_schedules_own_leap_is_meant_and_one_that_lasted_is_known_when_it_comes_again():
     lr = [1e-4] * 400
     for begin in (100, 300):

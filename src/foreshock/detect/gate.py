@@ -251,7 +251,7 @@ class Gate:
             self._grew = begun, looks + 1
             data = {"norm": norm, "norm_before": before, "since": at, "factor": norm / before}
             return [Event("precursor", begun, at, step, None, norm - before, norm / before, "parameters", data)]
-        self._weights, self._grew = (step, norm), None
+        self._weights, self._grew = (step, max(norm, before)), None  # parameters may swing through zero
         return []
 
     def state_dict(self) -> dict[str, Any]:
