@@ -141,8 +141,8 @@ def test_of_a_single_mode_the_bound_is_exact(case, raise_):
 def test_without_the_hessian_chi_is_at_least_what_the_bound_says(seed):
     loss, _, _, optimizer, reading = beyond(optim.Adam, {}, seed=seed)
     done = refill_(reading, optimizer)
-    assert done.after == pytest.approx(0.85, rel=1e-6)
-    assert 0.85 <= edge(loss, optimizer, tol=1e-8).chi < 1.0
+    assert done.after == pytest.approx(0.9, rel=1e-6)
+    assert 0.9 <= edge(loss, optimizer, tol=1e-8).chi < 1.0
 
 
 def apart(chi=1.2):
