@@ -6,7 +6,7 @@ Twenty tanh units on two sines (`foreshock.papers.adam_problems`), full batch, A
     cap                 chi is never let above .9: the learning rate of each step is cut to .9/chi
     cut at S            the same, only at steps whose form S (curvature along the gradient) is above 1
     floor at S          v raised to the floor that brings chi to .9, at those steps
-    refill at S         v refilled along the unstable direction to chi = .85, at those steps
+    refill at S         v refilled along the unstable direction to chi = .9, at those steps
     floor, refill       the same at the steps that `foreshock.detect.alarm.Alarm` calls imminent
     guard               live: `fs.Guard` with its default policy on a `Monitor` with the curvature probe
 
@@ -32,7 +32,7 @@ from foreshock.stability.foresight import Refill, outlook
 
 LAST = 500
 FIRST = 20  # steps in which young second moments put chi anywhere
-FLOOR, DEEP = 0.9, 0.85
+FLOOR = DEEP = 0.9
 NEAR, NEARER = 0.9, 0.97  # chi from which on every third, and every step is read
 
 
