@@ -127,3 +127,26 @@ def test_a_scaler_that_is_switched_off_is_none():
             scaler.scale(loss).backward()
             assert guard.step().takes_step == (step != 1)
             optimizer.zero_grad()
+
+
+def test_a_batch_of_nan_under_a_scaler_leaves_running_statistics_alone_and_an_overflow_does_not_touch_them():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = adamw(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with Monitor(model, optimizer, probes=[]) as monitor:
+        guard = Guard(monitor, scaler=scaler)
+        for step in range(12):
+            before = [each.clone() for each in model.buffers()]
+            x, y = batch(step)
+            loss = nn.functional.mse_loss(model(x * (math.nan if step == 7 else 1.0)), y)
+            monitor.observe(loss)
+            scaler.scale(loss).backward()
+            if step == 9:
+                model[0].bias.grad[0] = math.inf
+            seen = [each.clone() for each in model.buffers()]
+            guard.step()
+            assert same(before if step == 7 else seen, [*model.buffers()])
+            optimizer.zero_grad()
+    assert [(each.kind, each.step) for each in guard.actions] == [("skip", 7)]

@@ -64,7 +64,7 @@ class Guard:
 
     While nothing stands against a step it is bit for bit what it would have been. A step costs one transfer of a few
     numbers from the device. A failure inside the guard or the policy is a single `ForeshockWarning`, and the step is
-    taken as it is.
+    taken as it is. Loops that call `optimizer.step()` themselves and cannot be changed are guarded by `attach()`.
 
     Args:
         monitor: what watches the training; entered before the first step.
@@ -252,6 +252,7 @@ class Guard:
 
     def _follow(self, step: int, carried: Carried, events: Sequence[Event], overflow: bool) -> None:
         """Takes note of what was done, and does what depends on whether the optimizer moved."""
+        overflow = overflow and carried.action.takes_step  # what the guard refuses is not the scaler's any more
         if not (carried.moved or overflow):
             with self._mishaps.said("putting statistics back"):
                 self.statistics.put_back()
