@@ -141,16 +141,18 @@ def allocate(specs: Sequence[Spec], *, pinned: bool) -> Buffer:
     """Returns a new buffer, in memory that a GPU can write to on its own if it can be had.
 
     torch's own allocator of pinned memory rounds sizes up to powers of two, which would waste up to half of it; so
-    ordinary memory is registered with the driver, and unregistered when it goes. It is touched here, so that the pages
-    are there when it is filled.
+    ordinary memory is registered with the driver, and unregistered when it goes. What is not registered is touched here,
+    so that the pages are there when it is filled.
     """
-    flat = torch.empty(needed(specs), dtype=torch.uint8, device="cpu").zero_()
+    flat = torch.empty(needed(specs), dtype=torch.uint8, device="cpu")
     buffer = Buffer(flat, specs)
     if pinned and flat.numel():
         runtime = _cuda().cudart()
         buffer.pinned = int(runtime.cudaHostRegister(flat.data_ptr(), flat.numel(), 0)) == 0
         ending = weakref.finalize(flat, _let_go, runtime, flat.data_ptr() if buffer.pinned else None, buffer.pending)
         ending.atexit = False
+    if not buffer.pinned:
+        flat.zero_()
     return buffer
 
 
