@@ -141,7 +141,7 @@ def allocate(specs: Sequence[Spec], *, pinned: bool) -> Buffer:
     """Returns a new buffer, in memory that a GPU can write to on its own if it can be had.
 
     torch's own allocator of pinned memory rounds sizes up to powers of two, which would waste up to half of it; so
-    ordinary memory is registered with the driver, and unregistered when it goes. What is not registered is touched here,
+    ordinary memory is registered with the driver, and unregistered when it goes. What is not is touched here,
     so that the pages are there when it is filled.
     """
     flat = torch.empty(needed(specs), dtype=torch.uint8, device="cpu")
