@@ -137,11 +137,14 @@ def test_the_hessian_of_a_confident_row_keeps_its_digits_in_float32(gap: float) 
     torch.testing.assert_close(found.double(), p * (u - mean), rtol=1e-5, atol=0)
 
 
-def test_the_compiled_loss_has_no_graph_break_and_the_same_gradients() -> None:
-    z, given = case("hard")
+@pytest.mark.parametrize("kind", ["hard", "smoothed", "probabilities", "middle"])
+def test_the_compiled_loss_has_no_graph_break_and_the_same_gradients(kind: str) -> None:
+    z, given = case(kind)
     z.requires_grad_()
     compiled = torch.compile(lambda z: losses(z, **given).sum(), fullgraph=True, backend="aot_eager")
-    (found,) = torch.autograd.grad(compiled(z), z)
+    loss = compiled(z)
+    torch.testing.assert_close(loss, losses(z, **given).sum())
+    (found,) = torch.autograd.grad(loss, z)
     (wanted,) = torch.autograd.grad(losses(z, **given).sum(), z)
     torch.testing.assert_close(found, wanted)
 

@@ -43,6 +43,8 @@ def losses_of_rows(
         losses: tuple[Tensor, Tensor, Tensor] = kernel.row_losses(logits, right, spread, mass)
         return losses
     kind = working_dtype(logits.dtype)
+    if torch.compiler.is_compiling():
+        return _traced_losses(logits.to(kind), right, spread, mass, dim)
     found = torch.empty(right.shape, dtype=kind, device=logits.device)
     top, wrong = torch.empty_like(found), torch.empty_like(found)
     space = None
@@ -76,6 +78,9 @@ def gradients_of_rows(
         gradient: Tensor = kernel.row_gradient(logits, right, spread, mass, outer, top, wrong)
         return gradient
     kind = working_dtype(logits.dtype)
+    if torch.compiler.is_compiling():
+        e = (logits.to(kind) - top).exp()
+        return _traced_gradient(e, right, spread, mass, outer, wrong, dim).to(logits.dtype)
     found = torch.empty_like(logits)
     space = None
     for part in parts(logits):
@@ -98,6 +103,31 @@ def gradients_of_rows(
         if logits.dtype != kind:
             _cut(found, part).copy_(space)
     return found
+
+
+def _traced_losses(
+    wide: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for compilers, which fuse it: nothing is written in place, which some of their versions lose."""
+    top = wide.amax(dim, keepdim=True)
+    below = wide - top
+    own = below.gather(dim, right)
+    wrong = below.exp().scatter(dim, right, 0.0).sum(dim, keepdim=True)
+    log = (own.expm1() + wrong).log1p()
+    if spread is None:
+        return log - own, top, wrong
+    lost = -(below * spread).sum(dim, keepdim=True) - (0.0 if mass is None else own * mass)
+    return lost + log * _total(spread, mass, None, dim), top, wrong
+
+
+def _traced_gradient(
+    e: Tensor, right: Tensor, spread: Tensor | None, mass: Tensor | None, outer: Tensor, wrong: Tensor, dim: int
+) -> Tensor:
+    share = outer / (e.gather(dim, right) + wrong)
+    if spread is None:
+        return (e * share).scatter(dim, right, -(share * wrong))
+    others = (e * (share * _total(spread, mass, None, dim)) - outer * spread).scatter(dim, right, 0.0)
+    return others.scatter(dim, right, -others.sum(dim, keepdim=True))
 
 
 def losses_by_probabilities(logits: Tensor, right: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor] | None:
