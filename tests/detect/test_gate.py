@@ -94,7 +94,7 @@ def test_the_spikes_of_the_published_curve_are_found_on_a_curve_like_it():
     assert list(judged(losses.tolist())) == places
 
 
-@pytest.mark.parametrize("factor", [20.0, 1000.0])
+@pytest.mark.parametrize("factor", [60.0, 1000.0])
 def test_a_burst_of_the_gradient_is_found_where_the_loss_is_as_ever(factor):
     norms = np.exp(0.3 * np.random.default_rng(1).standard_normal(300))
     norms[200] *= factor
@@ -148,6 +148,13 @@ def test_a_leap_of_the_learning_rate_is_found_while_it_lasts(factor, name):
     found = judged(noise(400), refuse=False, lr=lr)
     assert list(found) == [80, 81, 82, 83]
     assert all(event.signal == "lr" and event.data["factor"] == pytest.approx(factor) for (event,) in found.values())
+
+
+def test_a_leap_in_a_falling_schedule_lasts_until_the_rate_is_back():
+    lr = [1e-3 * (1 - step / 400) for step in range(400)]
+    for step in range(350, 380):
+        lr[step] *= 30
+    assert list(judged(noise(400), refuse=False, lr=lr)) == list(range(350, 380))
 
 
 def test_what_was_let_pass_is_remembered_when_the_loss_rises():

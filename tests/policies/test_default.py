@@ -97,7 +97,7 @@ def test_second_moments_are_refilled_at_the_edge_and_the_rate_is_cut_where_that_
     assert answer(edge).kind == "refill"
     refills = [Refill(step=100 + n, cause=edge.key) for n in range(5)]
     cut = answer(edge, actions=refills, step=105)
-    assert (cut.kind, cut.factor) == ("cut_lr", pytest.approx(0.85 / 1.25))
+    assert (cut.kind, cut.factor) == ("cut_lr", pytest.approx(0.9 / 1.25))
     assert answer(edge, event("precursor", "lr", factor=10.0)).kind == "cut_lr"
     assert answer(event("imminent", "chi_gradient", chi=math.nan)) == Proceed()
 

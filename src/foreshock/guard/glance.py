@@ -37,6 +37,7 @@ class Glance:
         self._counted: Tensor | None = None  # the parameter whose steps are counted
         self._lengths: list[int] = []
         self._plain = False  # dense, real and whole tensors on one device
+        self._sparse = True  # whether gradients may be
         self._flat = False  # of one type, and small
         self._type = torch.float32
 
@@ -55,11 +56,11 @@ class Glance:
         """
         self._refresh()
         optimizer, params = self._optimizer, self._params
-        grads = [param.grad for param in params if param.grad is not None]
-        states = [optimizer.state[param] for param in params if param in optimizer.state]
-        squared = _second_moments(states) if moments else []
+        grads = [grad for param in params if (grad := param.grad) is not None]
+        states = [optimizer.state[param] for param in params if param in optimizer.state] if moments else []
+        squared = _second_moments(states)
         parts = [grads, squared, params if weights else []]
-        if group is None and self._plain and all(grad.layout is torch.strided for grad in grads):
+        if group is None and self._plain and not (self._sparse and any(grad.is_sparse for grad in grads)):
             value, squares = self._at_once(loss, parts)
             sums = tuple(beside)
         else:
@@ -89,6 +90,7 @@ class Glance:
         )  # fmt: skip
         double = all(param.dtype == torch.float64 for param in self._params)
         self._type = torch.float64 if double else torch.float32
+        self._sparse = any(grad.is_sparse for param in self._params if (grad := param.grad) is not None)
         kinds = {param.dtype for param in self._params}
         self._flat = len(kinds) == 1 and sum(param.numel() for param in self._params) <= SMALL
 

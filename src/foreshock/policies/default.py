@@ -33,7 +33,7 @@ BURSTS = 20  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
 
 
-def default(*, kappa: float = 0.85) -> Policy:
+def default(*, kappa: float = 0.9) -> Policy:
     """Returns the policy that answers each mechanism with what cures it, and leaves alone what does no harm.
 
     ================================  ===================================================================

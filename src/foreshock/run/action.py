@@ -111,7 +111,7 @@ class Refill(Action):
 
     kind: ClassVar[str] = "refill"
 
-    kappa: float = 0.85
+    kappa: float = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
