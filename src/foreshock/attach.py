@@ -25,9 +25,7 @@ def usable(optimizer: Any) -> Optimizer:
     Raises:
         UsageError: it is none, it has no parameters, or its step evaluates the loss several times (LBFGS).
     """
-    inner = optimizer
-    while not isinstance(inner, Optimizer) and hasattr(inner, "optimizer"):
-        inner = inner.optimizer
+    inner = innermost(optimizer)
     if not isinstance(inner, Optimizer):
         raise UsageError(
             f"Monitor(model, optimizer): the optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
@@ -42,6 +40,13 @@ def usable(optimizer: Any) -> Optimizer:
             "a step (SGD, Adam, ...), or record the loss yourself with Run.from_arrays."
         )
     return inner
+
+
+def innermost(optimizer: Any) -> Any:
+    """Returns what wrappers such as accelerate's hold as `.optimizer`."""
+    while not isinstance(optimizer, Optimizer) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def parameter_names(

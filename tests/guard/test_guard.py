@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 
@@ -31,7 +32,7 @@ def unguarded(steps):
 
 def at(step, action):
     """A policy that does one thing at one step."""
-    return lambda events, actions: action if events.step == step else policies.Proceed()
+    return lambda events, actions: action if policies.seen(events).step == step else policies.Proceed()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -226,9 +227,11 @@ def test_a_fault_does_no_lasting_harm_and_is_answered_once(fault, answers):
     assert all(100 <= each.step <= 104 for each in guarded.guard.actions)
 
 
-def test_a_policy_that_fails_is_a_warning_and_the_steps_are_taken():
+def test_a_policy_that_fails_on_the_way_is_a_warning_and_the_steps_are_taken():
     def broken(events, actions):
-        raise RuntimeError("a mistake")
+        if policies.seen(events).step > 3:
+            raise RuntimeError("a mistake")
+        return policies.Proceed()
 
     without = train(guarded=False, steps=20)
     with pytest.warns(ForeshockWarning, match="a mistake") as caught:
@@ -237,9 +240,17 @@ def test_a_policy_that_fails_is_a_warning_and_the_steps_are_taken():
     assert same(without.state, guarded.state)
 
 
-def test_a_policy_that_answers_no_action_is_a_warning():
+def test_a_policy_that_answers_no_action_on_the_way_is_a_warning():
+    answers = {2: "skip"}
     with pytest.warns(ForeshockWarning, match="returns an Action"):
-        train(policy=lambda events, actions: "skip", steps=3)
+        train(policy=lambda events, actions: answers.get(policies.seen(events).step, policies.Proceed()), steps=4)
+
+
+@pytest.mark.parametrize("policy", [policies.ling, lambda events, actions: None, lambda events: policies.Proceed()])
+def test_a_policy_that_is_wrong_from_its_first_call_is_refused(policy):
+    model = net()
+    with pytest.raises(UsageError, match=r"Guard\(policy"):
+        Guard(Monitor(model, adamw(model)), policy)
 
 
 def test_a_stop_is_an_answer_first_and_an_error_if_the_loop_goes_on():
@@ -255,8 +266,14 @@ def test_bad_arguments_are_refused_by_name():
     monitor = Monitor(model, optimizer)
     with pytest.raises(UsageError, match="policies"):
         Guard(monitor, "ling")
-    with pytest.raises(UsageError, match="scheduler"):
-        Guard(monitor, scheduler=3)
+    other = adamw(net())
+    for scheduler in (3, optimizer, torch.optim.lr_scheduler.StepLR(other, 1)):
+        with pytest.raises(UsageError, match="scheduler"):
+            Guard(monitor, scheduler=scheduler)
+    with pytest.raises(UsageError, match=r"snapshots.*Snapshots is needed, got int"):
+        Guard(monitor, snapshots=5)
+    with pytest.raises(UsageError, match=r"data.*Requeue is needed, got list"):
+        Guard(monitor, data=[])
 
 
 @pytest.mark.parametrize("cut", [30, 99, 103, 118])
@@ -313,3 +330,46 @@ def test_a_guard_whose_monitor_is_not_attached_says_so():
     guard = Guard(Monitor(model, adamw(model)))
     with pytest.raises(UsageError, match="with Monitor"):
         guard.step()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_leap_that_a_given_scheduler_makes_is_meant(given):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 20.0 if step >= 40 else 1.0)
+    x, y = data()
+    with Monitor(model, optimizer, probes=[]) as monitor:
+        guard = Guard(monitor, scheduler=scheduler if given else None)
+        for _ in range(50):
+            loss = nn.functional.mse_loss(model(x), y)
+            monitor.observe(loss)
+            loss.backward()
+            guard.step()
+            optimizer.zero_grad()
+            _ = None if given else scheduler.step()
+    assert {each.kind for each in guard.actions} == (set() if given else {"cut_lr"})
+
+
+def test_a_state_that_the_loop_loads_itself_is_no_fault():
+    model = net()
+    optimizer = adamw(model)
+    x, y = data()
+    with Monitor(model, optimizer, probes=[]) as monitor:
+        guard = Guard(monitor)
+        for step in range(60):
+            if step == 5:
+                early = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+            if step == 50:
+                model.load_state_dict(early[0])
+                optimizer.load_state_dict(early[1])
+            loss = nn.functional.mse_loss(model(x), y)
+            monitor.observe(loss)
+            loss.backward()
+            guard.step()
+            optimizer.zero_grad()
+    assert not any(each.kind == "repair_moments" for each in guard.actions)
+
+
+def test_acceptances_without_a_cause_are_written_down():
+    guarded = train(policy=at(3, policies.Proceed(reason="a test")), steps=5)
+    assert [(each.kind, each.reason) for each in guarded.guard.actions] == [("proceed", "a test")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -44,11 +45,15 @@ def test_the_state_is_suspected_from_the_third_in_a_row_and_the_data_when_going_
 
 
 def test_data_that_stay_bad_are_learnt_from_in_the_end():
-    spike = event("spike", "loss", records=60, refused=59, restored=1)
+    spike = event("spike", "loss", records=60, refused=59, restored=1, baseline=2.0)
     skips = [Skip(step=100 + n, cause=spike.key) for n in range(50)]
     taken = answer(spike, actions=skips, step=160)
     assert isinstance(taken, Proceed)
     assert "50 batches were left out for it" in taken.reason
+    soon = event("spike", "loss", step=180, records=1, refused=0, restored=0, baseline=2.0)
+    assert answer(soon, actions=[*skips, replace(taken, step=160)], step=180).kind == "proceed"
+    far = replace(soon, height=10.0)
+    assert answer(far, actions=[replace(taken, step=160)], step=180).kind == "skip"
     others = [Skip(step=n, cause=("spike", "loss", n)) for n in range(100)]
     assert "100 batches were left out within 1000 steps" in answer(spike, actions=others, step=100).reason
 

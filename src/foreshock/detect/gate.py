@@ -28,7 +28,7 @@ LOOKS = 3  # looks at parameters that have leapt after which they are what they 
 STRONG, ONCE_IN = 9.0, 1e-5  # z of a rise that is answered at once, and the chance per attempt that noise rises so far
 BOTH = 5.0  # times the usual gradient, and as much above the largest of late as a burst: then a weaker rise does
 SURE = 3  # elevated attempts in a row that are answered although each is weaker
-SHARE = 0.02  # of the descent so far: a rise that is less has done no harm worth a step
+SHARE, LEAST = 0.02, 0.08  # of the descent so far, and of the loss: a rise that is less has done no harm worth a step
 WIDE = 5  # attempts in a row that make a spike wide (Ling, arXiv 2503.05139, names narrow and wide, without numbers)
 MEMORY = 32  # attempts for which an accepted suspicion is remembered
 
@@ -181,12 +181,13 @@ class Gate:
     def _matters(self, event: Event, loss: float) -> bool:
         """Returns whether a rise is more than this training's noise, and more than a trifle."""
         descent = 0.0 if self._first is None else self._first - self._best
-        if loss - float(event.data["baseline"]) <= SHARE * descent:
+        level, spike = float(event.data["baseline"]), self._spike
+        if loss - level <= SHARE * descent or (not spike.signed and spike.scaled(loss) - spike.scaled(level) < LEAST):
             return False
         if self._elevated >= SURE or self._row or self._suspects or self._towers(self._values, BOTH):
             return True
-        z = (self._spike.scaled(loss) - self._spike.scaled(float(event.data["baseline"]))) / event.data["scale"]
-        return bool(z > STRONG and z * event.data["scale"] > tail_bound(self._spike.residuals, ONCE_IN))
+        rise = spike.scaled(loss) - spike.scaled(level)
+        return bool(rise > STRONG * event.data["scale"] and rise > tail_bound(spike.residuals, ONCE_IN))
 
     def _settle(self, loss: float) -> None:
         """Learns how far the loss has come down."""

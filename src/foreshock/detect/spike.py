@@ -120,6 +120,11 @@ class Spike:
         """What predictions were off by, on the loss's scale; of what was not flagged. Read only."""
         return self._base.residuals
 
+    @property
+    def signed(self) -> bool:
+        """Whether the signal has been negative, so that rises are differences and not ratios."""
+        return self._scale.linear
+
     def scaled(self, value: float) -> float:
         """Returns a value of the signal on the scale that rises are measured on."""
         return self._scale(value)

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
+from foreshock import attach
 from foreshock.errors import UsageError
 
 
@@ -18,17 +20,30 @@ class Along:
         scheduler: one, or several.
         ema: one, or several.
         model: whose weights are averaged.
+        optimizer: whose learning rates are scheduled.
 
     Raises:
         UsageError: one of them is something else, or there is no model to average.
     """
 
-    def __init__(self, scheduler: Any, ema: Any, model: nn.Module | None) -> None:
+    def __init__(self, scheduler: Any, ema: Any, model: nn.Module | None, optimizer: Optimizer) -> None:
         self.schedulers = _several(scheduler, "scheduler", ("step",))
+        for each in self.schedulers:
+            other = each if isinstance(each, Optimizer) else getattr(each, "optimizer", optimizer)
+            if isinstance(each, Optimizer) or attach.innermost(other) is not optimizer:
+                what = f"the optimizer {type(each).__name__}" if other is each else "the scheduler of another optimizer"
+                raise UsageError(f"Guard(scheduler=...): a scheduler of the monitor's optimizer is needed, got {what}")
+        self._optimizer = optimizer
         self._averages = _several(ema, "ema", ("update_parameters", "update"))
         self._model = model
         if model is None and any(hasattr(each, "update_parameters") for each in self._averages):
             raise UsageError("Guard(ema=...): update_parameters(model) needs the model: give it to the Monitor")
+
+    def meant(self) -> bool:
+        """Returns whether the learning rates are those that a scheduler has set."""
+        rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
+        set_by = (getattr(each, "_last_lr", None) for each in self.schedulers)
+        return any(known is not None and [float(rate) for rate in known] == rates for known in set_by)
 
     def step(self) -> None:
         """Steps the schedulers, but those that need a metric, and updates the averages."""

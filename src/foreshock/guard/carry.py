@@ -83,7 +83,8 @@ def prepared(guard: Guard, action: Action, events: Sequence[Event]) -> Action:
         if reading is None:
             return _cut_instead(action, chi, "there is no reading for this step")
         try:
-            raise_(reading, guard.optimizer, kappa=action.kappa)
+            if not raise_(reading, guard.optimizer, kappa=action.kappa).entries:
+                return Proceed(step=action.step)  # chi is no more than that already
         except UsageError as error:
             return _cut_instead(action, reading.chi, str(error))
     if isinstance(action, RepairMoments):

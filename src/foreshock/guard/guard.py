@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -16,6 +16,7 @@ from foreshock.detect.gate import Gate
 from foreshock.errors import StoppedError, UsageError
 from foreshock.guard.agreement import anywhere, common, mark, same
 from foreshock.guard.along import Along
+from foreshock.guard.arguments import Data, checked
 from foreshock.guard.carry import Carried, carry
 from foreshock.guard.glance import Glance, all_finite
 from foreshock.guard.hooked import Hooked
@@ -39,15 +40,6 @@ OFTEN, SELDOM = 4, 8  # attempts from one look at the norm of the moments, and o
 
 
 DAMAGING = ("nonfinite", "spike", "precursor")  # events whose step, if it is taken, may leave a state nobody wants back
-
-
-class Data(Protocol):
-    """What hands out batches and takes them back: `foreshock.Requeue`."""
-
-    @property
-    def current(self) -> tuple[int, ...]: ...
-    def tries(self, ids: Sequence[int]) -> int: ...
-    def settle(self, outcome: str) -> None: ...
 
 
 class Guard:
@@ -97,17 +89,11 @@ class Guard:
         data: Data | None = None,
         snapshots: Snapshots | None = None,
     ) -> None:
-        if not isinstance(monitor, Monitor):
-            raise UsageError(f"Guard(monitor): a foreshock.Monitor is needed, got {type(monitor).__name__}")
-        if policy is not None and not callable(policy):
-            raise UsageError(
-                f"Guard(policy=...): a function of events and actions is needed, got {type(policy).__name__}; the "
-                "shipped ones are made by calling them, e.g. policies.ling()"
-            )
+        checked(monitor, policy, data, snapshots)
         self.monitor, self.policy = monitor, policy or default()
         self.optimizer: Optimizer = monitor.optimizer
         self.scaler, self.data = scaler, data
-        self.along = Along(scheduler, ema, monitor.model)
+        self.along = Along(scheduler, ema, monitor.model, self.optimizer)
         self.snapshots = snapshots if snapshots is not None else Snapshots()
         self.snapshots.attach(monitor.model, self.optimizer, scheduler=scheduler, scaler=scaler, ema=ema, data=data)
         self.gate, self.sentry, self.glance = Gate(), Sentry(monitor), Glance(self.optimizer)
@@ -125,6 +111,8 @@ class Guard:
         self._grouped = False
         self.offered: tuple[int, ...] = ()  # steps of the snapshots that there are on every rank
         self.hooked: Hooked | None = None
+        self._going = False  # whether steps were guarded since the guard was made or its state was loaded
+        self.optimizer.register_load_state_dict_post_hook(self._loaded)
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -203,6 +191,9 @@ class Guard:
         bad = [value for name, value in values.items() if name in ("loss", "grad_norm") and value - value != 0.0]
         if bad:
             values["parameters"] = float(self._sound())
+        if self.along.meant():
+            values["lr_meant"] = 1.0
+        self._going = True
         events = (*self.gate.judge(step, values), *self.sentry.events(step, values, sums, reading, ranks))
         if not (self.snapshots.steps or bad or events) and self.snapshots.due(step):
             self.snapshots.take(step)  # the first one: so that there is a state to go back to from the first update on
@@ -298,11 +289,16 @@ class Guard:
 
     def _write_down(self, action: Action) -> None:
         accepts = isinstance(action, Proceed)
-        if accepts and (not action.reason or action.cause == self._accepted):
+        if accepts and (not action.reason or (action.cause is not None and action.cause == self._accepted)):
             return
         self._accepted = action.cause if accepts else None
         self._log.append(action)
         self.monitor.note("action", **as_note(action))
+
+    def _loaded(self, _: Optimizer) -> None:
+        """Takes note that the loop has loaded a state of its own, whose moments are no fault."""
+        if self._going:
+            self.gate.forget()
 
     def _make_exact(self) -> None:
         self.exact = ExactGradient()
@@ -353,6 +349,7 @@ class Guard:
             UsageError: the state is not a guard's, or of a later version.
         """
         attach.check_state(state, "guard", STATE_VERSION)
+        self._going = False
         self.gate.load_state_dict(state["gate"])
         self.sentry.load_state_dict(state["sentry"])
         self._log = [Action.from_dict(saved) for saved in state["actions"]]

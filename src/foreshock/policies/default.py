@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from foreshock.policies.compose import first_of
@@ -28,6 +29,7 @@ DATA, OFTEN = 30, 100  # refusals in a row for one cause that data which stay ba
 # a thousand steps; then they are what there is to learn
 HOPELESS = 100  # refusals in a row of what is not finite, after which a training is at its end
 SPAN, LATELY = 1000, 200
+FAR = 2.0  # times the usual loss: a rise of so much is no matter of other data
 HELD, MEANT = 30, 60  # attempts for which a learning rate that leapt is held back, and after which it is let in
 BURSTS = 20  # refusals in a row of gradients that stay large
 REFILLS = 5  # in as many attempts in a row; then the learning rate of one step is cut, which is the surer cure
@@ -90,6 +92,10 @@ def _loss(events: Sequence[Event], actions: Sequence[Action]) -> Action:
     what, refused, restored = said(event, events), _number(event, "refused"), _number(event, "restored")
     if any(isinstance(past, Proceed) for past in answers(actions, event)):
         return because(Proceed(), f"{what}, as was accepted before", event)
+    learning = _learning(events, actions)
+    if learning is not None and not event.height > FAR * abs(_level(event)):
+        why = f"{what}; since step {learning} such data are taken as they are, and this goes on"
+        return because(Proceed(), why, event)
     since_when = event.data.get("since")
     if not restored and isinstance(since_when, int):
         back = _before(events, since_when)
@@ -105,14 +111,29 @@ def _loss(events: Sequence[Event], actions: Sequence[Action]) -> Action:
         if back is not None:
             why = f"{what}, for the {ordinal(refused + 1)} attempt in a row, so an earlier state is put back"
             return because(back, why, event)
-    skips = sum(isinstance(past, Skip) for past in answers(actions, event))
+    recent = since(actions, _now(events) - 3 * DATA)
+    skips = sum(isinstance(past, Skip) and past.cause is not None and past.cause[0] == "spike" for past in recent)
     lately = sum(isinstance(past, Skip) for past in since(actions, _now(events) - SPAN))
     if skips >= DATA or lately >= OFTEN:
         tried = "going back was no help" if restored else "there was nowhere to go back to"
-        left_out = f"{skips} batches were left out for it and {tried}" if skips >= DATA else (
-            f"{lately} batches were left out within {SPAN} steps, the most that is done")
+        left_out = f"{lately} batches were left out within {SPAN} steps, the most that is done"
+        if lately < OFTEN:
+            left_out = f"{skips} batches were left out for it and {tried}"
         return because(Proceed(), f"{what}; {left_out}, so the data are taken as they are", event)
     return because(_without(events), f"{what}, so the batch is left out", event)
+
+
+def _learning(events: Sequence[Event], actions: Sequence[Action]) -> int | None:
+    """Returns since when data that looked bad are learnt from: once accepted, they are not refused a while later."""
+    recent = since(actions, _now(events) - 3 * DATA)
+    taken = [past.step for past in recent if isinstance(past, Proceed) and past.cause and past.cause[0] == "spike"]
+    return min(taken, default=None)
+
+
+def _level(event: Event) -> float:
+    """Returns the loss before the spike; infinite where the event does not say."""
+    level = event.data.get("baseline")
+    return float(level) if isinstance(level, (int, float)) else math.inf
 
 
 def _burst(events: Sequence[Event], actions: Sequence[Action]) -> Action:
