@@ -29,7 +29,7 @@ class Hand:
     """What takes the steps of a training; this one lets everything pass.
 
     Attributes:
-        acts: how often it did anything but take the step.
+        acts: in how many steps it did anything but take the step.
     """
 
     def __init__(self, task: Task) -> None:
@@ -167,17 +167,17 @@ class StableAdamW(_Adam):
 
 class Spam(_Adam):
     """Adam with elements of the gradient clipped at sqrt(5000 v), whose moments are forgotten every 500 steps, after
-    which lr rises by a cosine over 150 steps. Bias correction starts again with the moments."""
+    which lr rises by a cosine over 150 steps. As in the authors' program nothing is clipped in the first 20 steps of a
+    period, and the bias correction does not start again."""
 
     def update(self, p: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any], taken: float = 1.0) -> None:
-        state["total"] = state.get("total", 0) + 1
-        if state["total"] % 500 == 0:
-            state.update(step=0, since=0)
+        total = state["total"] = state.get("total", 0) + 1
+        if total % 500 == 0:
             state["exp_avg"].zero_()
             state["exp_avg_sq"].zero_()
-        since = state["since"] = state.get("since", 150) + 1
-        warm = 1.0 if since > 150 else 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * since / 150))
-        if state["step"]:
+        since = total % 500 if total >= 500 else 150
+        warm = 1.0 if since >= 150 else 1 - 0.99 * 0.5 * (1 + math.cos(math.pi * since / 150))
+        if total % 500 >= 20:
             limit = (5000 * state["exp_avg_sq"]).sqrt()
             beyond = grad.abs() > limit
             self.acts += bool(beyond.any())
@@ -199,7 +199,6 @@ class SkipStep(_Adam):
         self.losses.append(loss)
         self.norms.append(norm)
         self.taken = float(self._usual(self.losses) and self._usual(self.norms))
-        self.acts += self.taken == 0.0
 
     @staticmethod
     def _usual(values: deque[float]) -> bool:
@@ -220,8 +219,9 @@ class Changed(Hand):
         optimizer = self.task.optimizer
         if isinstance(optimizer, SkipStep):
             optimizer.see(loss.item(), torch.nn.utils.get_total_norm(self.gradients()).item())
+        before = optimizer.acts  # type: ignore[attr-defined]
         super().step(loss)
-        self.acts = optimizer.acts  # type: ignore[attr-defined]
+        self.acts += optimizer.acts > before or getattr(optimizer, "taken", 1.0) == 0.0  # type: ignore[attr-defined]
 
 
 class StabilityGuard(Hand):
