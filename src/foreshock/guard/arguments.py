@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from foreshock.errors import UsageError
@@ -20,6 +21,10 @@ class Data(Protocol):
     def current(self) -> tuple[int, ...]: ...
     def tries(self, ids: Sequence[int]) -> int: ...
     def settle(self, outcome: str) -> None: ...
+
+
+CALM = MappingProxyType(dict.fromkeys(("loss", "grad_norm", "lr", "moments", "weights", "steps", "tensors"), 1.0))
+"""What is known of a step that a policy may be asked about before there is one."""
 
 
 def checked(monitor: Any, policy: Any, data: Any, snapshots: Any) -> None:
@@ -42,11 +47,11 @@ def checked(monitor: Any, policy: Any, data: Any, snapshots: Any) -> None:
 def _ask(policy: Policy) -> None:
     """Refuses a policy that is wrong from its first call: it is asked about a calm step."""
     try:
-        answer: Any = policy(Sight(), ())
+        answer: Any = policy(Sight((), 0, CALM), ())
     except Exception as error:
         raise UsageError(
-            f"Guard(policy=...): it was asked about a step with nothing against it, policy(Sight(), ()), and raised "
-            f"{type(error).__name__}: {error}. A policy takes (events, actions); the shipped ones are made by calling "
+            f"Guard(policy=...): it was asked about a step with nothing against it and raised {type(error).__name__}: "
+            f"{error}. A policy takes (events, actions); the shipped ones are made by calling "
             "them, e.g. policies.ling()"
         ) from error
     if not isinstance(answer, Action):
