@@ -34,6 +34,7 @@ class Along:
                 what = f"the optimizer {type(each).__name__}" if other is each else "the scheduler of another optimizer"
                 raise UsageError(f"Guard(scheduler=...): a scheduler of the monitor's optimizer is needed, got {what}")
         self._optimizer = optimizer
+        self._stepped = [each for each in self.schedulers if not _needs_metric(each)]
         self._averages = _several(ema, "ema", ("update_parameters", "update"))
         self._model = model
         if model is None and any(hasattr(each, "update_parameters") for each in self._averages):
@@ -41,15 +42,16 @@ class Along:
 
     def meant(self) -> bool:
         """Returns whether the learning rates are those that a scheduler has set."""
+        if not self.schedulers:
+            return False
         rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
         set_by = (getattr(each, "_last_lr", None) for each in self.schedulers)
         return any(known is not None and [float(rate) for rate in known] == rates for known in set_by)
 
     def step(self) -> None:
         """Steps the schedulers, but those that need a metric, and updates the averages."""
-        for scheduler in self.schedulers:
-            if not _needs_metric(scheduler):
-                scheduler.step()
+        for scheduler in self._stepped:
+            scheduler.step()
         for average in self._averages:
             average.update_parameters(self._model) if hasattr(average, "update_parameters") else average.update()
 
