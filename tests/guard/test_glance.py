@@ -78,3 +78,11 @@ def test_a_lost_state_and_a_new_group_are_noticed():
     more.grad = torch.full((4,), 3.0)
     assert look(None)[0]["grad_norm"] == pytest.approx(reference([param.grad, more.grad]))
     assert look(None)[0]["lr"] == 0.5
+
+
+def test_numbers_that_wait_on_a_device_come_with_the_loss():
+    param = nn.Parameter(torch.full((4,), 3.0))
+    look = Glance(stepped([param]))
+    look(None)
+    found = look._at_once(torch.tensor(2.0), [[param]], [torch.tensor(0.5), torch.tensor([7.0])])
+    assert found == (2.0, [36.0], [0.5, 7.0])

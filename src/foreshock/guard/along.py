@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock import attach
@@ -42,9 +42,10 @@ class Along:
 
     def meant(self) -> bool:
         """Returns whether the learning rates are those that a scheduler has set."""
-        if not self.schedulers:
-            return False
-        rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
+        rates = [group.get("lr", 0.0) for group in self._optimizer.param_groups] if self.schedulers else []
+        if not rates or any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates):
+            return False  # what is on a device is not worth waiting for
+        rates = [float(rate) for rate in rates]
         set_by = (getattr(each, "_last_lr", None) for each in self.schedulers)
         return any(known is not None and [float(rate) for rate in known] == rates for known in set_by)
 

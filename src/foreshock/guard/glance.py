@@ -60,11 +60,14 @@ class Glance:
         states = [optimizer.state[param] for param in params if param in optimizer.state] if moments else []
         squared = _second_moments(states)
         parts = [grads, squared, params if weights else []]
+        rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+        waiting = [rate.detach() for rate in rates if isinstance(rate, Tensor) and rate.device.type != "cpu"]
         if group is None and self._plain and not (self._sparse and any(grad.is_sparse for grad in grads)):
-            value, squares = self._at_once(loss, parts)
+            value, squares, brought = self._at_once(loss, parts, waiting)
             sums = tuple(beside)
         else:
             value, squares, sums = self._in_turn(loss, parts, group, beside)
+            brought = [float(rate) for rate in waiting]
         found: Numbers = {"steps": self._count(), "tensors": float(len(params))}
         if loss is not None:
             found["loss"] = value
@@ -72,7 +75,8 @@ class Glance:
         for name, square, known in zip(("grad_norm", "moments", "weights"), squares, there, strict=True):
             if known:
                 found[name] = math.sqrt(square) if square >= 0.0 else square
-        rate = max((float(each["lr"]) for each in optimizer.param_groups if "lr" in each), default=math.nan)
+        here = [float(rate) for rate in rates if not isinstance(rate, Tensor) or rate.device.type == "cpu"]
+        rate = max([*here, *brought], default=math.nan)
         if math.isfinite(rate):
             found["lr"] = rate
         return found, sums
@@ -107,10 +111,13 @@ class Glance:
         return float(count)
 
     @torch.no_grad()
-    def _at_once(self, loss: Tensor | None, parts: Sequence[list[Tensor]]) -> tuple[float, list[float]]:
-        """Returns the loss and the sums of squares, by one transfer."""
+    def _at_once(
+        self, loss: Tensor | None, parts: Sequence[list[Tensor]], beside: Sequence[Tensor]
+    ) -> tuple[float, list[float], list[float]]:
+        """Returns the loss, the sums of squares, and the numbers that wait on the device beside, by one transfer."""
         found = [self._norms(part) for part in parts]
         norms = [norm for each in found for norm in each]
+        norms += [number.reshape(()).to(device=self._params[0].device, dtype=self._type) for number in beside]
         if loss is not None:
             norms.append(loss.detach().to(device=self._params[0].device, dtype=self._type))
         values: list[float] = torch.stack(norms).tolist() if norms else []
@@ -119,7 +126,7 @@ class Glance:
         for each in found:
             squares.append(sum(norm * norm for norm in values[begin : begin + len(each)]))
             begin += len(each)
-        return value, squares
+        return value, squares, values[begin:]
 
     def _norms(self, tensors: list[Tensor]) -> Sequence[Tensor]:
         """Returns norms, the sum of whose squares is that of all entries."""
