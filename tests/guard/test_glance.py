@@ -84,5 +84,6 @@ def test_numbers_that_wait_on_a_device_come_with_the_loss():
     param = nn.Parameter(torch.full((4,), 3.0))
     look = Glance(stepped([param]))
     look(None)
-    found = look._at_once(torch.tensor(2.0), [[param]], [torch.tensor(0.5), torch.tensor([7.0])])
-    assert found == (2.0, [36.0], [0.5, 7.0])
+    loss, squares, beside = look._at_once(torch.tensor(2.0), [[param]], [torch.tensor(0.5), torch.tensor([7.0])])
+    assert (loss, beside) == (2.0, [0.5, 7.0])
+    assert squares == pytest.approx([reference([param]) ** 2])
