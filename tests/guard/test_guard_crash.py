@@ -55,7 +55,7 @@ def compare(one: dict[str, Any], other: dict[str, Any], run: Run, whole: Run) ->
 
 
 @pytest.mark.parametrize(
-    ("steps", "kills", "seed"), [(120, 1, 0), *(pytest.param(120, 4, n, marks=pytest.mark.slow) for n in range(1, 6))]
+    ("steps", "kills", "seed"), [(106, 1, 0), *(pytest.param(120, 4, n, marks=pytest.mark.slow) for n in range(1, 6))]
 )  # fmt: skip
 def test_a_killed_training_ends_as_one_that_was_never_killed(tmp_path, steps, kills, seed):
     (tmp_path / "whole").mkdir()

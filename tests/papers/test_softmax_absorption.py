@@ -201,6 +201,7 @@ def test_class_sums_have_either_sign_below_the_threshold_and_are_whole_above():
     np.testing.assert_array_equal(sums[4:], 1.0)
 
 
+@pytest.mark.slow
 def test_the_levels_come_in_their_order_long_before_the_first_spike(way):
     claims = {claim.name: claim for claim in judge(STATEMENTS, {0: [way]})}
     missed = {name: claim.verdict for name, claim in claims.items() if not claim.reproduced}
@@ -211,6 +212,7 @@ def test_the_levels_come_in_their_order_long_before_the_first_spike(way):
     assert {"drift: identity", "verdict", "W_G grows by", "exact: levels", "float64: levels"} <= set(claims)
 
 
+@pytest.mark.slow
 def test_the_way_to_the_first_spike_and_the_arms_are_drawn(way, floats):
     made = figures({0: {"timeline": way, "thresholds": floats}})
     assert list(made) == ["timeline", "arms", "thresholds"]
