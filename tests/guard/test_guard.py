@@ -373,3 +373,8 @@ def test_a_state_that_the_loop_loads_itself_is_no_fault():
 def test_acceptances_without_a_cause_are_written_down():
     guarded = train(policy=at(3, policies.Proceed(reason="a test")), steps=5)
     assert [(each.kind, each.reason) for each in guarded.guard.actions] == [("proceed", "a test")]
+
+
+def test_a_standing_bound_is_written_down_once():
+    guarded = train(policy=policies.clip_update(1.0), steps=12)
+    assert [(each.kind, each.step) for each in guarded.guard.actions] == [("clip_update", 0)]

@@ -28,7 +28,7 @@ from foreshock.guard.statistics import Statistics
 from foreshock.mishaps import Mishaps
 from foreshock.monitor import Monitor
 from foreshock.policies import Policy, Sight, default
-from foreshock.run.action import Action, CutLr, ExactSoftmax, Proceed, Rollback, Skip, Stop
+from foreshock.run.action import Action, ClipUpdate, CutLr, ExactSoftmax, Floor, Proceed, Rollback, Skip, Stop
 from foreshock.run.actions import as_note
 from foreshock.run.event import Event
 
@@ -290,6 +290,9 @@ class Guard:
     def _write_down(self, action: Action) -> None:
         accepts = isinstance(action, Proceed)
         if accepts and (not action.reason or (action.cause is not None and action.cause == self._accepted)):
+            return
+        standing = isinstance(action, (ClipUpdate, Floor)) and action.cause is None  # a bound, held at every step
+        if standing and self._log and replace(self._log[-1], step=action.step) == action:
             return
         self._accepted = action.cause if accepts else None
         self._log.append(action)
