@@ -261,3 +261,16 @@ def test_a_burst_among_the_first_gradients_must_be_huge():
         norms = [1.0 + 0.1 * (step % 3) for step in range(30)]
         norms[5] *= factor
         assert list(judged(noise(30), grad_norm=norms)) == found
+
+
+def test_a_suspicion_is_forgotten_after_a_while():
+    """A rise of 7 times the noise counts soon after something was let pass, and not long after."""
+    for later, found in ((20, True), (60, False)):
+        losses = noise(300)
+        losses = [loss + (0.1 if step % 3 == 0 else 0.0) for step, loss in enumerate(losses)]
+        losses[200 + later] += 0.7 - (0.1 if (200 + later) % 3 == 0 else 0.0)
+        gate = Gate()
+        for step, loss in enumerate(losses[: 200 + later]):
+            gate.judge(step, {"loss": loss})
+            gate.took("lr" if step == 200 else "")
+        assert bool(gate.judge(200 + later, {"loss": losses[200 + later]})) == found

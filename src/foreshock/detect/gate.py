@@ -87,6 +87,8 @@ class Gate:
         if tensors != self._tensors and self._tensors is not None:
             self.forget()
         self._tensors = tensors
+        while self._suspects and step - self._suspects[0][0] > MEMORY:
+            self._suspects.popleft()
         found = [*self._nonfinite(step, values)]
         loss = values.get("loss", math.nan)
         spike = self._spiking(step, loss, values) if math.isfinite(loss) else None
@@ -167,9 +169,9 @@ class Gate:
             "restored": self._restored, "same": self._repeats("loss"),
             "width": "wide" if self._elevated >= WIDE else "narrow",
         }  # fmt: skip
-        suspects = [each for each in self._suspects if step - each[0] <= MEMORY]
-        if suspects:
-            data |= {"suspect": suspects[-1][1], "since": min(at for at, name in suspects if name == suspects[-1][1])}
+        if self._suspects:
+            _, suspect = self._suspects[-1]
+            data |= {"suspect": suspect, "since": min(at for at, name in self._suspects if name == suspect)}
         raised, onset = self._begun
         peak = max(event.peak, onset)
         return Event("spike", raised, onset, peak, None, event.height, event.severity, "loss", data)
@@ -182,11 +184,11 @@ class Gate:
         """Returns whether a rise is more than this training's noise, and more than a trifle."""
         descent = 0.0 if self._first is None else self._first - self._best
         level, spike = float(event.data["baseline"]), self._spike
-        if loss - level <= SHARE * descent or (not spike.signed and spike.scaled(loss) - spike.scaled(level) < LEAST):
+        rise = spike.scaled(loss) - spike.scaled(level)
+        if loss - level <= SHARE * descent or (rise < LEAST and not spike.signed):
             return False
         if self._elevated >= SURE or self._row or self._suspects or self._towers(self._values, BOTH):
             return True
-        rise = spike.scaled(loss) - spike.scaled(level)
         return bool(rise > STRONG * event.data["scale"] and rise > tail_bound(spike.residuals, ONCE_IN))
 
     def _settle(self, loss: float) -> None:
