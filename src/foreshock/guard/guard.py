@@ -101,7 +101,7 @@ class Guard:
         self.statistics.keep(early=True)
         self.exact: ExactGradient | None = None
         self.stopped = ""
-        self._log: list[Action] = []
+        self._log: tuple[Action, ...] = ()  # shown to the policy at every step, added to seldom
         self.cut: tuple[float, int] | None = None  # factor of the learning rates, attempts left
         self._refusing = 0  # attempts left that a rollback refuses
         self._uneasy = -SETTLE  # last attempt that was taken although something stood against it
@@ -117,7 +117,7 @@ class Guard:
     @property
     def actions(self) -> tuple[Action, ...]:
         """The interventions so far, oldest first, each with its step and its reason."""
-        return tuple(self._log)
+        return self._log
 
     def step(self) -> Action:
         """Takes the optimizer's step, or what the policy decides instead, and returns that.
@@ -295,7 +295,7 @@ class Guard:
         if standing and self._log and replace(self._log[-1], step=action.step) == action:
             return
         self._accepted = action.cause if accepts else None
-        self._log.append(action)
+        self._log = (*self._log, action)
         self.monitor.note("action", **as_note(action))
 
     def _loaded(self, _: Optimizer) -> None:
@@ -355,7 +355,7 @@ class Guard:
         self._going = False
         self.gate.load_state_dict(state["gate"])
         self.sentry.load_state_dict(state["sentry"])
-        self._log = [Action.from_dict(saved) for saved in state["actions"]]
+        self._log = tuple(Action.from_dict(saved) for saved in state["actions"])
         self.stopped, self._refusing, self._uneasy = state["stopped"], int(state["refusing"]), int(state["uneasy"])
         self.cut = None if state["cut"] is None else (float(state["cut"][0]), int(state["cut"][1]))
         accepted = state["accepted"]
