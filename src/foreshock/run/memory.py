@@ -34,6 +34,7 @@ class RunMemory:
         self._rewinds = rewind.Rewinds()
         self._events: list[Event] = []
         self._notes: list[dict[str, Any]] = []
+        self._findings: list[dict[str, Any]] = []  # shared with the runs that are made of it, which add to it
 
     @property
     def id(self) -> str:
@@ -86,7 +87,7 @@ class RunMemory:
         segments = {name: [part.segment() for part in parts] for name, parts in self._tables.items()}
         tables = rewind.follow(segments, self._notes)
         notes = rewind.standing(self._notes, segments)
-        return Run({0: RankData(tables, tuple(self._events), notes)}, self._meta)
+        return Run({0: RankData(tables, tuple(self._events), notes)}, self._meta, found=self._findings)
 
     def __enter__(self) -> RunMemory:
         return self

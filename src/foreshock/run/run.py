@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshock.errors import CorruptRunError, ForeshockWarning, UsageError
-from foreshock.run import actions, combine
+from foreshock.run import actions, combine, findings
 from foreshock.run.absent import absent
 from foreshock.run.action import Action, Rollback
 from foreshock.run.arrays import tables_from_arrays
 from foreshock.run.event import Event, latest
+from foreshock.run.findings import Finding
 from foreshock.run.load import RankData, load
 from foreshock.run.record import StepRecord
 from foreshock.run.save import save
@@ -42,7 +43,7 @@ class Run:
 
     def __init__(
         self, data: Mapping[int, RankData], meta: Mapping[str, Any], *, path: Path | None = None,
-        problems: Sequence[CorruptRunError] = (), shown: int | None = None,
+        problems: Sequence[CorruptRunError] = (), shown: int | None = None, found: list[Finding] | None = None,
     ) -> None:
         self.path = path
         self.meta: dict[str, Any] = dict(meta)
@@ -53,6 +54,7 @@ class Run:
         self._tables = self._data[self._shown].tables
         self._actions: list[Action] | None = None
         self._taken: npt.NDArray[np.bool_] | None = None
+        self._found = found
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, strict: bool = False) -> Run:
@@ -100,7 +102,7 @@ class Run:
         """Returns the run as that rank recorded it."""
         if rank not in self._data:
             raise UsageError(f"no rank {rank} in this run; it has {', '.join(map(str, self.ranks))}")
-        return Run(self._data, self.meta, path=self.path, problems=self.problems, shown=rank)
+        return Run(self._data, self.meta, path=self.path, problems=self.problems, shown=rank, found=self.findings)
 
     @property
     def steps(self) -> Steps:
@@ -133,6 +135,32 @@ class Run:
         if self._actions is None:
             self._actions = actions.actions(self._data[self._shown].notes)
         return list(self._actions)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What experiments found out about its events, oldest first: replays and attributions, as plain values."""
+        if self._found is None:
+            self._found = findings.read(self.path) if self.path is not None else []
+        return self._found
+
+    def findings_of(self, event: Event, kind: str | None = None) -> list[Finding]:
+        """Returns the findings about an event, the newest last; of one kind ("replay", ...) where that is given."""
+        return findings.about(self.findings, event, kind)
+
+    def add_finding(self, finding: Mapping[str, Any]) -> None:
+        """Keeps what was found out about an event with the run; in its directory, where it has one.
+
+        Args:
+            finding: plain values, with "kind" and with "event", the key of the event that it is about.
+
+        Raises:
+            UsageError: it lacks one of them.
+            RunError: the directory cannot be written.
+        """
+        plain, known = findings.checked(finding), self.findings
+        if self.path is not None:
+            findings.write(self.path, plain)
+        known.append(plain)
 
     @property
     def taken(self) -> npt.NDArray[np.bool_]:
@@ -182,15 +210,16 @@ class Run:
 
     def window(self, start: float, stop: float) -> Run:
         """Returns the part of the run with start <= step < stop, and the events and notes that touch it."""
-        data = self._data[self._shown]
-        tables = {name: table.window(start, stop) for name, table in data.tables.items()}
+        whole = self._data[self._shown]
+        tables = {name: table.window(start, stop) for name, table in whole.tables.items()}
         events = [
-            event for event in data.events
+            event for event in whole.events
             if min(event.onset, event.raised) < stop and (event.end is None or event.end >= start)
         ]
-        reached = ((note, *actions.reach(note)) for note in data.notes)
+        reached = ((note, *actions.reach(note)) for note in whole.notes)
         notes = [note for note, first, last in reached if first < stop and last >= start]
-        return Run({self._shown: RankData(tables, events, notes)}, self.meta, path=self.path, problems=self.problems)
+        data = {self._shown: RankData(tables, events, notes)}
+        return Run(data, self.meta, path=self.path, problems=self.problems, found=self.findings)
 
     def records(self) -> Iterator[StepRecord]:
         """Returns an iterator over one record a step, with the run-wide signals that were measured there."""
@@ -225,6 +254,8 @@ class Run:
             RunError: the directory holds a run already or cannot be written.
         """
         save(Path(path), self._data, self.meta)
+        for each in self.findings:
+            findings.write(Path(path), each)
         return Path(path)
 
     def __repr__(self) -> str:
