@@ -41,7 +41,10 @@ TORCH_SIDE: dict[str, set[str]] = {
     "attach": {"probes", "run"},
     "recorder": {"probes", "run"},
     "attempt": set(),
-    "monitor": {"attach", "attempt", "curvature", "mishaps", "provenance", "recorder", "probes", "detect", "run"},
+    "changes": {"probes", "provenance"},
+    "monitor": {
+        "attach", "attempt", "changes", "curvature", "mishaps", "provenance", "recorder", "probes", "detect", "run",
+    },
     "guard": {
         "monitor", "policies", "curvature", "stability", "numerics", "probes", "detect", "run", "distributed",
         "attach", "mishaps",

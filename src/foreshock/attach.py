@@ -76,6 +76,16 @@ def parameter_names(
     return names, [id(tensor) for _, tensor in pairs]
 
 
+def renamed(
+    model: nn.Module | None, optimizer: Optimizer, known: tuple[dict[int, str], list[int]]
+) -> tuple[dict[int, str], list[int]]:
+    """Returns the same once tensors have come or gone; what is `known` where the model cannot be asked again."""
+    try:
+        return known if model is None else parameter_names(model, optimizer)
+    except UsageError:  # none of them is the model's any more
+        return known
+
+
 def _clean(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")

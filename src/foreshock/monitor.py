@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from foreshock import attach
 from foreshock.attempt import Attempt
+from foreshock.changes import Changes
 from foreshock.curvature import Edge
 from foreshock.detect.base import Detector
 from foreshock.detect.scan import default_detectors
@@ -73,7 +74,7 @@ class Monitor:
         detectors: Sequence[Detector] | None = None,
     ) -> None:
         self.optimizer = attach.usable(optimizer)
-        self._names, self._order = attach.parameter_names(model, self.optimizer)
+        self._named = attach.parameter_names(model, self.optimizer)
         self.path, self.every, self.max_overhead = run, attach.positive("every", every), float(max_overhead)
         parts, functions = attach.sort_probes(probes, model)
         self._sweep = Sweep(parts)
@@ -85,6 +86,7 @@ class Monitor:
         self._mishaps = Mishaps(self.note)
         self._hooks: list[Any] = []
         self._plan: Plan | None = None
+        self._changes = Changes(self.note)
         self._quiet = attach.Quiet(torch.device("cpu"))
         self._step = 0
         self._resumes: str | None = None
@@ -96,7 +98,7 @@ class Monitor:
         self._spent = self._last_step = 0.0
 
     def __enter__(self) -> Monitor:
-        tensors = [name for name, _, _ in name_tensors(self._names, self._order, self.optimizer)]
+        tensors = [name for name, _, _ in name_tensors(*self._named, self.optimizer)]
         meta = metadata(self.optimizer, tensors)
         if self.path is None:
             self._sink = RunMemory(meta)
@@ -169,7 +171,7 @@ class Monitor:
             for told in self.on_loss:
                 told(loss)
             self.attempt.weigh(loss)
-        self.attempt.losses.append(value)
+        self.attempt.take(value, batch)
         self._spent += time.perf_counter() - begun
 
     def look(self, loss: Tensor) -> None:
@@ -243,6 +245,7 @@ class Monitor:
             "detectors": [[name_of(detector), detector.state_dict()] for detector in self.detectors],
             "probes": [[name_of(probe), probe.state_dict()] for probe in self._stateful()],
             "events": [event.to_dict() for event in latest(self._events)],
+            "tensors": self._changes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,6 +262,7 @@ class Monitor:
         self._step, self._resumes = int(state["step"]), state["run"]
         attach.restore(self.detectors, state["detectors"])
         attach.restore(self._stateful(), state["probes"])
+        self._changes.load_state_dict(state.get("tensors", {}))
         self._events = {event.key: event for event in map(Event.from_dict, state["events"])}
         self.attempt.drop()
         if self._recorder is not None:
@@ -276,9 +280,11 @@ class Monitor:
         begun, optimizer, self.attempt.prepared = time.perf_counter(), self.optimizer, True
         try:
             if self._plan is None or not self._plan.refresh(optimizer):
-                named = name_tensors(self._names, self._order, optimizer)
-                self._plan = Plan(named, optimizer, fused=self._sweep.fused)
+                if self._plan is not None:
+                    self._named = attach.renamed(self.model, optimizer, self._named)
+                self._plan = Plan(name_tensors(*self._named, optimizer), optimizer, fused=self._sweep.fused)
                 self._quiet = attach.Quiet(self._plan.device)
+            self._changes.look(self._step, self._plan)
             self._sweep.before(self._step, self._plan, self._drop_part)
             if self._functions.live:
                 self._functions.before(self._moment(None))
@@ -323,12 +329,8 @@ class Monitor:
             self.flush()
 
     def _free_signals(self, measured: Measured, step: Step, begun: float) -> None:
-        host, device, loss = measured.host, measured.device, self.attempt.loss()
-        if loss is not None:
-            device["loss"] = loss
-        host["micro_batches"] = float(len(step.losses))
-        if weights := self.attempt.weights:
-            device["loss_scale"] = weights[0][0] if len(weights) == 1 else torch.stack([w for w, *_ in weights]).sum()
+        host, device = measured.host, measured.device
+        self.attempt.signals(host, device, taken=True)
         if step.found_inf is not None:
             device["skipped"] = step.found_inf
         attach.learning_rates(self.optimizer, host, device)
@@ -352,10 +354,7 @@ class Monitor:
     def refuse(self, **signals: float) -> None:
         """Records the attempt as one that was not taken, with these signals beside its loss; the next one follows."""
         measured = Measured(self._step, time.time(), {"skipped": 1.0} | signals)
-        measured.host["micro_batches"] = float(len(self.attempt.losses))
-        loss = self.attempt.loss()
-        if loss is not None:
-            measured.device["loss"] = loss
+        self.attempt.signals(measured.host, measured.device)
         self._step += 1
         self.attempt.drop()
         if self._recorder is not None and self._recorder.take(measured):

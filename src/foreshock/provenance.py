@@ -46,7 +46,7 @@ def describe(optimizer: Optimizer) -> dict[str, Any]:
     """Returns an optimizer's class and, for each parameter group, its settings and number of tensors."""
     groups = []
     for group in optimizer.param_groups:
-        settings = {name: _plain(value) for name, value in group.items() if name != "params"}
+        settings = {name: plain(value) for name, value in group.items() if name != "params"}
         groups.append(settings | {"tensors": len(group["params"])})
     return {"class": type(optimizer).__name__, "groups": groups}
 
@@ -73,9 +73,10 @@ def _describe(device: torch.device) -> str:
     return device.type
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Returns a setting as plain JSON values."""
     if isinstance(value, Tensor):
         return float(value) if value.numel() == 1 else str(tuple(value.shape))
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -63,6 +63,15 @@ _TABLE = (
         "update_rms", "parameter", "root mean square of the step taken, |theta_{t+1} - theta_t| / sqrt(n)", "l2",
         per_tensor=True,
     ),
+    Signal(
+        "outside_norm", "parameter", "Euclidean norm of what was written to the parameters between the step before and "
+        "this one, by no update: re-initialised rows, a loaded state, a fault of memory; absent where nothing was",
+        "l2", per_tensor=True,
+    ),
+    Signal(
+        "outside_count", "1", "elements of the parameters that were changed so; 1 where a single bit flipped", "sum",
+        per_tensor=True,
+    ),
     Signal("lr", "1", "learning rate; `lr/group0`, `lr/group1`, ... where parameter groups differ", "same"),
     Signal(
         "v_ratio", "1", "growth of the second moment in norm, |v_t| / |v_{t-1}|; it decays freely at beta2", "mean",
@@ -256,6 +265,10 @@ _TABLE = (
         "softmax_sensitivity", "nat", "most that the step has moved a class's logit at the mean feature, "
         "max_k |dW_head[k] . mu_G|", "max", _ABSORPTION,
     ),
+    Signal(
+        "softmax_new", "1", "share of the rows whose right class was first seen less than 8 readings ago, this one "
+        "included; from the 9th reading on", "mean",
+    ),
     Signal("nonfinite", "1", "number of tensors whose gradient or parameter has a norm that is NaN or infinite", "sum"),
     Signal(
         "nonfinite_first", "1", "index of the first of them in model order, -1 where all are finite; the metadata's "
@@ -267,6 +280,10 @@ _TABLE = (
     ),
     Signal("skipped", "1", "1 where a gradient scaler skipped the step because it found an overflow", "max"),
     Signal("micro_batches", "1", "losses observed in this optimizer step (gradient accumulation)", "same"),
+    Signal(
+        "batch_size", "1", "examples in the step: leading dimension of the first tensor in each batch given to "
+        "`observe`, summed over the micro-batches; absent where one came without", "sum",
+    ),
     Signal("step_seconds", "s", "wall time from one optimizer step to the next", "max"),
     Signal("monitor_seconds", "s", "part of it spent inside foreshock on the host", "max"),
 )

@@ -13,6 +13,7 @@ from foreshock.probes.base import Step
 from foreshock.probes.packs import Pack
 from foreshock.probes.plan import Plan
 from foreshock.probes.sweep import Tally, Totals
+from foreshock.run.absent import ABSENT
 
 
 def gradient(step: Step, pack: Pack) -> Tensor:
@@ -77,8 +78,9 @@ class Update:
     """Measures `param_norm` after the step, and `update_norm` and `update_rms` from a copy taken just before it.
 
     The copy takes 4 bytes a parameter (8 in float64). It is made after the step before and made anew when the
-    parameters were written to in between; a write that torch does not count (through `.data`) shows as part of the
-    next update. Above `plan.COPY_LIMIT` nothing is copied and only `param_norm` is measured.
+    parameters were written to in between: then what was written is measured too, as `outside_norm` and `outside_count`.
+    A write that torch does not count (through `.data`) shows as part of the next update. Above `plan.COPY_LIMIT`
+    nothing is copied and only `param_norm` is measured.
     """
 
     name = "update"
@@ -86,22 +88,32 @@ class Update:
 
     def __init__(self) -> None:
         self._held: tuple[Plan, list[int]] | None = None
-        self._moves = False
+        self._at = -1  # step after which it was copied
+        self._moves = self._written = False
 
     def before(self, plan: Plan) -> None:
         """Copies the parameters, unless the copy made after the last step is still what they are."""
+        self._written = False
         if plan.keeps_copies and (self._held is None or self._held[0] is not plan or self._held[1] != _marks(plan)):
+            known = self._held is not None and self._held[0] is plan and bool(self._held[1])
+            self._written = known and self._at == plan.under_way - 1
             with torch.no_grad():
                 values = plan.values()
                 for pack in plan.packs:
-                    pack.copy(values, "before")
+                    last = pack.own("before").clone() if self._written else None
+                    now = pack.copy(values, "before")
+                    if last is not None:
+                        _outside(plan, pack, last, now)
             self._held = plan, []
 
     def begin(self, step: Step, tally: Tally) -> None:
         self._moves = self._held is not None and self._held[0] is step.plan
         tally.squares += ["param_squares", "update_squares"] if self._moves else ["param_squares"]
         if self._moves:
-            self._held = step.plan, _marks(step.plan)
+            self._held, self._at = (step.plan, _marks(step.plan)), step.number
+        if self._written:
+            tally.squares.append("outside_squares")
+            tally.sums.append("outside_elements")
 
     def fused(self, measures: bool) -> int:
         return native.PARAMETERS | native.UPDATE if self._moves else native.PARAMETERS
@@ -122,7 +134,21 @@ class Update:
             signals |= _norms("update_norm", plan, squared)
             signals["update_rms"] = np.sqrt(squared.sum(1) / plan.numel.sum())
             signals["update_rms/"] = np.sqrt(plan.by_unit(squared) / plan.by_unit(plan.numel))
+        if "outside_squares" in totals.sums:
+            changed = totals.sums["outside_elements"]
+            written = _norms("outside_norm", plan, totals.sums["outside_squares"])
+            written |= {"outside_count": changed.sum(1), "outside_count/": plan.by_unit(changed)}
+            for suffix in ("", "/"):  # values that were written as they were are nothing
+                none = written[f"outside_count{suffix}"] == 0
+                for name in ("outside_norm", "outside_count"):
+                    signals[name + suffix] = np.where(none, ABSENT, written[name + suffix])
         return signals
+
+
+def _outside(plan: Plan, pack: Pack, last: Tensor, now: Tensor) -> None:
+    """Measures what was written to a pack's tensors between the last step and this one."""
+    plan.ledger.squares("outside_squares", pack, now - last)
+    plan.ledger.sum("outside_elements", pack, (now != last).to(pack.dtype))
 
 
 def _marks(plan: Plan) -> list[int]:

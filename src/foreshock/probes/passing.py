@@ -13,6 +13,7 @@ from foreshock.probes.head import Head
 from foreshock.probes.logits import SoftmaxNode
 from foreshock.probes.named import Named
 from foreshock.probes.nodes import name_of, saved, saved_tensors, signed
+from foreshock.probes.novelty import Novelty
 
 
 @dataclass(slots=True)
@@ -31,6 +32,8 @@ class Watch:
         counted: (N,) whether a row counts.
         mean: (d,) mean of the features.
         layer: (d + 1,) sums over the classes of the head.
+        novelty: which classes have been seen before.
+        new: () share of the rows whose class is new.
     """
 
     softmax: SoftmaxNode
@@ -44,12 +47,15 @@ class Watch:
     counted: Tensor | None = None
     mean: Tensor | None = None
     layer: Tensor | None = None
+    novelty: Novelty | None = None
+    new: Tensor | None = None
 
 
-def watching(softmax: SoftmaxNode, head: Head | Named | None) -> Watch:
+def watching(softmax: SoftmaxNode, head: Head | Named | None, novelty: Novelty | None = None) -> Watch:
     """Returns a watch without hooks. Right classes and choices of rows are read now: backward frees them before it
     comes to the softmax."""
-    return Watch(softmax, head, *_right(softmax), None if head is None else head.rows(softmax.dim), [])
+    return Watch(softmax, head, *_right(softmax), None if head is None else head.rows(softmax.dim), [],
+                 novelty=novelty)
 
 
 def catch(watch: Watch, given: Tensor) -> None:
@@ -95,6 +101,9 @@ def measure(watch: Watch, gradient: Tensor) -> None:
     counted = (g != 0).any(1) if counted is None else counted
     watch.sums = row_sums(values, g, target, counted)
     watch.counted = counted = weighed(watch.sums, counted, g.shape[1], torch.finfo(g.dtype).smallest_normal)
+    if watch.novelty is not None and target.dim() == 1:
+        watch.new = watch.novelty.take(target, counted, g.shape[1])
+        watch.novelty = None  # a second backward pass of the same loss brings nothing new
     features = None if watch.head is None else watch.head.features()
     if features is not None and watch.head is not None:
         weights = counted

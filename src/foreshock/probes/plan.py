@@ -33,6 +33,7 @@ class Plan:
         params: the tensors themselves.
         plain: whether all are ordinary dense real tensors (no DTensor, no complex numbers).
         group_of: (tensors,) for each the position of its parameter group.
+        constants: for each parameter group its settings, see `CONSTANTS`; another list once one of them has changed.
         moments: for each parameter group how the optimizer keeps its second moment, or None; see `refresh`.
         native: the compiled sweep, where it serves these tensors and `fused` says that all parts can do with it.
         packs: memory layout; each pack holds tensors of one parameter group.
@@ -43,6 +44,7 @@ class Plan:
         numel: (tensors,) elements of each, as this rank holds it.
         recorded: type in which its signals are stored.
         copied_at: step for whose update the parameters were copied (into the packs' memory "before").
+        under_way: step whose update is about to be taken.
     """
 
     def __init__(self, named: Sequence[tuple[str, Tensor, int]], optimizer: Optimizer, *, fused: bool = False) -> None:
@@ -50,7 +52,7 @@ class Plan:
         self.params = [tensor for _, tensor, _ in named]
         self.group_of = np.array([group for _, _, group in named])
         self.moments: tuple[SecondMoment | None, ...] = ()
-        self._constants: list[tuple[object, ...]] = []
+        self.constants: list[tuple[object, ...]] = []
         self._members = _members(optimizer)
         self._sizes = [tensor.numel() for tensor in self.params]  # a parameter's `.data` may be replaced
         self.refresh(optimizer)
@@ -73,15 +75,15 @@ class Plan:
         self.names, units = group_by_module(self.tensors)
         self.unit_of = np.array(units)
         self.numel = np.array([tensor.numel() for tensor in dense], dtype=np.float64)
-        self.copied_at = -1
+        self.copied_at = self.under_way = -1
         self.recorded = np.float64 if any(pack.dtype == torch.float64 for pack in self.packs) else np.float32
 
     def refresh(self, optimizer: Optimizer) -> bool:
         """Reads the optimizer's constants again; returns False where its tensors have changed, so that a new plan is
         needed."""
-        constants = [tuple(map(group.get, _CONSTANTS)) for group in optimizer.param_groups]
-        if constants != self._constants:
-            self._constants = constants
+        constants = [tuple(map(group.get, CONSTANTS)) for group in optimizer.param_groups]
+        if constants != self.constants:
+            self.constants = constants
             self.moments = tuple(second_moment(optimizer, group) for group in optimizer.param_groups)
         return _members(optimizer) == self._members and [param.numel() for param in self.params] == self._sizes
 
@@ -106,13 +108,16 @@ class Plan:
         return result
 
 
-_CONSTANTS = ("betas", "alpha", "rho", "eps", "weight_decay", "amsgrad", "centered", "maximize")
+CONSTANTS = (
+    "betas", "alpha", "rho", "eps", "weight_decay", "amsgrad", "centered", "maximize", "momentum", "dampening",
+    "nesterov",
+)
+"""Settings of a parameter group that are held against those of the step before."""
 
 
 def _members(optimizer: Optimizer) -> list[tuple[int, ...]]:
-    """Returns what changes when a parameter group is added or its tensors are replaced."""
-    groups = [group["params"] for group in optimizer.param_groups]
-    return [(len(params), id(params[0]), id(params[-1])) if params else () for params in groups]
+    """Returns what changes when a parameter group is added or one of its tensors is replaced."""
+    return [tuple(map(id, group["params"])) for group in optimizer.param_groups]
 
 
 def name_tensors(

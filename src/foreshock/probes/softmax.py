@@ -24,6 +24,7 @@ from foreshock.probes.head import Head, find_head
 from foreshock.probes.logits import SoftmaxNode, softmaxes
 from foreshock.probes.named import Named, named
 from foreshock.probes.nodes import is_ours, plain
+from foreshock.probes.novelty import Novelty
 from foreshock.probes.passing import Watch, catch, measure, watching
 from foreshock.probes.rhythm import EVERY, Rhythm
 
@@ -57,6 +58,7 @@ class Softmax:
             raise UsageError(f"Softmax(head=...): must be a module or the name of one, got {type(head).__name__}")
         self.head, self.every = head, every
         self._rhythm: Rhythm | None = None
+        self._novelty = Novelty()
         self._state: dict[str, Any] | None = None
         self._named: Named | None = None
         self._watch: Watch | None = None
@@ -152,13 +154,17 @@ class Softmax:
         return {f"softmax_{name}": value for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the schedule."""
-        return {"rhythm": self._state if self._rhythm is None else self._rhythm.state_dict()}
+        """Returns the state of the schedule, and which classes have been seen."""
+        rhythm = self._state if self._rhythm is None else self._rhythm.state_dict()
+        return {"rhythm": rhythm, "novelty": self._novelty.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores the state that `state_dict` returned."""
         self._forget()
         self._state, self._rhythm, self._looked, self._stepping = state.get("rhythm"), None, None, None
+        self._novelty = Novelty()
+        if "novelty" in state:
+            self._novelty.load_state_dict(state["novelty"])
 
     def _kept(self, moment: Moment) -> Rhythm:
         if self._rhythm is None:
@@ -192,7 +198,7 @@ class Softmax:
         if not found:
             return None
         softmax, head = found[0]
-        watch = watching(softmax, head)
+        watch = watching(softmax, head, self._novelty)
         probe = weakref.ref(self)  # a graph that held the watch, which holds the graph, would never be freed
 
         gate, place = softmax.gate or (softmax.node, 0)
@@ -217,7 +223,9 @@ class Softmax:
         if head is not None and mean is not None and self._before is not None:
             moved = reach(self._before.sub_(head.weight()), mean.to(self._before.device))
             offset = None if head.bias is None else head.bias.detach()[: head.classes].double().mean()
-        sums, counted, layer, mu, shift, step = _to_host(watch.sums, watch.counted, watch.layer, mean, offset, moved)
+        sums, counted, layer, mu, shift, step, fresh = _to_host(
+            watch.sums, watch.counted, watch.layer, mean, offset, moved, watch.new
+        )
         if sums is None or counted is None or not counted.any():
             return {}
         found = of_rows(sums, counted.astype(bool))
@@ -227,6 +235,8 @@ class Softmax:
         if head is not None and head.factor is not None and layer is not None and mu is not None and step is not None:
             found["logit"] = head.factor * (float(layer[:-1] @ mu) + (0.0 if shift is None else float(shift)))
             found["sensitivity"] = abs(head.factor) * float(step)
+        if fresh is not None:
+            found["new"] = float(fresh)
         known = {name: value for name, value in found.items() if math.isfinite(value)}
         return known if "wrong" in known else {}
 

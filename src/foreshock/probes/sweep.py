@@ -124,6 +124,7 @@ class Sweep:
 
     def before(self, number: int, plan: Plan, failed: Callable[[Part | Every, Exception], None]) -> None:
         """Lets parts keep what the update will overwrite; a part that raises is given to `failed`."""
+        plan.under_way = number
         for part in tuple(self.parts):
             inner = _inner(part)
             if hasattr(inner, "before") and _due(part, number):
