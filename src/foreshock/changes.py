@@ -49,7 +49,7 @@ class Changes:
         if not was:
             return
         found = {
-            "added": [name for name in shapes if name not in was],
+            "added": [name for name in shapes if name not in was and ids[name] not in known.values()],
             "removed": [name for name in was if name not in shapes],
             "resized": [name for name in shapes if name in was and shapes[name] != was[name]],
             "replaced": [

@@ -97,12 +97,17 @@ def test_a_head_that_is_replaced_is_noted_by_its_name() -> None:
         model.append(nn.Linear(5, 3))
         optimizer.add_param_group({"params": list(model[3].parameters()), "lr": 1e-3})
 
-    found = notes(trained({3: larger, 5: again, 7: body}), "parameters_changed")
+    def apart(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+        model[3] = nn.Linear(5, 3)  # the old one stays with the optimizer, without gradients
+        optimizer.add_param_group({"params": list(model[3].parameters()), "lr": 1e-3})
+
+    found = notes(trained({3: larger, 5: again, 7: body, 9: apart}), "parameters_changed")
     told = [{name: found for name, found in note.items() if name not in ("time", "kind")} for note in found]
     assert told == [
         {"step": 3, "added": [], "removed": [], "resized": ["2.weight", "2.bias"], "replaced": []},
         {"step": 5, "added": [], "removed": [], "resized": [], "replaced": ["2.weight"]},
         {"step": 7, "added": ["3.weight", "3.bias"], "removed": [], "resized": [], "replaced": []},
+        {"step": 9, "added": [], "removed": [], "resized": [], "replaced": ["3.weight", "3.bias"]},
     ]
 
 
