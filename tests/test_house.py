@@ -49,6 +49,7 @@ TORCH_SIDE: dict[str, set[str]] = {
         "monitor", "policies", "curvature", "stability", "numerics", "probes", "detect", "run", "distributed",
         "attach", "mishaps",
     },
+    "history": {"attach", "guard", "mishaps", "monitor", "run"},
     "script": {"monitor"},
     "requeue": set(),
     "threads": set(),

@@ -17,7 +17,7 @@ from foreshock.attempt import Attempt
 from foreshock.changes import Changes
 from foreshock.curvature import Edge
 from foreshock.detect.base import Detector
-from foreshock.detect.scan import default_detectors
+from foreshock.detect.scan import default_detectors, feed
 from foreshock.errors import RunError, UsageError
 from foreshock.mishaps import Mishaps
 from foreshock.probes import DEFAULT, Every, Moment, Part, Step, UnavailableError, name_of
@@ -93,6 +93,7 @@ class Monitor:
         self.attempt = Attempt()
         self.on_loss: list[Callable[[Tensor], object]] = []  # told of each live loss that is observed
         self.on_event: list[Callable[[Event], object]] = []  # told of each version of each event
+        self.history: Any = None  # the `History` that keeps what a replay needs, if there is one
         self._events: dict[tuple[str, str, int], Event] = {}
         self._process = os.getpid()  # a forked child, such as a data loader's worker, does not write into this run
         self._spent = self._last_step = 0.0
@@ -172,6 +173,8 @@ class Monitor:
                 told(loss)
             self.attempt.weigh(loss)
         self.attempt.take(value, batch)
+        if self.history is not None:
+            self.history.observed(value, batch)
         self._spent += time.perf_counter() - begun
 
     def look(self, loss: Tensor) -> None:
@@ -226,14 +229,8 @@ class Monitor:
                                   "do the detectors; recording starts again when the disk can be written.")
                 recorder.broken = None
             self._functions.saw(records)
-            for detector in list(self.detectors):
-                try:
-                    for record in records:
-                        for event in detector.update(record):
-                            self._keep(event)
-                except Exception as error:
-                    self.detectors.remove(detector)
-                    self._mishaps.disabled("detector", name_of(detector), error, self._step)
+            for detector, error in feed(self.detectors, records, self._keep):
+                self._mishaps.disabled("detector", name_of(detector), error, self._step)
         self._spent += time.perf_counter() - begun
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,6 +296,8 @@ class Monitor:
             self.refuse()
             return
         begun = time.perf_counter()
+        if self.history is not None:
+            self.history.ended(taken=True)
         try:
             with self._quiet:
                 self._measure(begun)
@@ -309,11 +308,10 @@ class Monitor:
         self._spent += time.perf_counter() - begun
 
     def _measure(self, begun: float) -> None:
-        assert self._recorder is not None
-        plan = self._plan
-        if plan is None:  # the hook before the step failed, and said so
+        plan, recorder = self._plan, self._recorder
+        if plan is None or recorder is None:  # the hook before the step failed, and said so
             return
-        self._recorder.dtype = plan.recorded
+        recorder.dtype = plan.recorded
         step = Step(
             self._step, self.optimizer, plan, plan.values(), plan.grads(), list(self.attempt.losses),
             self.attempt.batch, self.attempt.closure, attach.scale_of(self.optimizer), attach.veto_of(self.optimizer),
@@ -325,7 +323,7 @@ class Monitor:
         if not step.losses:
             self._mishaps.say("no loss", f"no loss was observed for step {self._step}: call monitor.observe(loss) "
                               "before backward. Everything else is measured.")
-        if self._recorder.take(measured) or self._functions.urgent:
+        if recorder.take(measured) or self._functions.urgent:
             self.flush()
 
     def _free_signals(self, measured: Measured, step: Step, begun: float) -> None:
@@ -346,13 +344,14 @@ class Monitor:
         )
 
     def _forget_skipped(self) -> None:
-        """Records losses whose step never came: their backward ran, and then the gradients were cleared, as they are
-        when a GradScaler skips an overflow."""
+        """Records losses whose gradients were cleared without a step: a GradScaler has skipped an overflow."""
         if self.attempt.vanished(self.optimizer):
             self.refuse()
 
     def refuse(self, **signals: float) -> None:
         """Records the attempt as one that was not taken, with these signals beside its loss; the next one follows."""
+        if self.history is not None:
+            self.history.ended(taken=False)
         measured = Measured(self._step, time.time(), {"skipped": 1.0} | signals)
         self.attempt.signals(measured.host, measured.device)
         self._step += 1
@@ -397,3 +396,5 @@ class Monitor:
         """Writes down a happening of the run."""
         if self._sink is not None:
             self._sink.note(kind, **fields)
+        if self.history is not None:
+            self.history.noted(kind, fields)

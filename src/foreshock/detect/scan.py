@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from foreshock.detect.absorption import Absorption
@@ -50,3 +50,19 @@ def scan(run: HasRecords | Iterable[StepRecord], detectors: Sequence[Detector] |
     for detector in detectors:
         events.extend(detector.finish())
     return latest(events)
+
+
+def feed(
+    detectors: list[Detector], records: Sequence[StepRecord], keep: Callable[[Event], object]
+) -> list[tuple[Detector, Exception]]:
+    """Shows records to detectors and keeps the events they raise; takes out, and returns, those that fail."""
+    failed: list[tuple[Detector, Exception]] = []
+    for detector in list(detectors):
+        try:
+            for record in records:
+                for event in detector.update(record):
+                    keep(event)
+        except Exception as error:
+            detectors.remove(detector)
+            failed.append((detector, error))
+    return failed

@@ -145,6 +145,11 @@ class Snapshots:
         self._holding = checked(Holding(model, optimizer, scheduler, scaler, ema, data))
 
     @property
+    def holding(self) -> Holding | None:
+        """The live objects that were attached; None before that."""
+        return self._holding
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The steps of the snapshots there are, ascending."""
         return tuple(snapshot.step for snapshot in self._ring)
@@ -236,6 +241,16 @@ class Snapshots:
     def before(self, step: int) -> int | None:
         """Returns the step of the newest snapshot that was taken at or before a step; None if there is none."""
         return max((each for each in self.steps if each <= step), default=None)
+
+    def lend(self, step: int) -> Snapshot:
+        """Returns the snapshot of exactly this step, to be held: its memory is not written to again, nor counted here.
+
+        Raises:
+            UsageError: there is no such snapshot.
+        """
+        snapshot = self._of(step)
+        snapshot.buffer.lent = True
+        return snapshot
 
     def drop_after(self, step: int) -> None:
         """Forgets the snapshots taken after a step; where none is left the next one is due at once."""

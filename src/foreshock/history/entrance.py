@@ -1,0 +1,60 @@
+"""Sees the first forward pass of a step begin, whichever part of the model a loop calls first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Entrance:
+    """Hooks on a model that tell when it, or where it is never called itself one of its parts, is about to be used.
+
+    Told are only calls in training mode with gradients enabled, and none of a compiled module's inner calls: the
+    hooks vanish as such a module is traced.
+
+    Args:
+        model: whose forward passes begin.
+        told: called before each of them, with the module.
+    """
+
+    def __init__(self, model: nn.Module, told: Callable[[], object]) -> None:
+        self._model, self._told = model, told
+        self._handles: list[Any] = []
+        self._parts: list[Any] = []  # handles of the parts, until the model itself is seen to be called
+
+    def open(self) -> None:
+        """Attaches the hooks."""
+        self._handles = [self._model.register_forward_pre_hook(self._whole)]
+        if not hasattr(self._model, "_orig_mod"):  # what a compiled module calls is traced
+            self._parts = [part.register_forward_pre_hook(self._part) for part in _parts(self._model)]
+
+    def close(self) -> None:
+        """Takes them away."""
+        for handle in [*self._handles, *self._parts]:
+            handle.remove()
+        self._handles, self._parts = [], []
+
+    def _whole(self, module: nn.Module, _: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for handle in self._parts:
+            handle.remove()
+        self._parts = []
+        if module.training and torch.is_grad_enabled():
+            self._told()
+
+    def _part(self, module: nn.Module, _: Any) -> None:
+        if not torch.compiler.is_compiling() and module.training and torch.is_grad_enabled():
+            self._told()
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """Yields the parts that a model's methods call, those in lists and dicts of modules one by one."""
+    for part in model.children():
+        if isinstance(part, (nn.ModuleList, nn.ModuleDict)):
+            yield from _parts(part)
+        elif not isinstance(part, torch.jit.ScriptModule):
+            yield part
