@@ -17,12 +17,15 @@ from foreshock.report.detail import HARM, Curve, Detail, Span, detail, gather, s
 from foreshock.report.explained import Explained, explained
 from foreshock.report.explained import to_json as causes_json
 from foreshock.report.heat import whole
+from foreshock.report.proof import blame_json, remedy_json, replay_json
 from foreshock.report.refused import Fate, fates, spared
 from foreshock.report.sections import Section, free_signals
 from foreshock.report.softmax import to_json as softmax_json
 from foreshock.report.summary import baseline, by_severity, peak_values
 from foreshock.run import Run
 from foreshock.run.event import KINDS, Event
+
+PICTURES = 5  # pictures of examples take at most so great a part of the room for events
 
 Explain = Callable[[Run, Event], Sequence[Section]]
 
@@ -85,7 +88,9 @@ class Shown:
     json: dict[str, object]
 
 
-def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None) -> list[Shown]:
+def closely(
+    run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None, focus: Event | None = None
+) -> list[Shown]:
     """Returns what the page shows of the most severe events, the most severe first, as many as the budget allows.
 
     Args:
@@ -93,16 +98,21 @@ def closely(run: Run, events: Sequence[Event], budget: Budget, explain: Explain 
         events: all its events.
         budget: how much to keep.
         explain: what to say about an event; None for what the free signals did.
+        focus: an event that is among them, however severe it is.
     """
     result: list[Shown] = []
     room = budget.detail_bytes
-    for event in by_severity(events, spared(run, events))[: budget.details if len(run) else 0]:
+    order = by_severity(events, spared(run, events))[: budget.details if len(run) else 0]
+    if focus is not None and order:  # next to the most severe, which has to stay the first
+        wanted = [event for event in events if event.key == focus.key and event is not order[0]]
+        order = [order[0], *wanted, *(event for event in order[1:] if event.key != focus.key)]
+    for event in order:
         span = span_of(run, event, events)
         found = detail(run, span, gather(run, span), rows=min(24, budget.rows), columns=160)
         story = explained(run, event)
         value = _detail(run, found, story, budget, explain)
         room -= len(encode.script_json(value))
-        if room < 0 and result:
+        if room < 0 and result and (focus is None or event.key != focus.key):
             break
         result.append(Shown(found, story, value))
     return result
@@ -121,7 +131,7 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
     lost = fates(run, events)
     severe = by_severity(events, spared(run, events))[: budget.listed]
     rank = {id(event): place for place, event in enumerate(severe)}
-    listed = sorted(severe, key=lambda event: (event.onset, event.raised))
+    listed = _in_order(severe)
     place = {id(item.detail.span.event): index for index, item in enumerate(shown)}
     heats = [whole(run, signal, rows=budget.rows, columns=budget.columns) for signal in tensor_signals(run)]
     return {
@@ -141,6 +151,16 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
         "details": [item.json for item in shown],
         "heats": [heat.to_json() for heat in heats if heat is not None],
     }
+
+
+def place_of(run: Run, events: Sequence[Event], event: Event, budget: Budget | None = None) -> int | None:
+    """Returns the number of an event on the page, from 1; None where it is not listed."""
+    severe = by_severity(events, spared(run, events))[: (budget or Budget()).listed]
+    return next((place for place, each in enumerate(_in_order(severe), 1) if each.key == event.key), None)
+
+
+def _in_order(events: Sequence[Event]) -> list[Event]:
+    return sorted(events, key=lambda event: (event.onset, event.raised))
 
 
 def _small_curves(run: Run, budget: Budget) -> list[dict[str, object]]:
@@ -183,14 +203,19 @@ def _detail(
 ) -> dict[str, object]:
     event = found.span.event
     said = free_signals(event, found.wide, found.tensors) if explain is None else explain(run, event)
-    if story.sentence is None:
+    if story.curvature is None and story.softmax is None:
         said = [*said, *unread(run, event)]
     else:  # chi or the softmax have shown themselves long before them
         said = [replace(each, title="First free sign") if each.title == "First sign" else each for each in said]
+    causes = causes_json(story, event)
     return {
         "approach": None if story.curvature is None else approach_json(run, story.curvature, story.sentence),
-        "softmax": None if story.softmax is None else softmax_json(run, story.softmax),
-        "causes": causes_json(story, event),
+        "softmax": None if story.softmax is None else softmax_json(run, story.softmax, story.sentence),
+        "sentence": [asdict(phrase) for phrase in story.sentence or ()],
+        "causes": causes,
+        "proof": None if story.proof is None else replay_json(story.proof),
+        "blame": None if story.blame is None else blame_json(story.blame, budget.detail_bytes // PICTURES),
+        "remedy": remedy_json(story.remedy) if causes or story.proof else None,
         "first": found.span.first,
         "last": found.span.last,
         "panels": [_panel(run, found, column, item) for column, item in _panels(found, budget.panels)],

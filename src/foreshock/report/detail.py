@@ -63,6 +63,11 @@ class Detail:
     heats: Sequence[Heat]
 
 
+def harmful(events: Sequence[Event]) -> list[Event]:
+    """Returns the events that are damage, in the order in which `foreshock scan` numbers them from 1."""
+    return [event for event in events if event.kind in HARM]
+
+
 def span_of(run: Run, event: Event, events: Sequence[Event]) -> Span:
     """Returns the steps to show for an event: itself, twice its length before, its length after, within bounds."""
     steps = run.steps

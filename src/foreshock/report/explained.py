@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from foreshock.diagnose import Diagnosis, diagnose, slide
-from foreshock.diagnose.base import TITLES
+from foreshock.diagnose.base import LIKELY, TITLES
+from foreshock.diagnose.wording import percent
 from foreshock.report import approach, softmax
 from foreshock.report.approach import Story
 from foreshock.report.detail import HARM
-from foreshock.report.phrase import Phrase
+from foreshock.report.experiments import Attributed, Replayed, attributed, replayed
+from foreshock.report.phrase import Phrase, phrases
+from foreshock.report.remedy import Remedy, remedy
 from foreshock.report.softmax import Softmax
 from foreshock.run import Run
 from foreshock.run.event import Event, family
 
-ASKED = frozenset({"spike", "divergence", "drift", "watch", "imminent", "transient", "absorbing", "inflating"})
-SHOWN = frozenset({"spike", "divergence", "drift"})  # their causes are listed; a warning's story is enough
+ASKED = frozenset({*HARM, "watch", "imminent", "transient", "absorbing", "inflating"})
+SHOWN = frozenset(HARM)  # their causes are listed; a warning's story is enough
+OVER_THE_EDGE = frozenset({"preconditioner", "landscape", "schedule", "unexplained"})  # the story tells of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +31,50 @@ class Explained:
         diagnosis: its causes; None where nobody asks for any.
         curvature: how the optimizer came over its edge; None where that is not what happened.
         softmax: how the softmax led up to it; likewise.
+        proof: its replay, with one thing changed at a time; None where there was none.
+        blame: who did it, tensors and examples; None where nobody has asked.
+        remedy: what to change; None for warnings.
     """
 
     diagnosis: Diagnosis | None
     curvature: Story | None
     softmax: Softmax | None
+    proof: Replayed | None = None
+    blame: Attributed | None = None
+    remedy: Remedy | None = None
 
     @property
     def sentence(self) -> Sequence[Phrase] | None:
-        """The story in words; None where there is none."""
+        """The story in words, and what a replay has proved; None where there is none."""
+        told = self._story()
+        proved = self._proved()
+        if told is None:
+            return proved or None
+        return [*told, Phrase(" " if proved and not told[-1].text.endswith(" ") else ""), *proved]
+
+    def _story(self) -> Sequence[Phrase] | None:
         if self.softmax is not None:
             return self.softmax.sentence
-        story = self.curvature
+        best, story = None if self.diagnosis is None else self.diagnosis.best, self.curvature
+        if best is not None and best.name not in OVER_THE_EDGE and best.score >= LIKELY:
+            because = phrases(best.evidence[0]) if best.evidence else []
+            return [Phrase("Made by "), Phrase(best.title, "figure"), Phrase(f" ({percent(best.score)}). "), *because]
         if story is None or story.approach.verdict != "unexplained" or not self._exact:
             return None if story is None else story.sentence
         rest = Phrase(", nor by the softmax, whose gradients are exact enough. Look at the data and the noise.")
         return [*story.sentence[:-1], rest]
+
+    def _proved(self) -> list[Phrase]:
+        proof = self.proof
+        if proof is None:
+            return []
+        if proof.reproducible is False:
+            return [Phrase("Replayed from the same state, it went "), Phrase("another way", "figure"), Phrase(".")]
+        if not proof.cures:
+            return []
+        name = proof.cures[0] if self.remedy is None or not self.remedy.proved else self.remedy.change
+        said = [Phrase("Replayed with "), Phrase(name, "name"), Phrase(" alone, ")]
+        return [*said, Phrase("it does not come", "figure"), Phrase(".")]
 
     @property
     def _exact(self) -> bool:
@@ -56,11 +88,15 @@ def explained(run: Run, event: Event) -> Explained:
 
     Where a softmax in low precision made it, chi went along and tells no story of its own.
     """
+    proof, blame = replayed(run, event), attributed(run, event)
     if event.kind not in ASKED:
-        return Explained(None, approach.told(run, event), None)
+        return Explained(None, approach.told(run, event), None, proof, blame)
     found = diagnose(run, event)
     made = softmax.softmax(run, event, found)
-    return Explained(found, None if made is not None else approach.told(run, event), made)
+    curvature = None if made is not None else approach.told(run, event)
+    held = None if curvature is None else curvature.advice
+    todo = remedy(run, event, found, held=held, proof=proof, blame=blame) if event.kind in SHOWN else None
+    return Explained(found, curvature, made, proof, blame, todo)
 
 
 def lines(run: Run, events: Sequence[Event], most: int = 20) -> list[str]:
@@ -107,5 +143,8 @@ def to_json(found: Explained, event: Event) -> dict[str, object] | None:
     return {
         "causes": causes,
         "ruled_out": [{"title": cause.title, "why": cause.evidence[0]} for cause in out],
-        "unjudged": [{"title": TITLES.get(each.cause, each.cause), "why": each.why} for each in told.unjudged],
+        "unjudged": [
+            {"title": TITLES.get(each.cause, each.cause), "why": each.why, "signals": each.signals}
+            for each in told.unjudged
+        ],
     }

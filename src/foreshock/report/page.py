@@ -27,10 +27,11 @@ from foreshock.run.actions import KIND as ACTION
 from foreshock.run.event import Event
 from foreshock.signals import SIGNALS
 
-STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css", "causes.css", "guard.css")
+STYLES = ("uPlot.min.css", "page.css", "parts.css", "approach.css", "causes.css", "guard.css", "proof.css",
+          "blame.css")  # fmt: skip
 SCRIPTS = (
     "base.js", "marks.js", "guard.js", "loss.js", "heat.js", "stack.js", "event.js", "approach.js", "softmax.js",
-    "causes.js", "page.js",
+    "causes.js", "proof.js", "blame.js", "page.js",
 )  # fmt: skip
 NOTE_LIMIT = 20  # notes and problems listed per run; the rest is counted
 
@@ -42,6 +43,7 @@ def write(
     events: Sequence[Event] | Sequence[Sequence[Event]] | None = None,
     title: str | None = None,
     explain: Explain | None = None,
+    focus: Event | None = None,
 ) -> Path:
     """Writes one HTML page that shows the runs, and returns its path.
 
@@ -54,6 +56,7 @@ def write(
         events: the run's events, or one list per run; None for `foreshock.detect.scan` of each.
         title: heading of the page; None for the run's own title (meta "title" or "name").
         explain: `(run, event) -> sections` to show beside an event instead of what the free signals did.
+        focus: an event that is shown with all that is known about it, however many are more severe.
 
     Raises:
         UsageError: no run, or events that do not match the runs.
@@ -63,7 +66,7 @@ def write(
         raise UsageError("report: no run was given; pass a Run or a non-empty sequence of them")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    text = render(every, _events_per_run(every, events), title=title, explain=explain)
+    text = render(every, _events_per_run(every, events), title=title, explain=explain, focus=focus)
     target.write_text(text, encoding="utf-8")
     return target
 
@@ -74,11 +77,13 @@ def render(
     *,
     title: str | None = None,
     explain: Explain | None = None,
+    focus: Event | None = None,
 ) -> str:
     """Returns the page as text; the arguments are those of `write`, with one list of events per run."""
     budget = Budget().shared(len(runs))
     views = [
-        view(run, found, budget, explain, place) for place, (run, found) in enumerate(zip(runs, events, strict=True))
+        view(run, found, budget, place, explain=explain, focus=focus)
+        for place, (run, found) in enumerate(zip(runs, events, strict=True))
     ]
     style, script, theme = _styles(), _scripts(), _asset("theme.js")
     if title and len(views) == 1:
@@ -119,9 +124,11 @@ class View:
     json: Markup
 
 
-def view(run: Run, events: Sequence[Event], budget: Budget, explain: Explain | None, place: int) -> View:
+def view(
+    run: Run, events: Sequence[Event], budget: Budget, place: int, *, explain: Explain | None, focus: Event | None
+) -> View:
     """Returns what the page shows of one run."""
-    shown = closely(run, events, budget, explain)
+    shown = closely(run, events, budget, explain, focus)
     lost = spared(run, events)
     subtitle, mechanism = (str(run.meta.get(key) or "") for key in ("subtitle", "mechanism"))
     return View(

@@ -17,3 +17,13 @@ class Phrase:
 def plain(phrases: Sequence[Phrase]) -> str:
     """Returns the sentence as text."""
     return "".join(phrase.text for phrase in phrases).strip()
+
+
+def phrases(text: str) -> list[Phrase]:
+    """Returns text with `names in backticks` as phrases.
+
+    >>> [(phrase.text, phrase.style) for phrase in phrases("See `fc.weight`.")]
+    [('See ', ''), ('fc.weight', 'name'), ('.', '')]
+    """
+    parts = enumerate(text.split("`"))
+    return [Phrase(part, "name" if place % 2 else "") for place, part in parts if part]

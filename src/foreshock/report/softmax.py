@@ -79,11 +79,11 @@ def line(found: Slide) -> str:
     return f"softmax in low precision: {known}; {ahead}"
 
 
-def to_json(run: Run, found: Softmax) -> dict[str, object]:
-    """Returns what the page draws the story from."""
+def to_json(run: Run, found: Softmax, sentence: Sequence[Phrase] | None = None) -> dict[str, object]:
+    """Returns what the page draws the story from; `sentence` for another than its own."""
     here = run.window(found.first, found.last + 1)
     return {
-        "sentence": [asdict(phrase) for phrase in found.sentence],
+        "sentence": [asdict(phrase) for phrase in sentence or found.sentence],
         "first": found.first,
         "last": found.last,
         "levels": [[*level, TELLING[level[0]]] for level in found.levels],

@@ -14,6 +14,6 @@ function causesView(holder, found) {
   });
   const rest = [];
   if (found.ruled_out.length) rest.push(el("div", {}, el("h4", { text: "Ruled out" }), el("ul", {}, ...found.ruled_out.map((each) => el("li", {}, el("b", { text: `Not ${each.title}. ` }), ...marked(each.why))))));
-  if (found.unjudged.length) rest.push(el("div", {}, el("h4", { text: "Not judged" }), el("ul", {}, ...found.unjudged.map((each) => el("li", {}, el("b", { text: `${each.title}: ` }), ...marked(each.why))))));
+  if (found.unjudged.length) rest.push(el("div", {}, el("h4", { text: "Not judged" }), el("ul", {}, ...found.unjudged.map((each) => el("li", {}, el("b", { text: `${each.title}: ` }), ...marked(each.why), each.signals.some((name) => !each.why.includes(name)) ? `; record next time: ${each.signals.join(", ")}` : null)))));
   holder.replaceChildren(el("h3", { text: "Why" }), ...rows, ...(rest.length ? [el("div", { class: "parts rest" }, ...rest)] : []));
 }

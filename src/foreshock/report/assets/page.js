@@ -148,7 +148,7 @@ function buildRun(article) {
   const data = prepare(JSON.parse(document.getElementById(`${article.id}-data`).textContent));
   const part = (name) => article.querySelector(`[data-part="${name}"]`);
   const slot = (name, what) => part(name).querySelector(`[data-slot="${what}"]`);
-  const page = { data, selected: null, view: null, story: null };
+  const page = { data, selected: null, view: null, story: null, proof: null };
   let chart = null, rows = null, done = null;
 
   page.choose = (row, zoom) => { // an intervention
@@ -172,13 +172,16 @@ function buildRun(article) {
     slot("event", "lede").textContent = eventLede(event, data.span);
     page.view?.retire();
     page.story?.retire();
+    page.proof?.retire();
     const detail = event.detail === undefined ? null : data.details[event.detail];
     page.view = detail ? eventView(slot("event", "panels"), slot("event", "heat"), detail, event, data.span, data.events) : null;
-    slot("event", "approach").hidden = !detail?.approach && !detail?.softmax;
+    slot("event", "approach").hidden = !detail?.approach && !detail?.softmax && !detail?.sentence?.length;
     const tell = detail?.approach ? approachView : softmaxView, story = detail?.approach ?? detail?.softmax;
     page.story = story ? tell(slot("event", "approach"), story, event) : null;
+    if (!story && detail?.sentence.length) slot("event", "approach").replaceChildren(...storyHead(detail.sentence, []));
     slot("event", "causes").hidden = !detail?.causes;
     if (detail?.causes) causesView(slot("event", "causes"), detail.causes);
+    page.proof = experimentsView(slot("event", "experiments"), detail ?? {}, event);
     slot("event", "key").hidden = !detail || !detail.panels.some((panel) => panel.departure);
     const none = { title: "Signals", tone: "note", points: [], text: `The page holds the signals around the ${data.details.length} most severe events; this one is shown in the loss curve above.` };
     slot("event", "sections").replaceChildren(...(detail ? detail.sections : [none]).map(sectionBlock));

@@ -1,0 +1,163 @@
+"""What the page shows of the experiments about an event: losses and verdicts of the replay, tensors and examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from foreshock.diagnose.wording import percent
+from foreshock.report import encode
+from foreshock.report.columns import wants_log
+from foreshock.report.decimate import Floats, Ints, keep
+from foreshock.report.experiments import Attributed, Example, Replayed
+from foreshock.report.remedy import Remedy
+from foreshock.report.wording import count, number
+
+BUCKETS = 300  # two points each, in every curve
+ARMS = 24  # most arms shown
+TENSORS = 12  # most tensors with a bar
+LEAST = 0.005  # share from which a part of the step is worth a line
+EXAMPLES = 12  # most examples of either kind
+TEXT = 600  # most characters of an example
+IMAGES = 250_000  # most bytes of pictures of one event
+
+
+def replay_json(found: Replayed) -> dict[str, object]:
+    """Returns what the page draws a replay from."""
+    curves = [found.original, *(arm.losses for arm in found.arms)]
+    known = [curve[np.isfinite(curve)] for curve in curves]
+    return {
+        "head": found.summary or bitwise(found),
+        "sound": found.reproducible,
+        "base": encode.plain(found.base),
+        "peak": encode.plain(found.peak),
+        "original": _curve(found.steps, found.original),
+        "log": wants_log(np.concatenate(known)),
+        "arms": [
+            {
+                "name": arm.name, "what": arm.what, "peak": encode.plain(arm.peak), "share": encode.plain(arm.share),
+                "verdict": arm.verdict, "why": arm.why, "curve": _curve(arm.steps, arm.losses),
+            }
+            for arm in found.arms[:ARMS]
+        ],
+        "more": max(0, len(found.arms) - ARMS),
+    }  # fmt: skip
+
+
+def blame_json(found: Attributed, images: int = IMAGES) -> dict[str, object]:
+    """Returns what the page draws an attribution from.
+
+    Args:
+        found: the attribution.
+        images: most bytes of pictures.
+    """
+    pushed, room = _examples([each for each in found.culprits if not each.share <= 0], images)
+    suffered, _ = _examples(found.victims, room)
+    tensors, rest = largest(found, TENSORS)
+    return {
+        "step": found.step,
+        "tensors": [{"name": name, "share": share} for name, share in tensors],
+        "rest": rest,
+        "parts": [{"name": name, "share": share} for name, share in parts(found)],
+        "culprits": pushed,
+        "victims": suffered,
+        "head": change(found),
+        "foot": sums(found),
+    }
+
+
+def remedy_json(found: Remedy | None) -> dict[str, object] | None:
+    """Returns what the page shows of what to change."""
+    return None if found is None else asdict(found)
+
+
+def bitwise(found: Replayed) -> str:
+    """Returns from where a replay went, and whether nothing changed gave the same, in a sentence."""
+    n = len(found.original)
+    since = "" if found.start is None else f" from the snapshot at step {found.start:,}"
+    steps = f"{count(n, 'step')} again{since}" if n else f"Replayed{since}"
+    if found.reproducible is None:
+        return f"{steps}."
+    if found.reproducible:
+        return f"{steps}; with nothing changed, bit for bit the training's own."
+    at = "" if found.differs_at is None else f" from step {found.differs_at:,} on"
+    return f"{steps}; with nothing changed it differs from the training's own{at}, so the arms prove nothing."
+
+
+def change(found: Attributed) -> str:
+    """Returns by how much the loss changed at the step that is split, in a sentence."""
+    where = "one step" if found.step is None else f"step {found.step:,}"
+    measured = found.measured if math.isfinite(found.measured) else found.total
+    if not math.isfinite(measured):
+        return f"The change of the loss over {where}, split exactly."
+    verb = "raised" if measured > 0 else "lowered"
+    said = f"The update of {where} {verb} the loss of its own batch by {number(abs(measured))}, split exactly."
+    known = [each for each in (found.from_step, found.from_batch) if math.isfinite(each)]
+    if len(known) == 2:
+        said += (
+            f" Of the rise from batch to batch, {number(found.from_step)} is the update's and "
+            f"{number(found.from_batch)} the batch's own."
+        )
+    return said
+
+
+def parts(found: Attributed) -> list[tuple[str, float]]:
+    """Returns the step's parts with their shares, those that are worth a line."""
+    return [(name, share) for name, share in found.parts.items() if abs(share) >= LEAST or name == "this batch"]
+
+
+def sums(found: Attributed) -> str:
+    """Returns how complete the split is, in a sentence; empty where that is not known."""
+    said = []
+    if math.isfinite(found.completeness):
+        off = abs(found.completeness)
+        said.append(f"The split adds up to the measured change within {number(100 * off, 2)}\N{NO-BREAK SPACE}%")
+    if math.isfinite(found.coverage):
+        said.append(f"examples account for {percent(found.coverage)} of the parameters' part")
+    if found.concentration is not None:
+        of = "" if found.examples is None else f" of {found.examples:,}"
+        said.append(f"{count(found.concentration, 'example')}{of} carry 90\N{NO-BREAK SPACE}% of what pushed")
+    text = "; ".join(said)
+    return " ".join([*([f"{text[0].upper()}{text[1:]}."] if text else []), *found.notes])
+
+
+def largest(found: Attributed, most: int) -> tuple[list[tuple[str, float]], float]:
+    """Returns the tensors with the largest shares, of either sign, the largest first, and what the others sum to."""
+    kept = sorted(found.columns, key=lambda pair: -abs(pair[1]))[:most]
+    whole = -1.0 if found.total < 0 else 1.0
+    return sorted(kept, key=lambda pair: -pair[1]), whole - math.fsum(share for _, share in kept) if kept else 0.0
+
+
+def short(text: str, most: int = TEXT) -> str:
+    """Returns text cut at so many characters, where it is longer.
+
+    >>> short("a long example", 7)
+    'a long…'
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _examples(found: Sequence[Example], room: int) -> tuple[list[dict[str, object]], int]:
+    """Returns examples for the page, pictures as long as there is room, and the room that is left."""
+    result: list[dict[str, object]] = []
+    for each in found[:EXAMPLES]:
+        row: dict[str, object] = {"step": each.step, "index": each.index, "share": encode.plain(each.share)}
+        if each.text:
+            row["text"] = short(each.text)
+        if each.image and len(each.image) <= room:
+            row["image"] = each.image
+            room -= len(each.image)
+        elif each.image:
+            row["text"] = "a picture too large for this page"
+        result.append(row)
+    return result, room
+
+
+def _curve(steps: Ints, losses: Floats) -> dict[str, object] | None:
+    if not len(losses):
+        return None
+    kept = keep(losses, BUCKETS)
+    return {"x": encode.steps(steps[kept]), "y": encode.floats(losses[kept])}
