@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": ("watch", "watch"),
     "report": ("report", "report"),
     "scan": ("scan", "scan"),
+    "explain": ("explain", "explain"),
     "import": ("importing", "import_"),
     "info": ("info", "info"),
     "threshold": ("threshold", "threshold"),
@@ -121,6 +122,8 @@ def main() -> None:
         foreshock report trainer_state.json -o report.html
     Fail a pipeline when a run spiked:
         foreshock scan runs/train --json
+    Ask why it spiked, what proves it, and what to change:
+        foreshock explain runs/train
     Know when an optimizer goes unstable:
         foreshock threshold adam --lr 3e-4
     Check a paper's claims on this machine:

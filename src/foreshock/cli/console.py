@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -89,22 +89,28 @@ def print_table(rows: Table) -> None:
     stdout().print(rows)
 
 
-def event_table(run: Run, events: Sequence[Event]) -> Table:
-    """Returns the events of a run as a table, one row each."""
+def event_table(run: Run, events: Sequence[Event], numbers: Mapping[Any, int]) -> Table:
+    """Returns the events of a run as a table, one row each.
+
+    Args:
+        run: the run.
+        events: those to show.
+        numbers: key -> number by which `foreshock explain --event` knows a harmful event.
+    """
     from foreshock.report.refused import fates
     from foreshock.report.summary import baseline, peak_values
     from foreshock.report.wording import number
 
     lost = fates(run, events)
     result = table(
-        "kind", "signal", "onset", "peak", "end", "value", "before", "severity", *(["training"] if lost else []),
-        numbers=("onset", "peak", "end", "value", "before", "severity"),
+        "kind", "#", "signal", "onset", "peak", "end", "value", "before", "severity", *(["training"] if lost else []),
+        numbers=("#", "onset", "peak", "end", "value", "before", "severity"),
     )
     for event, value in zip(events, peak_values(run, events), strict=True):
         style = KIND_STYLE.get(event.kind, "cyan")
         result.add_row(
-            f"[{style}]{event.kind}[/]", event.signal, str(event.onset), str(event.peak),
-            "open" if event.end is None else str(event.end),
+            f"[{style}]{event.kind}[/]", str(numbers.get(event.key, "")), event.signal, str(event.onset),
+            str(event.peak), "open" if event.end is None else str(event.end),
             number(value), number(baseline(event, value)), number(event.severity),
             *([lost[event.key].short if event.key in lost else "taken"] if lost else []),
         )

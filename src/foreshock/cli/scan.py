@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,6 +48,8 @@ def scan(
     RUN is a run directory or a file of another tool (W&B export, TensorBoard folder, trainer_state.json, CSV,
     JSONL). The detectors are the ones that watch a live run, fed with the stored records.
 
+    The column # numbers the harmful events, for `foreshock explain --event`.
+
     An event that a guard refused is an event of the data: it counts, and is shown as refused.
 
     \b
@@ -55,7 +57,7 @@ def scan(
     JSON has no NaN or infinity: such numbers are the strings "nan", "inf" and "-inf".
 
     \b
-    foreshock scan runs/train
+    foreshock scan runs/train               (then: foreshock explain runs/train --event N)
     foreshock scan runs/* --kind spike --kind nonfinite
     foreshock scan history.csv --column loss=train/loss --json | jq '.events[].peak'
     """
@@ -63,6 +65,7 @@ def scan(
 
     from foreshock.cli import console
     from foreshock.detect import scan as find
+    from foreshock.report.detail import harmful
     from foreshock.report.explained import lines as explanations
     from foreshock.report.interventions import told
     from foreshock.run.event import BENIGN
@@ -73,8 +76,9 @@ def scan(
         found_here = find(console.counted(run, f"scanning {path}"))
         events = [event for event in found_here if not kinds or event.kind in kinds]
         found = found or any(event.kind not in BENIGN or event.kind in kinds for event in events)
+        numbers = {event.key: place for place, event in enumerate(harmful(found_here), 1)}
         if as_json:
-            row = {"run": path, "steps": len(run), "events": _as_dicts(run, events)}
+            row = {"run": path, "steps": len(run), "events": _as_dicts(run, events, numbers)}
             if acted := run.actions:
                 row["actions"] = [action.to_dict() for action in acted]
             click.echo(json.dumps(console.plain_json(row), allow_nan=False))
@@ -82,7 +86,7 @@ def scan(
         what = f"{len(events)} event{'s' if len(events) > 1 else ''}" if events else "nothing found"
         click.echo(f"{click.style(path, bold=True)}: {len(run):,} steps, {what}")
         if events:
-            console.print_table(console.event_table(run, events))
+            console.print_table(console.event_table(run, events, numbers))
             for line in explanations(run, events):
                 click.echo(f"  {line}")
             click.echo()
@@ -91,12 +95,16 @@ def scan(
     ctx.exit(FOUND if found else 0)
 
 
-def _as_dicts(run: Run, events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Returns the events as plain values; where a guard acted, with how many of its attempts it refused or undid."""
+def _as_dicts(run: Run, events: Sequence[Event], numbers: Mapping[Any, int]) -> list[dict[str, Any]]:
+    """Returns the events as plain values, the harmful ones with their numbers.
+
+    Where a guard acted, with how many of their attempts it refused or undid.
+    """
     from foreshock.report.refused import fates
 
     lost = fates(run, events)
     return [
-        event.to_dict() | ({"refused": fate.refused + fate.undone, "attempts": fate.high} if fate else {})
+        event.to_dict() | ({"number": numbers[event.key]} if event.key in numbers else {})
+        | ({"refused": fate.refused + fate.undone, "attempts": fate.high} if fate else {})
         for event in events for fate in (lost.get(event.key),)
     ]  # fmt: skip
