@@ -15,7 +15,12 @@ TITLES = {
     "softmax_absorption": "a softmax in low precision",
     "preconditioner": "the optimizer's second moment",
     "landscape": "a landscape that sharpened",
-    "schedule": "the learning rate",
+    "update_burst": "a step out of all proportion",
+    "outlier_batch": "a batch that was off",
+    "schedule": "the schedule",
+    "cold_start": "parts of the network that were new",
+    "nonfinite": "a value that is no number",
+    "not_reproducible": "weights that no update moved",
     "unexplained": "none of the causes that could be judged",
 }
 """Causes in a few words, by name."""

@@ -10,96 +10,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from foreshock.detect.series import Floats, Ints, near
+from foreshock.diagnose.usual import FEWEST, OUT, Reading, Track, tracked
 from foreshock.run.event import Event
 from foreshock.run.run import Run
-from foreshock.stats import MAD_TO_SIGMA
 
 SIGNALS = (
-    "lr", "loss_scale", "micro_batches", "loss", "grad_norm", "grad_sq_over_v_max", "grad_sq_over_v_mean", "v_ratio",
-    "effective_step", "update_norm", "update_rms", "update_in_lr", "param_norm", "grad_cosine",
+    "lr", "loss_scale", "micro_batches", "batch_size", "loss", "grad_norm", "grad_sq_over_v_max", "grad_sq_over_v_mean",
+    "v_ratio", "effective_step", "update_norm", "update_rms", "update_in_lr", "param_norm", "grad_cosine",
 )  # fmt: skip
 """What is read, in the order in which it happens within a step; "update_in_lr" is `update_rms` over the learning rate,
 its largest where groups have different ones."""
 
-OUT = 5.0  # robust standard deviations from which a value is out of its range
-LEAST = 0.05  # and relative change: less is not worth a word, however quiet the signal was
-LEAST_LINEAR = 0.25  # the same for cosines, and share of the usual size for signals that can be negative
 BEFORE: Mapping[str, int] = {"divergence": 32, "drift": 64}  # records before the onset that are looked at as well,
 USUALLY = 16  # because detectors wait until they are sure, and those of a level wait longest
-BASE, FEWEST = 128, 8  # accepted records before those, which tell what is usual: at most, and at least
-TREND = 48  # the last of them, which tell where a signal was going
-SMOOTH = 9  # records of the running median that noise is measured against
-TAIL, NORMAL_TAIL = 0.9, 2.2  # quantile of the noise, and standard deviations it may lie at; 1.64 for normal noise
+BASE = 128  # accepted records before those, which tell what is usual, at most
 AFTER = 32  # records after the peak, which tell how it went on
-GAP = 2  # records in a row back in range that end a stretch
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One value of a signal, held against its range before the event.
-
-    Attributes:
-        signal: its name.
-        step: where it was measured.
-        value: the value; NaN and infinities count as measured.
-        usual: what it would have been by level and trend before.
-        z: how far it is above that (below, where negative) in robust standard deviations, of the logarithm where the
-            signal was positive; infinite for a value that is not finite.
-    """
-
-    signal: str
-    step: int
-    value: float
-    usual: float
-    z: float
-
-    @property
-    def ratio(self) -> float:
-        """The value over the usual one; NaN where that is 0."""
-        return self.value / self.usual if self.usual else math.nan
-
-    @property
-    def out(self) -> bool:
-        """Whether it was out of its range, on either side."""
-        return abs(self.z) >= OUT
-
-
-@dataclass(frozen=True, slots=True)
-class Track:
-    """A signal from the beginning of its baseline until after the event; (n,) each, by record."""
-
-    signal: str
-    steps: Ints = field(repr=False)
-    values: Floats = field(repr=False)
-    usual: Floats = field(repr=False)
-    z: Floats = field(repr=False)
-
-    def at(self, step: int) -> Reading | None:
-        """Returns the reading at exactly this step; None where there is none."""
-        place = int(np.searchsorted(self.steps, step))
-        return self._reading(place) if place < len(self.steps) and self.steps[place] == step else None
-
-    def first_out(self, first: int, last: int, *, sign: int = 0) -> Reading | None:
-        """Returns the first reading out of range with first <= step <= last, above it (sign 1), below (-1) or both."""
-        inside = (self.steps >= first) & (self.steps <= last)
-        out = np.abs(self.z) >= OUT if sign == 0 else sign * self.z >= OUT
-        places = np.flatnonzero(inside & out)
-        return self._reading(int(places[0])) if len(places) else None
-
-    def most(self, first: int, last: int, *, sign: int = 1) -> Reading | None:
-        """Returns the reading furthest above its range (below with sign -1) with first <= step <= last."""
-        places = np.flatnonzero((self.steps >= first) & (self.steps <= last))
-        return self._reading(int(places[np.argmax(sign * self.z[places])])) if len(places) else None
-
-    def _reading(self, place: int) -> Reading:
-        values = self.values[place], self.usual[place], self.z[place]
-        return Reading(self.signal, int(self.steps[place]), *map(float, values))
+RAISED, WAVER = 3.0, 3  # a stretch goes on while the median of so many records is so many deviations up
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +138,7 @@ def tensors(run: Run, event: Event, signal: str, step: int) -> tuple[Reading, ..
     columns = np.asarray(values, np.float64)[kept]
     readings = []
     for name, column in zip(names, columns.T, strict=True):
-        track = _track(f"{signal}/{name}", steps[kept], column, int(kept.sum()) - 1)
+        track = tracked(f"{signal}/{name}", steps[kept], column, int(kept.sum()) - 1)
         reading = None if track is None else track.at(step)
         if reading is not None and not math.isnan(reading.z):
             readings.append(reading)
@@ -231,7 +162,7 @@ def _onset(run: Run, event: Event) -> Onset | None:
     for name in SIGNALS:
         values = _values(run, name)
         if values is not None:
-            track = _track(name, steps, values[read], len(taken))
+            track = tracked(name, steps, values[read], len(taken))
             if track is not None:
                 tracks[name] = track
     first, last = int(steps[len(taken)]), peak
@@ -262,85 +193,18 @@ def _values(run: Run, name: str) -> Floats | None:
     return result
 
 
-def _track(name: str, steps: Ints, values: Floats, base: int) -> Track | None:
-    """Returns a signal held against its first `base` records; None where too few of them have it."""
-    there = ~np.isnan(values)
-    steps, values, base = steps[there], values[there], int(there[:base].sum())
-    usual = values[:base][np.isfinite(values[:base])]
-    if len(usual) < FEWEST:
-        return None
-    signed = name.startswith("grad_cosine") or bool((usual < 0).any())
-    positive = usual[usual > 0]
-    tiny = 0.0 if len(positive) == len(usual) or signed else 0.5 * float(positive.min(initial=math.inf))
-    if not signed and not math.isfinite(tiny):
-        signed = True  # nothing but zeros
-    level = _plain if signed else partial(_logarithm, tiny=tiny)
-    y = level(values)
-    finite = np.isfinite(y)
-    line, scale = _usual(y[:base][finite[:base]])
-    past = np.arange(len(y)) - (base - 1)
-    expected = line[0] + line[1] * np.minimum(past, USUALLY)
-    if signed:
-        scale = max(scale, LEAST_LINEAR * (1.0 if "cosine" in name else abs(line[0])) / OUT, 1e-300)
-    else:
-        scale = max(scale, math.log1p(LEAST) / OUT)
-    scale *= 1 + OUT / len(usual)  # few records know their noise badly
-    with np.errstate(all="ignore"):
-        z = (y - expected) / scale
-        back = expected if signed else np.maximum(np.exp(np.minimum(expected, 700.0)) - tiny, 0.0)
-    return Track(name, steps, values, np.asarray(back, np.float64), np.asarray(z, np.float64))
-
-
-def _plain(values: Floats) -> Floats:
-    return values
-
-
-def _logarithm(values: Floats, tiny: float) -> Floats:
-    with np.errstate(all="ignore"):
-        result: Floats = np.log(np.maximum(values + tiny, 0.0))
-    return result
-
-
-def _usual(y: Floats) -> tuple[tuple[float, float], float]:
-    """Returns level at the last value and slope per record of a resistant line, and the robust noise about it.
-
-    Source: Tukey 1977, Exploratory Data Analysis: the slope through the medians of the outer thirds.
-    """
-    late = y[-TREND:]
-    n = len(late)
-    third = max(1, n // 3)
-    slope = float(np.median(late[n - third :]) - np.median(late[:third])) / (n - third)
-    rest = late - slope * np.arange(1 - n, 1)
-    level = float(np.median(rest))
-    scale = max(_noise(rest - level), _noise(y - _running_median(y)))
-    return (level, slope), scale
-
-
-def _noise(residuals: Floats) -> float:
-    sizes = np.abs(residuals)
-    return max(MAD_TO_SIGMA * float(np.median(sizes)), float(np.quantile(sizes, TAIL)) / NORMAL_TAIL)
-
-
-def _running_median(y: Floats) -> Floats:
-    width = min(SMOOTH, len(y))
-    windows = np.lib.stride_tricks.sliding_window_view(y, width)
-    middle = np.median(windows, axis=1)
-    before = (len(y) - len(middle)) // 2
-    result: Floats = np.pad(middle, (before, len(y) - len(middle) - before), mode="edge")
-    return result
-
-
 def _rise(track: Track | None, first: int, peak: int) -> int | None:
-    """Returns where the stretch of high losses around the peak begins."""
+    """Returns where the stretch of high losses around the peak begins; it may waver, as small batches do."""
     if track is None:
         return None
     places = np.flatnonzero((track.steps >= first) & (track.steps <= peak))
-    found, calm = None, 0
-    for place in places[::-1]:
-        if track.z[place] >= OUT:
-            found, calm = int(track.steps[place]), 0
-        else:
-            calm += 1
-            if calm > GAP and found is not None:
-                break
-    return found
+    z = track.z[places]
+    if not (z >= OUT).any():
+        return None
+    begin = int(np.flatnonzero(z >= OUT)[-1])
+    for place in range(begin - 1, -1, -1):
+        late = z[max(0, place - WAVER + 1) : place + 1]
+        if float(np.median(late)) < RAISED and (late < OUT).all():
+            break
+        begin = place if z[place] >= RAISED else begin
+    return int(track.steps[places[begin]])

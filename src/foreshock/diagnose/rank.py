@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foreshock.diagnose import edge, schedule, softmax_absorption
+from foreshock.diagnose import (
+    cold_start,
+    edge,
+    nonfinite,
+    not_reproducible,
+    outlier_batch,
+    proof,
+    schedule,
+    softmax_absorption,
+    update_burst,
+)
 from foreshock.diagnose.base import LIKELY, RULED_OUT, TITLES, Cause, Diagnosis, Rule, Unjudged
 from foreshock.diagnose.landscape import landscape
 from foreshock.diagnose.preconditioner import preconditioner
@@ -20,7 +30,30 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("preconditioner", preconditioner, edge.KINDS, edge.NEEDS, edge.BETTER),
     Rule("landscape", landscape, edge.KINDS, edge.NEEDS, edge.BETTER),
-    Rule("schedule", schedule.schedule, schedule.KINDS, schedule.NEEDS),
+    Rule(
+        "outlier_batch", outlier_batch.outlier_batch, outlier_batch.KINDS, outlier_batch.NEEDS, outlier_batch.BETTER,
+    ),
+    Rule(
+        "update_burst", update_burst.update_burst, update_burst.KINDS, update_burst.NEEDS, update_burst.BETTER,
+        explains=("preconditioner", "landscape"),
+    ),
+    Rule(
+        "schedule", schedule.schedule, schedule.KINDS, schedule.NEEDS,
+        explains=("outlier_batch", "update_burst", "preconditioner", "landscape"),
+    ),
+    Rule(
+        "cold_start", cold_start.cold_start, cold_start.KINDS, cold_start.NEEDS, cold_start.BETTER,
+        explains=("outlier_batch", "update_burst", "preconditioner", "landscape"),
+    ),
+    Rule(
+        "nonfinite", nonfinite.nonfinite, nonfinite.KINDS, nonfinite.NEEDS, nonfinite.BETTER,
+        explains=("outlier_batch", "update_burst"),
+    ),
+    Rule(
+        "not_reproducible", not_reproducible.not_reproducible, not_reproducible.KINDS, not_reproducible.NEEDS,
+        not_reproducible.BETTER,
+        explains=("cold_start", "nonfinite", "outlier_batch", "update_burst", "preconditioner", "landscape"),
+    ),
 )  # fmt: skip
 """The rules of the shipped causes."""
 
@@ -53,7 +86,9 @@ def diagnose(run: Run, event: Event, rules: Sequence[Rule] = RULES) -> Diagnosis
             unjudged.append(_unjudged(run, rule))
         else:
             judged.append(cause)
-    judged = _explained_away(judged, wanted)
+    judged = proof.proven(run, event, _explained_away(judged, wanted), [rule.name for rule in wanted])
+    known = {cause.name for cause in judged}
+    unjudged = [each for each in unjudged if each.cause not in known]
     judged.sort(key=lambda cause: -cause.score)
     causes = [cause for cause in judged if cause.score >= RULED_OUT]
     out = [cause for cause in judged if cause.score < RULED_OUT]
@@ -91,8 +126,11 @@ def _explained_away(judged: list[Cause], rules: Sequence[Rule]) -> list[Cause]:
 
 def _unexplained(run: Run, causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> Cause:
     best = max((cause.score for cause in causes), default=0.0)
-    said = [f"Not {TITLES.get(cause.name, cause.name)}: {cause.evidence[0]}" for cause in (*out, *causes)]
-    advice = ["Look at the batch of the onset step: one bad batch moves nothing before it."]
+    said = [f"Not {cause.title}: {cause.evidence[0]}" for cause in out]
+    said += [f"Perhaps {cause.title} ({percent(cause.score)}): {cause.evidence[0]}" for cause in causes]
+    advice = [] if any(cause.name == "outlier_batch" for cause in out) else [
+        "Look at the batch of the onset step: one bad batch moves nothing before it."
+    ]  # fmt: skip
     wanted = list(dict.fromkeys(name for each in unjudged for name in each.signals))
     lacking = [name for name in wanted if name not in run]
     if len(lacking) < len(wanted):

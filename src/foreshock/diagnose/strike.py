@@ -1,0 +1,238 @@
+"""What struck first, the batch or the step: facts that `outlier_batch` and `update_burst` share.
+
+A bad batch shows in the loss of its own step, before anything was updated by it. A bad step shows in the gradient, the
+optimizer's state or the update while the loss of its batch is usual, and in the loss from the next step on. What grows
+over many steps is neither.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from foreshock.detect.second_moment import betas
+from foreshock.detect.series import near
+from foreshock.diagnose.onset import RAISED, Onset, onset, tensors
+from foreshock.diagnose.usual import OUT, Reading
+from foreshock.run.event import Event
+from foreshock.run.run import Run
+
+STEPPED = ("update_in_lr", "update_norm", "grad_norm")  # what tells how far a step went; the first that was recorded
+LEAPT = ("grad_norm", "update_in_lr", "update_norm", "effective_step")
+SINCE = 3  # records that a leap must exceed all of
+LEAP, FACTOR = 4.0, 1.5  # by so many deviations, and times
+SET = ("lr", "loss_scale", "micro_batches", "batch_size")  # what somebody sets, and a larger step follows from
+STEADY = 0.9  # share of the free decay that second moments cannot fall below: they fall by beta2 at the most
+OPPOSED = -0.5  # cosine of successive gradients below which they alternate
+CLIMB = 12  # records before the rise in which a build-up is looked for
+HABIT = 8  # records before the rise in which the update is looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Leap:
+    """A step at which gradient, state or update left its range at one go.
+
+    Attributes:
+        step: which one.
+        readings: what leapt, the furthest first.
+        loss: the loss of its own batch; None where it was not recorded.
+        off: how far that was beyond the losses just before, in deviations: above all of them, or below (negative); 0
+            where it was among them, or in its range.
+        lost: growth of the second moment, where it is below what beta2 allows: somebody has written to it.
+    """
+
+    step: int
+    readings: tuple[Reading, ...]
+    loss: Reading | None
+    off: float
+    lost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """What struck first.
+
+    Attributes:
+        order: the order in which signals left their range.
+        loss: where the loss rose; None where it has not.
+        share: part of the rise up to the peak that came in that one record, 0 to 1, on the scale of the noise.
+        gradient: what was unusual about the gradient of that batch, the furthest first, be it in range.
+        before: the update furthest above its range in the records before; None where none was recorded.
+        leap: the largest leap of gradient or update before the rise (before the peak, where the loss has not risen).
+        own: the same at the rise itself.
+        climbing: records before the rise in which gradients or losses stood above their range already, other than by a
+            leap.
+        opposed: records before the rise whose gradients pointed against each other.
+        back: records from the rise until the loss was back in its range; None where it has not come back.
+    """
+
+    order: Onset
+    loss: Reading | None
+    share: float
+    gradient: tuple[Reading, ...]
+    before: Reading | None
+    leap: Leap | None
+    own: Leap | None
+    climbing: int
+    opposed: int
+    back: int | None
+
+
+_FOUND: WeakKeyDictionary[Run, tuple[Event, Strike | None]] = WeakKeyDictionary()  # both causes ask
+
+
+def strike(run: Run, event: Event) -> Strike | None:
+    """Returns what struck first; None where nothing tells what was usual, or neither loss nor steps were recorded.
+
+    Args:
+        run: the run, complete or so far.
+        event: of any kind.
+    """
+    run = near(run, event)
+    known = _FOUND.get(run)
+    if known is None or known[0] != event:
+        known = _FOUND[run] = (event, _strike(run, event))
+    return known[1]
+
+
+def changed(order: Onset, step: int) -> tuple[Reading, ...]:
+    """Returns what somebody had set otherwise at a step or shortly before, in such a way that steps become larger.
+
+    Args:
+        order: of the event.
+        step: at which gradient or update were out of range, or the loss.
+    """
+    first = order.previous(step, HABIT)
+    found = []
+    for name in SET:
+        if name in order.tracks:
+            sign = -1 if name == "batch_size" else 1
+            since = order.looked[0] if first is None else max(first, order.looked[0])
+            found.append(order.tracks[name].first_out(since, step, sign=sign))
+    return tuple(each for each in found if each is not None)
+
+
+def _strike(run: Run, event: Event) -> Strike | None:
+    order = onset(run, event)
+    if order is None or not ("loss" in order.tracks or any(name in order.tracks for name in STEPPED)):
+        return None
+    first, last = order.looked
+    rise = order.rise
+    loss = None if rise is None else order.at("loss", rise)
+    if rise is None:
+        leap = _leap(run, order, first, last)
+        return Strike(order, None, 0.0, (), None, leap, None, 0, 0, None)
+    previous = order.previous(rise)
+    until = first if previous is None else previous
+    leap = _leap(run, order, first, until)
+    return Strike(
+        order, loss, _share(order, rise, last), _gradient(run, event, rise), _before(order, rise),
+        leap, _leap(run, order, rise, rise), _climbing(order, rise, leap), _opposed(order, rise), _back(order, rise),
+    )  # fmt: skip
+
+
+def _leap(run: Run, order: Onset, first: int, last: int) -> Leap | None:
+    """Returns the largest leap with first <= step <= last."""
+    best, at = 0.0, None
+    for name in LEAPT:
+        track = order.tracks.get(name)
+        if track is None:
+            continue
+        for place in range(len(track.steps)):
+            if not first <= track.steps[place] <= last:
+                continue
+            before = max([0.0, *track.z[max(0, place - SINCE) : place]])
+            size = float(track.z[place]) - before
+            usual = max([float(track.usual[place]), *track.values[max(0, place - SINCE) : place]])
+            if track.z[place] >= OUT and size >= LEAP and track.values[place] >= FACTOR * usual and size > best:
+                best, at = size, int(track.steps[place])
+    if at is None:
+        return None
+    found = [order.at(name, at) for name in LEAPT]
+    readings = sorted((each for each in found if each is not None and each.z >= OUT), key=lambda each: -each.z)
+    return Leap(at, tuple(readings), order.at("loss", at), _off(order, at), _lost(run, order, at))
+
+
+def _off(order: Onset, step: int) -> float:
+    """Returns how far the loss of a step was beyond those just before, and out of its range."""
+    track = order.tracks.get("loss")
+    now = None if track is None else track.at(step)
+    if track is None or now is None:
+        return 0.0
+    if not math.isfinite(now.z):
+        return math.inf
+    place = int(np.searchsorted(track.steps, step))
+    near = [0.0, *track.z[max(0, place - SINCE) : place]]
+    beyond = max(0.0, now.z - max(near)) + min(0.0, now.z - min(near))
+    return float(beyond) if abs(now.z) >= RAISED else 0.0
+
+
+def _lost(run: Run, order: Onset, step: int) -> float | None:
+    """Returns the growth of the second moment at a step where it is below what its own decay allows."""
+    found = order.at("v_ratio", step)
+    if found is None or not math.isfinite(found.value):
+        return None
+    beta2 = betas(run)[1]
+    least = STEADY * (beta2 if beta2 is not None else min(1.0, found.usual))
+    return found.value if found.value < least and found.z <= -OUT else None
+
+
+def _share(order: Onset, rise: int, last: int) -> float:
+    track = order.tracks["loss"]
+    at, top = track.at(rise), track.most(rise, last)
+    previous = order.previous(rise)
+    earlier = None if previous is None else track.at(previous)
+    if at is None or top is None:
+        return 0.0
+    below = max(0.0, earlier.z if earlier is not None else 0.0)
+    if math.isinf(top.z):
+        return 1.0 if math.isinf(at.z) else 0.0
+    return max(0.0, min(1.0, (at.z - below) / max(top.z - below, 1e-9)))
+
+
+def _gradient(run: Run, event: Event, step: int) -> tuple[Reading, ...]:
+    """Returns what the gradient of a step was like: its norm, its size against v, its tensors' norms, its direction."""
+    order = onset(run, event)
+    assert order is not None
+    found = [order.at(name, step) for name in ("grad_norm", "grad_sq_over_v_mean", "grad_cosine")]
+    found += tensors(run, event, "grad_norm", step)[:1]
+    return tuple(sorted((each for each in found if each is not None), key=lambda each: -abs(each.z)))
+
+
+def _before(order: Onset, rise: int) -> Reading | None:
+    name = next((name for name in STEPPED if name in order.tracks), None)
+    first, last = order.previous(rise, HABIT), order.previous(rise)
+    if name is None or last is None:
+        return None
+    return order.tracks[name].most(order.looked[0] if first is None else first, last)
+
+
+def _climbing(order: Onset, rise: int, leap: Leap | None) -> int:
+    """Returns the records before the rise in which gradients stood above their range, up to a leap if there is one."""
+    track = order.tracks.get("grad_norm") or order.tracks.get("loss")
+    first, last = order.previous(rise, CLIMB), order.previous(rise if leap is None else leap.step)
+    if track is None or first is None or last is None:
+        return 0
+    inside = (track.steps >= first) & (track.steps <= last)
+    return int((track.z[inside] >= RAISED).sum())
+
+
+def _opposed(order: Onset, rise: int) -> int:
+    track = order.tracks.get("grad_cosine")
+    first = order.previous(rise, CLIMB)
+    if track is None or first is None:
+        return 0
+    inside = (track.steps >= first) & (track.steps < rise)
+    return int(((track.values[inside] <= OPPOSED) & (track.z[inside] <= -RAISED)).sum())
+
+
+def _back(order: Onset, rise: int) -> int | None:
+    track = order.tracks["loss"]
+    after = track.z[track.steps > rise]
+    for records, z in enumerate(after, 1):
+        if z < RAISED:
+            return records
+    return None
