@@ -50,6 +50,8 @@ TORCH_SIDE: dict[str, set[str]] = {
         "attach", "mishaps",
     },
     "history": {"attach", "guard", "mishaps", "monitor", "run"},
+    "replay": {"attach", "distributed", "guard", "history", "monitor", "run"},
+    "attribution": {"curvature", "stability", "distributed"},
     "script": {"monitor"},
     "requeue": set(),
     "threads": set(),

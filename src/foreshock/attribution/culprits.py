@@ -1,0 +1,167 @@
+"""What each example of a step's batch, momentum and decay did to a loss through the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foreshock.attribution.consumed import Scaling, fitting, scaling
+from foreshock.attribution.evaluate import Evaluation, Losses
+from foreshock.attribution.rows import row_products
+from foreshock.attribution.split import FITS, Source, StepSplit, split_step, thinned, working
+from foreshock.attribution.statistics import coupling, held_statistics
+
+__all__ = ["Pushed", "consumption", "pushed", "rows_along"]
+
+_HOW = {
+    "scaled": "the gradient was multiplied by {whole:.4g} (clipping, or a scale) before the optimizer consumed it",
+    "tensor by tensor": "the gradient was scaled tensor by tensor before the optimizer consumed it",
+    "values clipped": "the gradient's values were clipped before the optimizer consumed it",
+    "something else": (
+        "{other:.1%} of the gradient that was consumed is not this batch's: other micro-batches or ranks, noise, or "
+        "another batch; what it did is in the rest"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """The rows of a step.
+
+    Attributes:
+        rows: of the batch's examples, shape (m,), float64 on the CPU; None where the step is not split.
+        history, decay, l2: of momentum and both decays.
+        coverage: of the batch's part by the rows.
+        clipped: what the batch's gradient was multiplied by.
+        gradient: the batch's at the weights before the step.
+        notes: sentences.
+    """
+
+    rows: Tensor | None
+    history: float
+    decay: float
+    l2: float
+    coverage: float
+    clipped: float | None
+    notes: tuple[str, ...]
+
+
+def pushed(
+    evaluation: Evaluation,
+    losses: Losses,
+    weights: Tensor,
+    source: tuple[Source, Sequence[Tensor | None] | None],
+    ends: tuple[Sequence[Tensor], Sequence[Tensor]],
+    gradient: Sequence[Tensor | None],
+    *,
+    model: nn.Module | None = None,
+) -> Pushed:
+    """Returns what each part of a step did along a path gradient: row_i = <e, P_i>, history, decay.
+
+    Two gradients: the batch's, for the factor by which it was scaled, and the rows.
+
+    Args:
+        evaluation: opened.
+        losses, weights: of the batch that the step was taken on, with the weight of each.
+        source: what the optimizer knew, and the gradients consumed where they were kept.
+        ends: values before and after.
+        gradient: e.
+        model: what is run.
+    """
+    before, after = ends
+    split, scale, notes = consumption(evaluation, losses, weights, source, ends)
+    if not split.known:
+        return Pushed(None, 0.0, 0.0, 0.0, 0.0, None, tuple(notes))
+    history = decay = l2 = 0.0
+    direction: list[Tensor | None] = []
+    for e, terms, grad, start, factor in zip(
+        gradient, split.terms, split.grads, before, scale.factors, strict=True
+    ):  # fmt: skip
+        if e is None or terms is None or grad is None:
+            direction.append(None)
+            continue
+        theta = working(start)
+        pieces = terms.pieces(theta, torch.zeros_like(theta))
+        wide = e.double()
+        history += float((wide * pieces.history.to(wide)).sum())
+        decay += float((wide * pieces.decay.to(wide)).sum())
+        l2 += float((wide * pieces.l2.to(wide)).sum())
+        gain = terms.gain * factor * -terms.sign
+        direction.append((e * (gain.to(e) if isinstance(gain, Tensor) else gain)).to(e))
+    evaluation.put(before, after, 0.0)
+    rows, coverage, said = rows_along(evaluation, losses, weights, direction, model)
+    return Pushed(rows, history, decay, l2, coverage, scale.whole, (*notes, *said))
+
+
+def consumption(
+    evaluation: Evaluation,
+    losses: Losses,
+    weights: Tensor,
+    source: tuple[Source, Sequence[Tensor | None] | None],
+    ends: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> tuple[StepSplit, Scaling, list[str]]:
+    """Returns how a step was made, and what became of the batch's gradient before; one gradient.
+
+    Where the gradient that the optimizer consumed was not kept, it is the batch's times the number that explains the
+    step best.
+    """
+    known, consumed = source
+    before, after = ends
+    evaluation.put(before, after, 0.0)
+    wanted = [group is not None for group in known.groups]
+    found = evaluation.gradient(losses, weights, wanted)
+    recomputed = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(found, before, strict=True)]
+    if consumed is not None:
+        split = split_step(known, before, after, consumed)
+        scale = scaling(consumed, recomputed)
+    else:
+
+        def scaled(factor: float) -> list[Tensor | None]:
+            return [None if g is None else g.detach() * factor for g in found]
+
+        few, start, end, slope = thinned(known, before, after, scaled(1.0))
+
+        def missed(factor: float) -> float:
+            return split_step(few, start, end, [None if g is None else g * factor for g in slope]).missed
+
+        split = split_step(known, before, after, scaled(1.0))
+        whole = fitting(missed, FITS) if split.known and split.missed > FITS else 1.0
+        if whole != 1.0:
+            split = split_step(known, before, after, scaled(whole))
+        scale = Scaling((whole,) * len(before), whole, 0.0, "as it is" if whole == 1.0 else "scaled")
+    notes = list(split.notes)
+    if split.known and scale.how in _HOW:
+        notes.append(_HOW[scale.how].format(whole=scale.whole, other=scale.other))
+    return split, scale, notes
+
+
+def rows_along(
+    evaluation: Evaluation, losses: Losses, weights: Tensor, direction: Sequence[Tensor | None],
+    model: nn.Module | None,
+) -> tuple[Tensor, float, list[str]]:  # fmt: skip
+    """Returns w_i <U, g_i> at the parameters as they are, float64 on the CPU; the coverage, and notes."""
+    norms, notes = coupling(evaluation.modules), []
+    with ExitStack() as stack:
+        if norms:
+            stack.enter_context(held_statistics(norms, lambda: evaluation.losses(losses)))
+            notes.append(
+                f"{len(norms)} batch normalisations couple the examples: culprits are computed with the statistics of "
+                "the batch held, and what goes through the statistics is in the rest"
+            )
+        leaves = [param for param, u in zip(evaluation.params, direction, strict=True) if u is not None]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        if not leaves:
+            return torch.zeros(len(weights), dtype=torch.float64), 1.0, notes
+        found = row_products(losses, evaluation.params, direction, model=model, weights=weights)
+    evaluation.gradients += 1
+    if found.missing:
+        notes.append(
+            f"the culprits cover {found.coverage:.1%} of what the batch did: nothing is known of "
+            f"{', '.join(found.missing[:8])}"
+        )
+    return found.values.detach().double().cpu(), found.coverage, notes
