@@ -6,7 +6,8 @@
 [('spike', 200)]
 
 `Monitor` watches a training; `Run` reads what was recorded; `scan` finds the events; `report` writes the page;
-`diagnose` ranks its causes; `Guard` stops them, as one of `policies` decides; `stability_threshold` and `edge` say how
+`diagnose` ranks its causes, `replay` proves them with one thing changed at a time, `attribute` says which tensors and
+examples did it; `Guard` stops them, as one of `policies` decides; `stability_threshold` and `edge` say how
 far an optimizer is from its edge of stability; `landscape` draws the loss around a training; `cross_entropy` is torch's
 with an exact gradient. Names are imported at first use, so that reading runs never waits for torch.
 """
@@ -42,11 +43,14 @@ if TYPE_CHECKING:
     from foreshock.diagnose.rank import diagnose
     from foreshock.guard.guard import Guard
     from foreshock.guard.snapshots import Snapshots
+    from foreshock.history import History
     from foreshock.monitor import Monitor
     from foreshock.numerics.absorption import absorption
     from foreshock.numerics.cross_entropy import cross_entropy
     from foreshock.numerics.linear import linear_cross_entropy
     from foreshock.probes import every
+    from foreshock.replay import what_if
+    from foreshock.replay.replay import replay
     from foreshock.requeue import Requeue
     from foreshock.run import Event, Run
     from foreshock.stability import edge_weights, stability_threshold
@@ -61,6 +65,7 @@ _LAZY = {
     "GaussNewton": "foreshock.curvature",
     "Guard": "foreshock.guard.guard",
     "Hessian": "foreshock.curvature",
+    "History": "foreshock.history",
     "Monitor": "foreshock.monitor",
     "Requeue": "foreshock.requeue",
     "Run": "foreshock.run",
@@ -78,10 +83,12 @@ _LAZY = {
     "numerics": "",
     "policies": "",
     "probes": "",
+    "replay": "",
     "report": "",
     "scan": "foreshock.detect",
     "spectral_density": "foreshock.curvature",
     "stability_threshold": "foreshock.stability",
+    "what_if": "foreshock.replay",
 }
 
 __all__ = [
@@ -94,6 +101,7 @@ __all__ = [
     "GaussNewton",
     "Guard",
     "Hessian",
+    "History",
     "ImportFormatError",
     "MissingExtraError",
     "Monitor",
@@ -117,10 +125,12 @@ __all__ = [
     "numerics",
     "policies",
     "probes",
+    "replay",
     "report",
     "scan",
     "spectral_density",
     "stability_threshold",
+    "what_if",
 ]
 
 

@@ -16,6 +16,7 @@ from foreshock.errors import RunError, UsageError
 from foreshock.probes import Every, Part, name_of
 from foreshock.run import RunWriter
 
+ASLEEP = -1  # in place of the process that a monitor serves: it takes no notice of anything
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from foreshock.errors import UsageError
 from foreshock.guard.denominators import floor_, refill_
+from foreshock.guard.scaling import Scaling
 from foreshock.guard.update import Change, after_step, clipped, learning_rate, own_options, scaled
 from foreshock.run.action import (
     Action,
@@ -117,6 +118,15 @@ def take(guard: Guard, action: Action) -> None:
     optimizer, change = guard.optimizer, changed(guard, action)
     with learning_rate(optimizer, share(guard, action)), after_step(optimizer, change) if change else nullcontext():
         _step(guard)
+
+
+def plainly(guard: Guard, scaling: Scaling) -> Action:
+    """Takes the optimizer's step, and those that follow it, without judging anything."""
+    overflow = scaling.overflow()
+    _step(guard)
+    if not overflow:
+        guard.along.step()
+    return Proceed(step=guard.monitor.step)
 
 
 def share(guard: Guard, action: Action) -> float:

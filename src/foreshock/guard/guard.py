@@ -17,7 +17,7 @@ from foreshock.errors import StoppedError, UsageError
 from foreshock.guard.agreement import anywhere, common, mark, same
 from foreshock.guard.along import Along
 from foreshock.guard.arguments import Data, checked
-from foreshock.guard.carry import Carried, carry
+from foreshock.guard.carry import Carried, carry, plainly
 from foreshock.guard.glance import Glance, all_finite
 from foreshock.guard.hooked import Hooked
 from foreshock.guard.scaling import Scaling
@@ -130,6 +130,8 @@ class Guard:
         """
         if self.hooked is not None:
             raise UsageError("guard.step() was called while the guard is attached: call optimizer.step(), or remove it")
+        if self.monitor._process == attach.ASLEEP:  # the loop's own step is taken again, by a replay
+            return plainly(self, self._unscale())
         self._must_go_on("guard.step()")
         scaling = self._unscale()
         step = self.monitor.step

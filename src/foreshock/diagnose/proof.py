@@ -1,0 +1,163 @@
+"""What a replay proves: the causes of an event weighed by which single changes removed it.
+
+Each cause says how likely each change is to remove an event that it made (`REMOVES`). With the rules' scores as what
+was believed before, the outcomes of the arms give, by Bayes, what is to be believed after. Arms are no independent
+witnesses (halved rates, clipped updates and floors all shorten a step), so their joint weight is tempered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foreshock.diagnose.base import Cause
+from foreshock.diagnose.wording import number, percent
+from foreshock.run.event import Event
+from foreshock.run.run import Run
+
+ARMS = (
+    "cut_lr", "hold_lr", "floor", "beta2", "clip_update", "clip_grad", "skip", "other_batches", "repair_moments",
+    "reset_moments", "exact_softmax", "float64_loss", "float64",
+)  # fmt: skip
+REMOVES: Mapping[str, tuple[float, ...]] = {
+    "landscape":          (0.90, 0.10, 0.25, 0.30, 0.50, 0.45, 0.15, 0.15, 0.15, 0.40, 0.04, 0.06, 0.10),
+    "preconditioner":     (0.90, 0.10, 0.90, 0.50, 0.50, 0.30, 0.12, 0.12, 0.15, 0.40, 0.04, 0.06, 0.10),
+    "update_burst":       (0.25, 0.03, 0.30, 0.45, 0.95, 0.65, 0.80, 0.30, 0.40, 0.20, 0.03, 0.03, 0.05),
+    "softmax_absorption": (0.35, 0.05, 0.25, 0.30, 0.40, 0.20, 0.15, 0.15, 0.15, 0.30, 0.95, 0.95, 0.95),
+    "outlier_batch":      (0.08, 0.03, 0.06, 0.08, 0.30, 0.25, 0.95, 0.96, 0.06, 0.10, 0.03, 0.03, 0.04),
+    "schedule":           (0.35, 0.97, 0.15, 0.15, 0.80, 0.25, 0.50, 0.12, 0.12, 0.20, 0.03, 0.03, 0.05),
+    "cold_start":         (0.10, 0.03, 0.06, 0.06, 0.15, 0.10, 0.30, 0.85, 0.06, 0.10, 0.03, 0.03, 0.04),
+    "nonfinite":          (0.10, 0.05, 0.06, 0.06, 0.15, 0.60, 0.90, 0.60, 0.15, 0.15, 0.06, 0.10, 0.40),
+}  # fmt: skip
+"""Cause -> how likely each of `ARMS` removes an event that it made."""
+
+OTHER, ANY = "", (0.3,) * len(ARMS)  # none of the causes: any change may do
+PRIOR_OTHER, PRIOR_UNJUDGED, LEAST = 0.1, 0.05, 0.01
+TEMPER = 0.7  # of the arms' joint log-likelihood
+TELLING = 0.35  # difference from the other causes' mean expectation from which on an arm is quoted
+BY_DATA = frozenset({"batch_size", "micro_batches"})  # a schedule of these is changed with the batches
+DATA_ARMS = frozenset({"skip", "other_batches"})
+FAILS = 0.95  # score of `not_reproducible` where the unchanged replay differs
+REPEATED = 0.1  # factor on it where the unchanged replay is bit for bit the record
+REFERENCE = "replay of this run"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One arm of a replay: how much of the event it removed, 0 to 1, and its result in a few words."""
+
+    name: str
+    what: str
+    gone: float
+    said: str
+
+
+def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]) -> list[Cause]:
+    """Returns the causes with what the newest replay of the event says of them; unchanged where there is none.
+
+    Args:
+        run: with its findings.
+        event: one of its events.
+        judged: the causes with the rules' scores.
+        asked: names of the causes that were asked about, those that could not be judged included: the replay may
+            bring them in.
+    """
+    found = run.findings_of(event, "replay")
+    if not found:
+        return list(judged)
+    finding = found[-1]
+    if not finding.get("reproducible"):
+        return _irreproducible(judged, finding)
+    outcomes = _outcomes(finding)
+    calm = [_repeated(cause) if cause.name == "not_reproducible" else cause for cause in judged]
+    if not outcomes:
+        return calm
+    known = {cause.name: cause for cause in calm}
+    names = [name for name in dict.fromkeys([*known, *asked]) if name in REMOVES]
+    prior = {name: max(LEAST, known[name].score) if name in known else PRIOR_UNJUDGED for name in names}
+    fits = {name: _fit(REMOVES[name], outcomes, known.get(name)) for name in names}
+    weights = {name: prior[name] * math.exp(TEMPER * fits[name]) for name in names}
+    weights[OTHER] = PRIOR_OTHER * math.exp(TEMPER * _fit(ANY, outcomes, None))
+    total = sum(weights.values())
+    result = [cause for cause in calm if cause.name not in REMOVES]
+    for name in names:
+        cause, score = known.get(name), weights[name] / total
+        if cause is None and score < prior[name]:
+            continue  # it cannot be judged, and the replay does not speak for it
+        for_it, against = _telling(name, names, outcomes)
+        if cause is None:
+            result.append(Cause(name, score, tuple(for_it), tuple(against), (), (REFERENCE,), ()))
+            continue
+        evidence = (*for_it, *cause.evidence) if score >= cause.score else (*against, *cause.evidence)
+        result.append(
+            replace(cause, score=score, evidence=evidence, contradicts=(*against, *cause.contradicts))
+            if for_it or against else replace(cause, score=score)
+        )
+    return result
+
+
+def _outcomes(finding: Mapping[str, Any]) -> list[Outcome]:
+    """Returns the arms that were run, and are known."""
+    found = []
+    gone = {"removed": 1.0, "weakened": 0.5, "stays": 0.0, "worse": 0.0}
+    for arm in finding.get("arms", ()):
+        verdict = arm.get("verdict")
+        if arm.get("name") in ARMS and verdict in gone:
+            instead = f"peak {number(float(arm['peak']))} instead of {number(float(finding['peak']))}"
+            words = {"removed": "is gone", "weakened": "is weaker", "stays": "stays", "worse": "is worse"}[verdict]
+            found.append(Outcome(arm["name"], arm.get("what", arm["name"]), gone[verdict], f"{words} ({instead})"))
+    return found
+
+
+def _fit(expected: Sequence[float], outcomes: Sequence[Outcome], cause: Cause | None) -> float:
+    """Returns the log-likelihood of what the arms did."""
+    by_data = cause is not None and cause.name == "schedule" and not BY_DATA.isdisjoint(cause.signals)
+    total = 0.0
+    for outcome in outcomes:
+        if by_data and outcome.name in DATA_ARMS:
+            continue
+        p = expected[ARMS.index(outcome.name)]
+        total += outcome.gone * math.log(p) + (1 - outcome.gone) * math.log(1 - p)
+    return total
+
+
+def _telling(name: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[list[str], list[str]]:
+    """Returns what the arms say for a cause and against it, of those by which it can be told from the others."""
+    for_it, against = list[str](), list[str]()
+    others = [REMOVES[other] for other in names if other != name] or [ANY]
+    for outcome in outcomes:
+        place = ARMS.index(outcome.name)
+        own = REMOVES[name][place]
+        if abs(own - sum(other[place] for other in others) / len(others)) < TELLING:
+            continue
+        agrees = outcome.gone >= 0.5 if own > 0.5 else outcome.gone < 0.5
+        said = f"Run again with the {outcome.what} (`{outcome.name}`), the spike {outcome.said}."
+        (for_it if agrees else against).append(said)
+    return for_it, against
+
+
+def _repeated(cause: Cause) -> Cause:
+    said = "Run again from a snapshot, the training repeats bit for bit: it is reproducible."
+    return replace(cause, score=cause.score * REPEATED, evidence=(said, *cause.evidence))
+
+
+def _irreproducible(judged: Sequence[Cause], finding: Mapping[str, Any]) -> list[Cause]:
+    """Returns the causes with that of a replay that differs on top, and all others less likely by as much."""
+    again = {
+        True: "A second try gives the first one's losses: what happened then is not in `step_fn`: a fault of the "
+        "hardware, or something outside of it that changed weights, state or data.",
+        False: "A second try differs again: some operation of it is not deterministic.",
+    }.get(finding.get("repeats"), "")  # type: ignore[arg-type]
+    at = finding.get("differs_at")
+    said = f"Run again from the same state on the same batches, the training differs from the record at step {at:,}."
+    old = next((cause for cause in judged if cause.name == "not_reproducible"), None)
+    made = Cause("not_reproducible", FAILS, (said,)) if old is None else old
+    evidence = (said, *((again,) if again else ()), *(() if old is None else old.evidence))
+    note = f"The replay differs from the record ({percent(FAILS)} `not_reproducible`)."
+    rest = [
+        replace(cause, score=cause.score * (1 - FAILS) ** 0.5, evidence=(*cause.evidence, note))
+        for cause in judged if cause.name != "not_reproducible"
+    ]
+    return [replace(made, score=max(FAILS, made.score), evidence=evidence), *rest]

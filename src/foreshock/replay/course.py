@@ -1,0 +1,114 @@
+"""Runs the steps around an event again: as they were, or with one thing changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from foreshock.guard.update import first_after
+from foreshock.replay.scene import Scene, StepFunction, value_of
+
+if TYPE_CHECKING:
+    from foreshock.replay.arm import Arm
+
+LOST = 3  # losses in a row that are not finite, after which a changed course is not run on
+
+
+def run(
+    scene: Scene, step_fn: StepFunction, arm: Arm | None = None, *, candidate: int = 0,
+    told: Callable[[int], None] | None = None,
+) -> dict[int, float]:
+    """Returns step -> loss of the steps around the event, begun from the window's snapshot.
+
+    Args:
+        scene: where.
+        step_fn: one step of the loop.
+        arm: what is changed; None for nothing.
+        candidate: which of the states of the random streams a step begins with, see `Window.rng`.
+        told: called with each step before it is taken.
+
+    Raises:
+        NotApplicable: the change makes no sense here.
+    """
+    losses: dict[int, float] = {}
+    window, lost = scene.window, 0
+    window.restore()
+    for param in scene.params:
+        param.grad = None
+    with ExitStack() as stack:
+        left_out, batches = frozenset[int](), None
+        if arm is not None:
+            scene.step = scene.start
+            if (change := arm.change(scene)) is not None:
+                stack.enter_context(change)
+            left_out = frozenset(arm.left_out(scene)) if arm.left_out is not None else left_out
+            batches = arm.batches(scene) if arm.batches is not None else None
+        for step in scene.steps if not left_out else _longer(scene, len(left_out)):
+            if step in left_out or not window.taken(step):
+                continue
+            scene.step = step
+            if told is not None:
+                told(step)
+            batch = window.batch(step) if batches is None or step not in batches else batches[step]
+            if states := window.rng(step):
+                window.set_rng(states[min(candidate, len(states) - 1)])
+            losses[step] = loss = value_of(step_fn(batch if arm is None or arm.cast is None else arm.cast(batch)))
+            lost = 0 if math.isfinite(loss) else lost + 1
+            if arm is not None and lost == LOST:
+                break
+    return losses
+
+
+def _longer(scene: Scene, more: int) -> list[int]:
+    """Returns the steps, with as many more as there are batches of."""
+    return [step for step in scene.window.steps if step <= scene.last + more]
+
+
+@contextmanager
+def gauged(scene: Scene) -> Iterator[None]:
+    """Measures learning rates, gradient norms and updates of the steps that are taken inside; changes nothing."""
+    optimizer = scene.optimizer
+    old: list[Tensor] = []
+
+    def before(*_: Any) -> None:
+        scene.rates[scene.step] = [float(group.get("lr", 1.0)) for group in optimizer.param_groups]
+        scene.norms[scene.step] = grad_norm(scene)
+        old[:] = [param.detach().clone() for param in scene.params]
+
+    def after(*_: Any) -> None:
+        moved = [(param.detach() - was).float() for param, was in zip(scene.params, old, strict=False)]
+        scene.moves[scene.step] = [float(each.square().mean().sqrt()) if each.numel() else 0.0 for each in moved]
+        old.clear()
+
+    with around(scene, before, after):
+        yield
+
+
+def grad_norm(scene: Scene) -> float:
+    """Returns the norm of all gradients as they are now."""
+    grads = [param.grad for param in scene.params if param.grad is not None and not param.grad.is_sparse]
+    if not grads:
+        return 0.0
+    return float(torch.stack([grad.detach().double().norm().cpu() for grad in grads]).norm())
+
+
+@contextmanager
+def around(
+    scene: Scene, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> Iterator[None]:
+    """Calls `before` when the optimizer is about to step, after all others, and `after` right after it."""
+    handles = []
+    if before is not None:
+        handles.append(scene.optimizer.register_step_pre_hook(lambda *_: before()))
+    if after is not None:
+        handles.append(first_after(scene.optimizer, lambda *_: after()))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,190 @@
+"""Runs the steps around an event again: unchanged, which must give the same, then with one thing changed at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from foreshock.errors import UsageError
+from foreshock.history import History, Window
+from foreshock.monitor import Monitor
+from foreshock.replay import course, parallel, what_if
+from foreshock.replay.arm import Arm
+from foreshock.replay.aside import aside
+from foreshock.replay.result import ArmResult, Replay, judged, largest
+from foreshock.replay.scene import NotApplicable, Scene, StepFunction
+from foreshock.run.event import Event
+
+if TYPE_CHECKING:
+    from foreshock.run import Run
+
+LEFT = frozenset({"proceed", "skip", "rollback", "stop"})  # what a guard does without changing a step that is taken
+MEAN = 1e-6  # relative error up to which two means of the same micro-batches are one
+
+
+def replay(
+    source: Monitor | History | Window,
+    event: Event,
+    step_fn: StepFunction,
+    arms: Sequence[Arm] | None = None,
+    *,
+    before: int | None = None,
+    processes: int = 1,
+    memory: int | None = None,
+) -> Replay:
+    """Returns what happens to an event when one thing is changed: an experiment on the training itself.
+
+    The training goes back to a snapshot from before the event and takes the same steps on the same batches, first
+    unchanged, which must give the recorded losses bit for bit, then with each change of `arms`. Afterwards the live
+    training is what it was before the call, bit for bit::
+
+        with fs.Monitor(model, optimizer, run="runs/a") as monitor, fs.History(monitor):
+            for batch in loader:
+                step(batch)                      # forward, monitor.observe(loss, batch=batch), backward, step
+        found = fs.replay(monitor, monitor.events[0], step)
+        found.cures                              # ['floor', 'cut_lr']
+
+    What it finds is kept with the run, where `diagnose`, `foreshock explain` and the report take it up.
+
+    Args:
+        source: the monitor, if a `History` is attached to it; that history; one loaded from disk and attached to a
+            fresh model and optimizer; or a window of it.
+        event: what is to be explained, e.g. one of `monitor.events`.
+        step_fn: `step_fn(batch) -> loss` takes one step of the training on the live objects, as the loop does:
+            forward, backward, clipping, `optimizer.step()`, `scheduler.step()`. It may call `monitor.observe`, which
+            does nothing meanwhile. With accumulation, `batch` is the list of micro-batches.
+        arms: the changes, see `foreshock.what_if`; None for all of `what_if.standard()`.
+        before: begin at the newest snapshot taken at or before this step, instead of some steps before the onset.
+        processes: arms that are run at once, each in a process of its own (fork; CPU only, one thread each).
+        memory: bytes of host memory that the present state may take meanwhile.
+
+    Raises:
+        UsageError: there is no window for this event (it says why), or `step_fn` does not return a loss.
+    """
+    chosen = what_if.standard() if arms is None else tuple(arms)
+    _check(chosen, step_fn, processes)
+    window, history = _window(source, event, before)
+    event = window.event if window.event.key == event.key else event  # its last version
+    scene = Scene(window, event)
+    _untouched(scene)
+    if scene.last < event.onset:
+        raise UsageError(f"replay: the batches of the event at step {event.onset} are not kept; the last is of "
+                         f"step {scene.last}")  # fmt: skip
+    monitor = None if history is None else history.monitor
+    with aside(window.holding, monitor=monitor, memory=memory):
+        original, candidate, differs, repeats = _unchanged(scene, step_fn)
+        base, peak, usual = scene.level(original), largest(original, event.onset), scene.usual(original)
+        results: list[ArmResult] = []
+        if differs is None:
+            def tried(arm: Arm) -> ArmResult:
+                return _tried(scene, step_fn, arm, candidate, (base, peak, usual))
+
+            results = parallel.run(tried, chosen, processes) if processes > 1 else [tried(arm) for arm in chosen]
+    found = Replay(event, window.start, original, base, peak, differs is None, differs, repeats, tuple(results))
+    if monitor is not None:
+        _run(monitor).add_finding(found.to_dict())
+    return found
+
+
+def _run(monitor: Monitor) -> Run:
+    return monitor.run
+
+
+def _check(arms: Sequence[Arm], step_fn: StepFunction, processes: int) -> None:
+    names = [arm.name if isinstance(arm, Arm) else arm for arm in arms]
+    wrong = [name for arm, name in zip(arms, names, strict=True) if not isinstance(arm, Arm)]
+    if wrong:
+        raise UsageError(f"replay(arms=...): changes of foreshock.what_if are needed, e.g. what_if.cut_lr(); "
+                         f"got {wrong[0]!r}")  # fmt: skip
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(f"replay(arms=...): two arms are called {sorted(map(str, twice))[0]!r}; name them apart")
+    if not callable(step_fn):
+        raise UsageError(f"replay(step_fn): must be a function of a batch, got {type(step_fn).__name__}")
+    if not isinstance(processes, int) or processes < 1:
+        raise UsageError(f"replay(processes=...): must be a positive integer, got {processes!r}")
+
+
+def _window(source: Monitor | History | Window, event: Event, before: int | None) -> tuple[Window, History | None]:
+    """Returns the window to run, and the live history that it comes from.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if isinstance(source, Window):
+        return source, None
+    history = source.history if isinstance(source, Monitor) else source
+    if history is None:
+        raise UsageError(
+            "replay: nothing was kept to go back to; attach a history to the monitor while it watches: "
+            "`with fs.Monitor(model, optimizer) as monitor, fs.History(monitor):`, and give batches to "
+            "monitor.observe(loss, batch=batch)"
+        )
+    if not isinstance(history, History):
+        raise UsageError(f"replay(source): a Monitor, a History or a Window is needed, got {type(source).__name__}")
+    return history.window(event, before=before), history
+
+
+def _untouched(scene: Scene) -> None:
+    """Raises a UsageError where a guard has changed one of the steps that were taken: `step_fn` would not do that."""
+    for step in scene.steps:
+        did = [name for name in scene.window.actions(step) if name not in LEFT]
+        if did and scene.window.taken(step):
+            raise UsageError(
+                f"replay: at step {step} a guard did {', '.join(did)}, which step_fn does not do; "
+                "replay(..., before=...) or an event whose window has no such step can be run again"
+            )
+
+
+def _unchanged(scene: Scene, step_fn: StepFunction) -> tuple[dict[int, float], int, int | None, bool | None]:
+    """Returns the losses without a change, the state of the random streams that gave them, where they first differ
+    from what was recorded, and whether they then came out the same a second time."""
+    window = scene.window
+    candidates = max(1, *(len(window.rng(step)) for step in scene.steps))
+    best: tuple[dict[int, float], int, int] | None = None
+    for candidate in range(candidates):
+        stray: list[int] = []
+
+        def told(step: int, stray: list[int] = stray) -> None:
+            if step in window.checkpoints and not window.same(step):
+                stray.append(step - 1)
+
+        with course.gauged(scene):
+            losses = course.run(scene, step_fn, candidate=candidate, told=told)
+        apart = [step for step, loss in losses.items() if not _same(scene, step, loss)]
+        first = min([*apart, *stray], default=None)
+        if first is None:
+            return losses, candidate, None, None
+        if best is None or first > best[2]:
+            best = losses, candidate, first
+    assert best is not None
+    again = course.run(scene, step_fn, candidate=best[1])
+    repeats = all(again[step] == loss or (math.isnan(loss) and math.isnan(again[step]))
+                  for step, loss in best[0].items())  # fmt: skip
+    return best[0], best[1], best[2], repeats
+
+
+def _same(scene: Scene, step: int, loss: float) -> bool:
+    recorded = scene.window.loss(step)
+    if loss == recorded or (math.isnan(loss) and math.isnan(recorded)):
+        return True
+    several = len(scene.window.losses(step)) > 1
+    return several and math.isclose(loss, recorded, rel_tol=MEAN)
+
+
+def _tried(
+    scene: Scene, step_fn: StepFunction, arm: Arm, candidate: int, original: tuple[float, float, float]
+) -> ArmResult:
+    """Returns the course with one change; what fails in it is said, and the others are tried all the same."""
+    try:
+        losses = course.run(scene, step_fn, arm, candidate=candidate)
+    except NotApplicable as reason:
+        return ArmResult(arm.name, arm.what, math.nan, math.nan, "not applicable", str(reason), {})
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        return ArmResult(arm.name, arm.what, math.nan, math.nan, "failed", why, {})
+    peak = largest(losses, scene.onset)
+    base, high, usual = original
+    share, verdict = judged(peak, base, high, usual=usual)
+    return ArmResult(arm.name, arm.what, peak, share, verdict, "" if losses else "no step was left", losses)

@@ -1,0 +1,133 @@
+"""Where an experiment takes place: the steps around an event, what is normal there, and the live objects."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from foreshock.errors import UsageError
+from foreshock.run.event import Event
+
+if TYPE_CHECKING:
+    from foreshock.history import Window
+
+BEYOND = 10  # steps after the peak that are run as well, and as many again as the event took to its peak
+LONGEST = 200  # of them, from the onset on
+NOISE = 5.0
+LEVEL = 20  # losses before the onset whose median is the level, where the event does not tell it
+
+CALM = 3  # steps before the onset from which on it is known what is usual
+
+StepFunction = Callable[[Any], Any]
+
+
+class NotApplicable(Exception):  # noqa: N818  (no error: an answer)
+    """A change that makes no sense here, with the reason."""
+
+
+@dataclass(slots=True)
+class Scene:
+    """The steps around an event.
+
+    Attributes:
+        window: the state they begin from, their batches, what their losses were.
+        event: what happened in them.
+        step: the one under way.
+        rates: step -> learning rate of each group, in the run without a change.
+        norms: step -> norm of the gradient there.
+        moves: step -> RMS of each tensor's update there, in the order of the optimizer's parameters.
+    """
+
+    window: Window
+    event: Event
+    step: int = -1
+    rates: dict[int, list[float]] = field(default_factory=dict)
+    norms: dict[int, float] = field(default_factory=dict)
+    moves: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The live optimizer."""
+        return self.window.holding.optimizer
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The live model, where it is known."""
+        return self.window.holding.model
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The optimizer's parameters, in order."""
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+    @property
+    def onset(self) -> int:
+        """First step that belongs to the event."""
+        return self.event.onset
+
+    @property
+    def start(self) -> int:
+        """First step that is run."""
+        return self.window.start
+
+    @property
+    def last(self) -> int:
+        """Last step that is run: some beyond the peak, as far as there are batches."""
+        rise = max(0, self.event.peak - self.onset)
+        wanted = min(self.event.peak + rise + BEYOND, max(self.event.peak + BEYOND, self.onset + LONGEST))
+        return min(self.window.steps[-1], wanted)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are run."""
+        return [step for step in self.window.steps if step <= self.last]
+
+    @property
+    def before(self) -> list[int]:
+        """Those of them that lie well before the onset."""
+        return [step for step in self.steps if step < self.onset - 1]
+
+    def level(self, losses: Mapping[int, float]) -> float:
+        """Returns the loss that was normal before the event."""
+        known = self.event.data.get("baseline")
+        if self.event.signal == "loss" and isinstance(known, (int, float)) and math.isfinite(known):
+            return float(known)
+        calm = self._calm(losses)
+        return statistics.median(calm) if calm else math.nan
+
+    def usual(self, losses: Mapping[int, float]) -> float:
+        """Returns the largest loss that noise made before the event; at most `NOISE` robust deviations above it."""
+        calm = self._calm(losses)
+        if len(calm) < LEVEL // 2:
+            return -math.inf
+        middle = statistics.median(calm)
+        deviation = 1.4826 * statistics.median(abs(loss - middle) for loss in calm)
+        return min(max(calm), middle + NOISE * deviation)
+
+    def _calm(self, losses: Mapping[int, float]) -> list[float]:
+        calm = [losses[step] for step in self.steps if step < self.onset and math.isfinite(losses.get(step, math.nan))]
+        return calm[-LEVEL:]
+
+
+def value_of(loss: Any) -> float:
+    """Returns the loss that `step_fn` has returned as a number; of several, one a micro-batch, their mean.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(loss, Sequence) and not isinstance(loss, str) and loss:
+        values = [value_of(each) for each in loss]
+        return sum(values) / len(values)
+    try:
+        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise UsageError(
+            f"step_fn(batch): must take one step of the training and return its loss, one number; got {what}"
+        ) from error

@@ -1,0 +1,103 @@
+"""A replay moves the causes to what its arms say, and never further than they say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from foreshock.diagnose.base import Cause
+from foreshock.diagnose.proof import ARMS, OTHER, REMOVES, proven
+from foreshock.run import Event, Run
+
+EVENT = Event("spike", 50, 50, 52, 60, 3.0, 30.0, "loss", {"baseline": 1.0})
+ALL = tuple(REMOVES)
+
+
+def run_with(outcomes: dict[str, str], **more: object) -> Run:
+    peaks = {"removed": 1.1, "weakened": 2.0, "stays": 4.0, "worse": 9.0}
+    arms = [
+        {"name": name, "what": f"change {name}", "verdict": verdict, "peak": peaks.get(verdict, math.nan), "share": 0.0}
+        for name, verdict in outcomes.items()
+    ]
+    run = Run.from_arrays({"loss": [1.0, 2.0]})
+    finding = {"kind": "replay", "event": EVENT.key, "reproducible": True, "peak": 4.0, "base": 1.0, "arms": arms}
+    run.add_finding(finding | more)
+    return run
+
+
+def typical(cause: str) -> dict[str, str]:
+    return {arm: "removed" if p > 0.5 else "stays" for arm, p in zip(ARMS, REMOVES[cause], strict=True)}
+
+
+def undecided() -> list[Cause]:
+    return [Cause(name, 0.3, (f"signs of {name}",)) for name in ALL]
+
+
+def best(causes: list[Cause]) -> Cause:
+    return max(causes, key=lambda cause: cause.score)
+
+
+@pytest.mark.parametrize("cause", [each for each in ALL if each != "nonfinite"])  # that is told by its values
+def test_arms_as_a_cause_wants_them_bring_it_to_the_top(cause: str) -> None:
+    found = proven(run_with(typical(cause)), EVENT, undecided(), ALL)
+    assert best(found).name == cause
+    assert best(found).score > 0.5
+    assert any("Run again with" in said for said in best(found).evidence)
+
+
+def test_scores_stay_probabilities_whatever_the_arms_say() -> None:
+    for verdict in ("removed", "weakened", "stays", "worse"):
+        found = proven(run_with(dict.fromkeys(ARMS, verdict)), EVENT, undecided(), ALL)
+        assert sum(cause.score for cause in found) < 1.0
+        assert all(cause.score >= 0.0 for cause in found)
+
+
+def test_arms_that_make_no_sense_or_failed_say_nothing() -> None:
+    run = run_with(dict.fromkeys(ARMS, "not applicable") | {"floor": "failed"})
+    assert proven(run, EVENT, undecided(), ALL) == undecided()
+
+
+def test_a_cause_that_could_not_be_judged_is_brought_in_by_its_cure() -> None:
+    judged = [Cause("outlier_batch", 0.2, ("a sign",)), Cause("landscape", 0.2, ("another",))]
+    found = proven(run_with(typical("softmax_absorption")), EVENT, judged, ALL)
+    assert best(found).name == "softmax_absorption"
+    assert "exact_softmax" in " ".join(best(found).evidence)
+    assert OTHER not in [cause.name for cause in found]
+
+
+def test_without_a_replay_nothing_moves() -> None:
+    run = Run.from_arrays({"loss": [1.0]})
+    assert proven(run, EVENT, undecided(), ALL) == undecided()
+
+
+def test_a_replay_of_another_event_says_nothing() -> None:
+    other = Event("spike", 70, 70, 72, 80, 3.0, 30.0, "loss")
+    assert proven(run_with(typical("schedule")), other, undecided(), ALL) == undecided()
+
+
+@pytest.mark.parametrize(("repeats", "word"), [(True, "hardware"), (False, "not deterministic")])
+def test_a_replay_that_differs_is_the_finding(repeats: bool, word: str) -> None:
+    run = run_with({}, reproducible=False, differs_at=51, repeats=repeats)
+    found = proven(run, EVENT, undecided(), ALL)
+    assert best(found).name == "not_reproducible"
+    assert word in " ".join(best(found).evidence)
+    assert max(cause.score for cause in found if cause.name != "not_reproducible") < 0.15
+
+
+def test_a_replay_that_repeats_rules_irreproducibility_out() -> None:
+    judged = [Cause("not_reproducible", 0.8, ("weights moved",)), *undecided()]
+    found = {cause.name: cause for cause in proven(run_with(typical("schedule")), EVENT, judged, ALL)}
+    assert found["not_reproducible"].score < 0.15
+
+
+def test_batches_speak_not_against_a_schedule_of_batch_sizes() -> None:
+    removed = {"other_batches": "removed", "skip": "removed", "hold_lr": "not applicable"}
+    run = run_with(dict.fromkeys(ARMS, "stays") | removed)
+    sized = Cause("schedule", 0.6, ("smaller batches",), signals=("batch_size",))
+    rated = Cause("schedule", 0.6, ("larger rate",), signals=("lr",))
+    outlier = Cause("outlier_batch", 0.3, ("a batch",))
+    by_size, by_rate = (
+        {cause.name: cause.score for cause in proven(run, EVENT, [each, outlier], ALL)} for each in (sized, rated)
+    )
+    assert by_size["schedule"] > by_rate["schedule"]
