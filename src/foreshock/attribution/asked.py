@@ -1,0 +1,208 @@
+"""One question for rows, put to the methods in turn until one can answer it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from foreshock import distributed
+from foreshock.attribution.ghost import CoupledError, ghost_rows
+from foreshock.attribution.naming import modules_and_names
+from foreshock.attribution.whole import double_rows, each_rows, forward_rows
+from foreshock.curvature.gathered import Gathered, slots_of
+from foreshock.curvature.harmless import harmless, muted
+from foreshock.curvature.surroundings import surroundings
+from foreshock.errors import UsageError
+
+METHODS = ("auto", "ghost", "forward", "double", "each")
+_LOW = (torch.float16, torch.bfloat16)
+_COUPLED = (
+    "examples are coupled by what they share (statistics of the batch, for one): a row is the gradient of an example's "
+    "loss through it; model.eval() freezes statistics"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows, shape (n,), how they were found, and the places of parameters left out of them, or left to others."""
+
+    values: Tensor
+    method: str
+    missing: frozenset[int] = frozenset()
+    rest: frozenset[int] = frozenset()
+    note: str = ""
+
+
+class Asked:
+    """Losses, parameters and a direction.
+
+    Args:
+        closure: returns the losses, shape (n,).
+        params: the parameters.
+        moves: U by place in `params`, without zeros, float32 or wider.
+        model: the module that is run, if it was given.
+    """
+
+    def __init__(
+        self, closure: Callable[[], Tensor], params: Sequence[Tensor], moves: dict[int, Tensor], model: nn.Module | None
+    ) -> None:
+        self._closure, self._params = closure, list(params)
+        roots, self._names = modules_and_names(model, params, [closure])
+        self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+        most = max((float(u.abs().amax()) for u in moves.values()), default=1.0)
+        # the largest entry near 1: small ones survive a cast to 16 bits, and so do their products with gradients
+        self._unit = 2.0 ** -math.floor(math.log2(most))
+        self._moves = {place: u * self._unit for place, u in moves.items()}
+        self._sharded = any(distributed.sharded(param) for param in params)
+        self._slots = slots_of(params, self._modules) if self._sharded else []
+
+    def names(self, places: frozenset[int]) -> tuple[str, ...]:
+        """Returns the names of parameters, in their order."""
+        return tuple(self._names[place] for place in sorted(places))
+
+    def answer(self, method: str) -> Answer:
+        """Returns the rows by a method, or by the first that works.
+
+        Raises:
+            UsageError: the method that was asked for does not work here; or none does, for what the closure is.
+        """
+        if not self._moves:
+            return Answer(self._wide(self._losses().detach()) * 0.0, "forward")
+        places = frozenset(self._moves)
+        if method == "auto":
+            low = any(self._params[place].dtype in _LOW for place in places)
+            found = self._first(("ghost", "rounded", "double", "each") if low else _ORDER, places)
+        else:
+            try:
+                found = self._by("rounded" if method == "forward" else method, places)
+            except (RuntimeError, CoupledError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                said = f"row_products(method={method!r}): {reason}; method='auto' looks for another"
+                raise UsageError(said) from error
+        return Answer(found.values / self._unit, found.method, found.missing, found.rest, found.note)
+
+    def _first(self, methods: Sequence[str], places: frozenset[int]) -> Answer:
+        note = ""
+        for method in methods:
+            try:
+                found = self._by(method, places)
+            except CoupledError:
+                note = _COUPLED
+                continue
+            except RuntimeError:  # also those without a forward mode, a second derivative, or the memory
+                if method == methods[-1]:
+                    raise
+                continue
+            if found.missing:
+                others = tuple(other for other in methods if other != "ghost")
+                more = self._first(others, found.missing)
+                named = f"{found.method}, {more.method}"
+                return Answer(found.values + more.values, named, frozenset(), found.missing, more.note or note)
+            return Answer(found.values, found.method, note=found.note or note)
+        raise AssertionError("the last method raises")
+
+    def _by(self, method: str, places: frozenset[int]) -> Answer:
+        """Returns the rows of some parameters by one method."""
+        if method == "ghost" and self._sharded:
+            raise RuntimeError("sharded parameters are gathered for each pass")
+        ours = sorted(places)
+        moves = [self._moves[place] for place in ours]
+        if method == "ghost":
+            tangents = {id(self._params[place]): move for place, move in zip(ours, moves, strict=True)}
+            values, rest = ghost_rows(
+                self._graphed, tangents, self._all(self._params), lambda: self._evaluating(ours, exact=False)
+            )
+            missing = frozenset(place for place in ours if id(self._params[place]) in rest)
+            return Answer(self._wide(values), "ghost", missing, note=self._note())
+        with self._evaluating(ours, exact=True) as some:
+            if method in ("forward", "rounded"):
+                values, moved, coupled = forward_rows(self._checked, some, moves, wide=method == "forward")
+                if not moved:
+                    self._linked()
+                return Answer(self._wide(values), "forward", note=_COUPLED if coupled else "")
+            values = (double_rows if method == "double" else each_rows)(self._graphed, some, moves)
+            return Answer(self._wide(values.detach()), method, note=self._note())
+
+    def _note(self) -> str:
+        return _COUPLED if any(isinstance(m, _BatchNorm) and m.training for m in self._modules) else ""
+
+    def along(self, places: frozenset[int], weights: Tensor | None) -> float:
+        """Returns sum_i w_i <U, g_i> over some parameters."""
+        ours = sorted(places)
+        with self._evaluating(ours, exact=False) as some:
+            losses = self._graphed()
+            scale = torch.ones_like(losses) if weights is None else weights.detach().to(losses)
+            grads = torch.autograd.grad(losses, some, scale, allow_unused=True)
+        pairs = zip(ours, grads, strict=True)
+        return sum(float((g.double() * self._moves[i].double()).sum()) for i, g in pairs if g is not None) / self._unit
+
+    def _all(self, params: Sequence[Tensor]) -> list[Tensor]:
+        others = [param for module in self._modules for param in module._parameters.values() if param is not None]
+        return list({id(param): param for param in (*params, *others)}.values())
+
+    @contextmanager
+    def _evaluating(self, places: Sequence[int], *, exact: bool) -> Iterator[list[Tensor]]:
+        """Yields some parameters, or whole ones in place of sharded ones, with what the closure runs made ready."""
+        renormed = any(getattr(module, "max_norm", None) is not None for module in self._modules)
+        hooks = [param._backward_hooks for param in self._params if param._backward_hooks]
+        with ExitStack() as stack:
+            stack.enter_context(harmless(self._params, self._modules, values=renormed))
+            stack.enter_context(muted(hooks))
+            stack.enter_context(surroundings(self._modules, self._params[0].device, exact=exact))
+            if not exact and "torch._dynamo" in sys.modules:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self._sharded:
+                gathered = Gathered(self._params, self._slots, self._modules)
+                stack.enter_context(gathered.in_place())
+                yield [gathered.leaves[place] for place in places]
+            else:
+                for place in places:
+                    self._params[place].requires_grad_()
+                yield [self._params[place] for place in places]
+
+    def _checked(self) -> Tensor:
+        """Returns the losses."""
+        losses: object = self._closure()
+        if not isinstance(losses, Tensor) or losses.dim() != 1 or not losses.is_floating_point() or not len(losses):
+            what = type(losses).__name__
+            if isinstance(losses, Tensor):
+                what = f"a tensor of shape {tuple(losses.shape)} and {losses.dtype}"
+            raise UsageError(
+                f"per_example_loss() must return one loss for each example, shape (n,), got {what}; with "
+                "reduction='none', and the mean over an example's own tokens or pixels"
+            )
+        return losses
+
+    def _graphed(self) -> Tensor:
+        losses = self._checked()
+        if not losses.requires_grad:
+            raise UsageError(
+                "per_example_loss() must return losses with their graph, but these have none: they were detached, or "
+                "computed under no_grad, or from parameters that were not given"
+            )
+        return losses
+
+    def _losses(self) -> Tensor:
+        with self._evaluating((), exact=False), torch.no_grad():
+            return self._checked()
+
+    def _linked(self) -> None:
+        """Raises unless losses without a tangent have a graph, so that they just do not depend on these parameters."""
+        for param in self._all(self._params):
+            if param.is_leaf and param.is_floating_point():
+                param.requires_grad_()
+        self._graphed()
+
+    @staticmethod
+    def _wide(tensor: Tensor) -> Tensor:
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+_ORDER = ("forward", "ghost", "rounded", "double", "each")

@@ -1,0 +1,301 @@
+"""Ghost dot products: <U, g_i> from what each operation on a parameter is given and the gradient at its output.
+
+Where an operation y = f(x, w) has a parameter, its part of <U, g_i> is the sum over example i's slice of e * (df/dw U),
+e the gradient at y: for a linear layer sum_t e_t . (U a_t), for a convolution the same convolution of the same input
+with U as its weight, for a norm or an embedding the same norm or lookup. One forward pass with one more operation for
+each that has parameters, and one backward pass that goes through the activations alone, give the rows of all examples.
+
+Operations are caught, not modules (`torch.overrides.TorchFunctionMode`): bare parameters, packed projections, tied
+weights and modules used twice need no cases of their own, and there are no hooks to take away. What is made of
+parameters alone (a chunk, a cast, a normalised weight) is a parameter with a tangent of its own. What cannot be caught
+stays in the graph, where it is found.
+
+Whose slice of an output is which is tried out, not assumed: a second backward pass weights the losses by powers of two,
+which scale exactly, and every output has to follow place by place. Losses that share activations (statistics of the
+batch, contrast within it) do not.
+
+Source: Goodfellow 2015, Efficient per-example gradient computations, arXiv 1510.01799 (linear layers); DualSFT,
+arXiv 2605.06166 (the dot product). Deviations: 1. operations, not modules; 2. convolutions, norms, embeddings and bare
+parameters are covered; 3. the layout is proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from foreshock.attribution.arguments import arguments_of, tensors_of
+from foreshock.attribution.caught import movement, opened, plain
+from foreshock.attribution.layouts import dimensions, layouts, places
+from foreshock.curvature.harmless import random_state, restore_random_state
+from foreshock.errors import UsageError
+
+# By how much, relative to its size, an output may miss the factors of its slices. They are powers of two: only numbers
+# too small for their type, and sums in another order, miss them at all.
+_CLOSE, _CLOSE_HALF = 1e-5, 2e-3
+_CODES = (1.0, 2.0, 0.5, 4.0, 1.0, 0.5, 4.0, 2.0, 2.0, 1.0, 4.0)  # 11 in turn: no layout has a period of 11 by chance
+_ROUNDS = 8  # forward passes: parameters that are not caught and outputs without slices are found on the way
+_MADE, _STILL, _OTHER = 1, 2, 0  # of parameters with tangents alone; of none; of other things as well
+_HALF_SCALE = 2.0**12  # the losses' factor where float16 is about, as a scaler has it
+
+
+class CoupledError(UsageError):
+    """A loss depends on activations of other examples, so that no slice of an output is an example's."""
+
+
+class Tag(torch.autograd.Function):
+    """Leaves an output as it is, and meets its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, meet: Callable[[Tensor], None], over: bool) -> Tensor:
+        ctx.meet = meet
+        if not over:
+            return output.clone()
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.meet(grads[0])
+        return grads[0], None, None, None
+
+
+@dataclass(slots=True)
+class Met:
+    """An output with a tangent, and what each backward pass made of the two, place by place."""
+
+    shape: tuple[int, ...]
+    half: bool
+    number: int
+    parts: list[Tensor] = field(default_factory=list)
+
+
+class Catch(TorchFunctionMode):
+    """Ties the outputs of operations on parameters to the tangents of those.
+
+    Args:
+        tangents: U, by the id of each parameter that has one.
+        params: all parameters there are.
+        deep: operations whose outputs' second dimension may have to do with examples, by their numbers among all
+            calls of the forward pass.
+        leave: operations to leave alone, likewise.
+
+    Attributes:
+        anchor: what every tied output depends on, so that a backward pass to it goes through them.
+        met: the outputs.
+        count: n, the examples, to be set before a backward pass.
+    """
+
+    def __init__(
+        self, tangents: dict[int, Tensor], params: Sequence[Tensor], deep: AbstractSet[int] = frozenset(),
+        leave: AbstractSet[int] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.met: list[Met] = []
+        self._tangents = dict(tangents)
+        self._params = {id(param): param for param in params}
+        self.count = 0
+        self._deep, self._leave, self._number = deep, leave, 0
+        self._states: dict[Any, int] = {}
+        self._inputs: dict[Any, list[Any]] = {}  # what a tied operation was given beside parameters, by its node
+        self._alive: list[Tensor] = []  # whose ids must not be used again
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled() or getattr(function, "__name__", "") == "__get__":
+            return function(*args, **kwargs)
+        self._number += 1
+        inside = opened(function)
+        if inside is not None:
+            with self:
+                return inside(*args, **kwargs)
+        given = list(tensors_of((args, kwargs)))
+        states = {id(each): self._state_of(each) for each in given}
+        if _MADE not in states.values() or all(state == _MADE for state in states.values()):
+            return function(*args, **kwargs)
+        if function is F.batch_norm and arguments_of(function, args, kwargs)["training"]:
+            raise CoupledError("statistics of the batch couple the examples")
+        return self._mixed(function, args, kwargs, [each for each in given if states[id(each)] == _MADE], given)
+
+    def _mixed(self, function: Any, args: Any, kwargs: Any, weights: list[Tensor], given: list[Tensor]) -> Any:
+        """Runs an operation on parameters and other tensors, and ties its outputs."""
+        number = self._number
+        own = {id(each) for each in weights}
+        inputs = [each.grad_fn for each in given if id(each) not in own and each.grad_fn is not None]
+        before = None if plain(function) else random_state()
+        result = function(*args, **kwargs)
+        outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (list, tuple)) else []
+        ours = [i for i, each in enumerate(outputs) if isinstance(each, Tensor) and each.grad_fn and each.dim()]
+        if number in self._leave or not ours:
+            return result
+        after = None if before is None else random_state()
+        try:
+            moves = {id(each): self._tangent_of(each) for each in weights}
+            if before is not None:
+                restore_random_state(before)
+            found = movement(function, args, kwargs, moves, outputs[ours[0]].dtype)
+        except (NotImplementedError, RuntimeError):
+            self._states.update((outputs[i].grad_fn, _OTHER) for i in ours)
+            return result
+        finally:
+            if after is not None:
+                restore_random_state(after)
+        over = plain(function)
+        for i in ours:
+            tied = self._tied(outputs[i], found[i], inputs, number, over)
+            outputs[i] = tied
+        if isinstance(result, Tensor):
+            return outputs[0]
+        return type(result)(*outputs) if hasattr(result, "_fields") else type(result)(outputs)
+
+    def _tied(self, output: Tensor, tangent: Tensor | None, inputs: list[Any], number: int, over: bool) -> Tensor:
+        self._inputs[output.grad_fn] = inputs
+        met = Met(tuple(output.shape[:2]), output.dtype == torch.float16, number)
+        self.met.append(met)
+
+        def meet(gradient: Tensor) -> None:
+            if tangent is not None:
+                dims = dimensions(met.shape, self.count, second=number in self._deep)
+                met.parts.append(places(gradient, tangent, dims))
+
+        tie: Any = Tag.apply
+        tied: Tensor = tie(output, self.anchor, meet, over and not output._is_view())
+        self._states[tied.grad_fn] = _OTHER
+        return tied
+
+    def _state_of(self, tensor: Tensor) -> int:
+        """Returns what a tensor is made of: parameters with tangents alone, other things as well, or constants."""
+        if id(tensor) in self._tangents:
+            return _MADE
+        if not tensor.requires_grad:
+            return _STILL
+        if tensor.grad_fn is None:
+            return _STILL if id(tensor) in self._params else _OTHER
+        return self._state(tensor.grad_fn)
+
+    def _state(self, node: Any) -> int:
+        known = self._states.get(node)
+        if known is None:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                known = self._state_of(leaf)
+            else:
+                within = {self._state(following) for following, _ in node.next_functions if following is not None}
+                known = _OTHER if _OTHER in within else _MADE if _MADE in within else _STILL
+            self._states[node] = known
+        return known
+
+    def _tangent_of(self, tensor: Tensor) -> Tensor:
+        """Returns the tangent of a parameter, or of what was made of parameters alone.
+
+        The latter by two derivatives in reverse mode: v -> <J'v, U> is linear, and its gradient is J U.
+        """
+        known = self._tangents.get(id(tensor))
+        if known is not None:
+            return known
+        pairs = [(param, self._tangents[key]) for key, param in self._params.items() if key in self._tangents]
+        with torch.enable_grad():
+            v = torch.zeros_like(tensor).requires_grad_()
+            grads = torch.autograd.grad(tensor, [p for p, _ in pairs], v, create_graph=True, allow_unused=True)
+            dots = [(g * u.to(g)).sum().to(tensor) for g, (_, u) in zip(grads, pairs, strict=True) if g is not None]
+            (found,) = torch.autograd.grad(torch.stack(dots).sum(), [v])
+        return found.detach()
+
+    def uncaught(self, losses: Tensor) -> set[int]:
+        """Returns the ids of the parameters with tangents that losses depend on other than through tied outputs."""
+        found: set[int] = set()
+        seen: set[Any] = set()
+        waiting = [losses.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) in self._tangents:
+                found.add(id(leaf))
+            inputs = self._inputs.get(node)
+            waiting += [following for following, _ in node.next_functions] if inputs is None else inputs
+        return found
+
+
+def ghost_rows(
+    closure: Callable[[], Tensor],
+    tangents: dict[int, Tensor],
+    params: Sequence[Tensor],
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[Tensor, set[int]]:
+    """Returns <U, g_i>, shape (n,), and the ids of the parameters that are left out of it, with all uses of them.
+
+    Args:
+        closure: returns the losses, shape (n,), the same each time: a surprise is met by calling it again.
+        tangents: U, by the id of each parameter that has one.
+        params: all parameters there are.
+        within: makes the block in which each call, and what is differentiated of it, takes place.
+
+    Raises:
+        CoupledError: the losses share activations.
+        RuntimeError: the parameters are used by other means than torch functions alone.
+    """
+    deep: set[int] = set()
+    leave: set[int] = set()
+    rest: set[int] = set()
+    for _ in range(_ROUNDS):
+        with within():
+            catch = Catch({key: each for key, each in tangents.items() if key not in rest}, params, deep, leave)
+            with catch:
+                losses = closure()
+            catch.count = losses.numel()
+            uncaught = catch.uncaught(losses)
+            shapeless = {met.number for met in catch.met if not dimensions(met.shape, catch.count)}
+            if not uncaught and not shapeless:
+                rows, wrong = _passes(catch, losses)
+                if not wrong:
+                    return rows, rest
+                leave |= wrong & deep
+                deep |= wrong
+        rest |= uncaught
+        leave |= shapeless
+        if len(rest) == len(tangents):
+            break
+    if not deep:
+        raise RuntimeError("these parameters are used by operations that cannot be caught")
+    raise CoupledError("the losses share activations, so that no slice of an output is an example's")
+
+
+def _passes(catch: Catch, losses: Tensor) -> tuple[Tensor, set[int]]:
+    """Returns the rows, and the numbers of the operations whose outputs have no slices for examples."""
+    count, wide = catch.count, torch.promote_types(losses.dtype, torch.float32)
+    codes = torch.tensor([_CODES[i % len(_CODES)] for i in range(count)], dtype=losses.dtype, device=losses.device)
+    half = losses.dtype == torch.float16 or any(met.half for met in catch.met)
+    used: list[Met] = []
+    for scale in (_HALF_SCALE, 1.0) if half else (1.0,):
+        for met in catch.met:
+            met.parts.clear()
+        for weights in (torch.ones_like(codes), codes):
+            torch.autograd.grad(losses, catch.anchor, weights * scale, retain_graph=True, allow_unused=True)
+        used = [met for met in catch.met if met.parts]
+        if not half or all(bool(torch.isfinite(part).all()) for met in used for part in met.parts):
+            break
+    rows = losses.detach().new_zeros(count, dtype=wide)
+    wrong: set[int] = set()
+    for met in used:
+        plainly, coded = met.parts
+        least = (_CLOSE_HALF if half else _CLOSE) * torch.linalg.vector_norm(coded)
+        for layout in layouts(plainly.shape, count):
+            missed = torch.linalg.vector_norm(coded - layout.scaled(plainly, codes.to(plainly)))
+            if not missed > least:
+                rows += layout.rows(plainly, count).to(rows) / scale
+                break
+        else:
+            wrong.add(met.number)
+    return rows, wrong
