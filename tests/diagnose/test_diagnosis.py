@@ -165,10 +165,12 @@ def test_a_leap_of_the_learning_rate_is_the_schedule(factor: float, name: str) -
 
 def test_an_imported_run_with_a_loss_alone_says_what_to_record() -> None:
     found = diagnose(Run.from_arrays({"loss": leaping(1.0)["loss"]}), Event("spike", 202, 202, 202, 210, 2, 50, "loss"))
-    assert [cause.name for cause in found.causes] == ["unexplained"]
-    assert found.best.score == 1.0
-    assert {each.cause for each in found.unjudged} == {"softmax_absorption", "preconditioner", "landscape", "schedule"}
-    assert {"softmax_absorbed", "chi", "lr"} <= {name for each in found.unjudged for name in each.signals}
+    assert found.best.name == "unexplained"
+    assert found.best.score > 0.7
+    assert {cause.name for cause in found.causes} <= {"unexplained", "outlier_batch"}
+    unjudged = {each.cause for each in found.unjudged}
+    assert unjudged >= {"softmax_absorption", "preconditioner", "landscape", "schedule", "update_burst"}
+    assert {"softmax_absorbed", "chi", "lr", "grad_norm"} <= {name for each in found.unjudged for name in each.signals}
     assert "`softmax_absorbed`" in found.best.advice[-1]
     assert "Not judged" in found.summary
 
@@ -178,7 +180,7 @@ def test_an_unexplained_event_says_what_was_ruled_out_with_numbers() -> None:
     found = diagnose(run, Event("spike", 202, 202, 202, 210, 2.0, 50.0, "loss"))
     assert found.best.name == "unexplained"
     names = {"softmax_absorption", "preconditioner", "landscape", "schedule"}
-    assert {cause.name for cause in found.ruled_out} == names
+    assert {cause.name for cause in found.ruled_out} >= names
     text = " ".join(found.best.evidence)
     assert "chi was 0.4 at most" in text
     assert re.search(r"at most 0\s% of the rows", text)

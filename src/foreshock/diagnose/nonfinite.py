@@ -27,7 +27,7 @@ BETTER = ("grad_norm", "param_norm", "nonfinite_first", "loss_scale")
 PRIOR = 2.0
 CALM, RISEN, RUN_AWAY = 2.0, -2.5, -6.0  # what loss and gradient were before: usual, high, beyond all measure
 NAMED = 0.5  # it began in some tensors only
-HIGH, HUGE = 4.0, 100.0  # times the usual
+HIGH, HUGE, FAR = 4.0, 100.0, 8.0  # times the usual, and deviations that are no noise
 LATELY = 8  # records before
 MANY = 6  # tensors that are named
 REFERENCES = ("Micikevicius et al. 2018, arXiv 1710.03740",)
@@ -147,7 +147,7 @@ def _before(odds: Odds, run: Run, here: Run, event: Event) -> None:
             if top is None:
                 continue
             ratio = top.ratio if 0 < top.ratio < math.inf else 1.0 + max(0.0, top.z) / OUT
-            if top.out and ratio > worst:
+            if top.z >= FAR and ratio > worst:
                 worst, told = ratio, f"The {word} had reached {top.told} by step {top.step:,}."
         elif order is None:
             worst, told = max((worst, told), _early(here, event, name, word))

@@ -26,11 +26,16 @@ SIGNALS = (
 """What is read, in the order in which it happens within a step; "update_in_lr" is `update_rms` over the learning rate,
 its largest where groups have different ones."""
 
-BEFORE: Mapping[str, int] = {"divergence": 32, "drift": 64}  # records before the onset that are looked at as well,
-USUALLY = 16  # because detectors wait until they are sure, and those of a level wait longest
+BEFORE: Mapping[str, int] = {
+    "divergence": 32,
+    "drift": 64,
+    "nonfinite": 64,
+}  # records before the onset that are looked at as well,
+USUALLY = 16  # because detectors wait until they are sure, those of a level longest, and numbers end last of all
 BASE = 128  # accepted records before those, which tell what is usual, at most
 AFTER = 32  # records after the peak, which tell how it went on
 RAISED, WAVER = 3.0, 3  # a stretch goes on while the median of so many records is so many deviations up
+LEAPT, BEYOND = 0.5, 1e9  # part of the height; deviations beyond which heights are not told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ class Onset:
         looked: first and last step at which departures were looked for.
         base: first and last step that tell what is usual.
         known: accepted records among them.
-        rise: first step of the stretch up to the peak in which the loss stood above its range (not finite counts); None
-            where it did not, or was not recorded.
+        rise: where the loss rose: the record in which it leapt to half of its height (values that are not finite count
+            as high), else the first of the stretch up to the peak that stood above its range; None where none did.
         departures: the first reading out of range of each signal, by step, and within a step in the order of `SIGNALS`.
         steps: steps of the records from the base on.
         tracks: signal -> all its readings from the base on, of those that were recorded often enough.
@@ -91,8 +96,9 @@ def onset(run: Run, event: Event) -> Onset | None:
     """Returns the order in which signals left their range; None where fewer than 8 steps tell what was usual.
 
     What is usual is learnt from up to 128 accepted steps that end 16 records before the event's onset (32 for a
-    divergence, 64 for a drift): level and trend of the last 48 by Tukey's resistant line, noise as the median absolute
-    deviation from line and running median. Signals that were positive are read on the scale of their logarithm.
+    divergence, 64 for a drift or values that are not finite): level and trend of the last 48 by Tukey's resistant line,
+    noise as the median absolute deviation from line and running median. Signals that were positive are read on the
+    scale of their logarithm.
 
     Args:
         run: the run, complete or so far; imported ones with whatever they have.
@@ -194,13 +200,20 @@ def _values(run: Run, name: str) -> Floats | None:
 
 
 def _rise(track: Track | None, first: int, peak: int) -> int | None:
-    """Returns where the stretch of high losses around the peak begins; it may waver, as small batches do."""
+    """Returns where the loss leapt to the half of its height in one record; else where the stretch of high ones begins.
+
+    That stretch may waver, as small batches do.
+    """
     if track is None:
         return None
     places = np.flatnonzero((track.steps >= first) & (track.steps <= peak))
-    z = track.z[places]
+    z = np.clip(track.z[places], -BEYOND, BEYOND)
     if not (z >= OUT).any():
         return None
+    before = [max([0.0, *z[max(0, place - WAVER) : place]]) for place in range(len(z))]
+    leapt = int(np.argmax(z - before))
+    if z[leapt] >= OUT and z[leapt] - before[leapt] >= LEAPT * z[leapt:].max():
+        return int(track.steps[places[leapt]])
     begin = int(np.flatnonzero(z >= OUT)[-1])
     for place in range(begin - 1, -1, -1):
         late = z[max(0, place - WAVER + 1) : place + 1]

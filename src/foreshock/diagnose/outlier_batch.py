@@ -86,9 +86,7 @@ def _judged(odds: Odds, found: Strike) -> int | None:
 def _easy(odds: Odds, found: Strike, leap: Leap, loss: Reading) -> None:
     """Adds that a batch was off itself, though the loss of later ones made the event."""
     way = "high" if loss.z > 0 else "low, as of examples that are all alike,"
-    odds.add(
-        EASY, f"The loss of step {leap.step:,} was unusually {way} before any update by it: {loss.told}.", "loss"
-    )
+    odds.add(EASY, f"The loss of step {leap.step:,} was unusually {way} before any update by it: {loss.told}.", "loss")
     first = leap.readings[0]
     odds.add(0.0, f"Its {first.name} was {first.told}.", first.signal)
     if found.loss is not None and found.loss.step > leap.step:

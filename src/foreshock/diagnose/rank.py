@@ -74,8 +74,10 @@ def diagnose(run: Run, event: Event, rules: Sequence[Rule] = RULES) -> Diagnosis
     >>> from foreshock.run import Run
     >>> run = Run.from_arrays({"loss": [2.0, 2.1] * 20 + [9.0] + [2.0, 2.1] * 20, "lr": [0.1] * 81})
     >>> found = diagnose(run, Event("spike", 40, 40, 40, 40, 7.0, 100.0, "loss"))
-    >>> found.best.name, [cause.name for cause in found.ruled_out], found.unjudged[0].signals
-    ('unexplained', ['schedule'], ('softmax_absorbed', 'softmax_residual'))
+    >>> found.best.name, round(found["outlier_batch"].score, 1), found["schedule"].score < RULED_OUT
+    ('unexplained', 0.5, True)
+    >>> found.unjudged[0].signals
+    ('softmax_absorbed', 'softmax_residual')
     """
     judged: list[Cause] = []
     unjudged: list[Unjudged] = []
@@ -118,7 +120,8 @@ def _explained_away(judged: list[Cause], rules: Sequence[Rule]) -> list[Cause]:
         note = f"`{strong.name}` ({percent(strong.score)}) brings such signs about itself."
         judged = [
             replace(each, score=each.score * (1 - strong.score), evidence=(*each.evidence, note))
-            if each.name in rule.explains and each.score >= RULED_OUT else each
+            if each.name in rule.explains and each.score >= RULED_OUT
+            else each
             for each in judged
         ]
     return judged

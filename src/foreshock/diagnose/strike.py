@@ -23,7 +23,8 @@ from foreshock.run.run import Run
 STEPPED = ("update_in_lr", "update_norm", "grad_norm")  # what tells how far a step went; the first that was recorded
 LEAPT = ("grad_norm", "update_in_lr", "update_norm", "effective_step")
 SINCE = 3  # records that a leap must exceed all of
-LEAP, FACTOR = 4.0, 1.5  # by so many deviations, and times
+LEAP, FACTOR = 4.0, 1.5  # by so many deviations, and times,
+AT_ONE_GO = 0.5  # and this part of the way from the usual: what grows from step to step is left behind
 SET = ("lr", "loss_scale", "micro_batches", "batch_size")  # what somebody sets, and a larger step follows from
 STEADY = 0.9  # share of the free decay that second moments cannot fall below: they fall by beta2 at the most
 OPPOSED = -0.5  # cosine of successive gradients below which they alternate
@@ -135,22 +136,21 @@ def _strike(run: Run, event: Event) -> Strike | None:
 
 
 def _leap(run: Run, order: Onset, first: int, last: int) -> Leap | None:
-    """Returns the largest leap with first <= step <= last."""
-    best, at = 0.0, None
-    for name in LEAPT:
-        track = order.tracks.get(name)
-        if track is None:
-            continue
-        for place in range(len(track.steps)):
-            if not first <= track.steps[place] <= last:
-                continue
-            before = max([0.0, *track.z[max(0, place - SINCE) : place]])
-            size = float(track.z[place]) - before
-            usual = max([float(track.usual[place]), *track.values[max(0, place - SINCE) : place]])
-            if track.z[place] >= OUT and size >= LEAP and track.values[place] >= FACTOR * usual and size > best:
-                best, at = size, int(track.steps[place])
-    if at is None:
+    """Returns the leap with first <= step <= last that began it: the first of those that are half as large as any."""
+    sizes: dict[int, float] = {}
+    for track in (order.tracks[name] for name in LEAPT if name in order.tracks):
+        for place in np.flatnonzero((track.steps >= first) & (track.steps <= last) & (track.z >= OUT)):
+            recent = slice(max(0, place - SINCE), place)
+            size = float(track.z[place]) - max([0.0, *track.z[recent]])
+            usual, value = float(track.usual[place]), float(track.values[place])
+            factor = value / max([usual, *track.values[recent]])
+            one_go = factor >= max(FACTOR, (value / usual) ** AT_ONE_GO) if usual > 0 else False
+            if size >= LEAP and one_go:
+                step = int(track.steps[place])
+                sizes[step] = max(size, sizes.get(step, 0.0))
+    if not sizes:
         return None
+    at = min(step for step, size in sizes.items() if size >= 0.5 * max(sizes.values()))
     found = [order.at(name, at) for name in LEAPT]
     readings = sorted((each for each in found if each is not None and each.z >= OUT), key=lambda each: -each.z)
     return Leap(at, tuple(readings), order.at("loss", at), _off(order, at), _lost(run, order, at))
