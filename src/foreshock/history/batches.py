@@ -58,10 +58,6 @@ class Leaf:
         made = self.value.clone() if self.device.type == "cpu" else self.value.to(_reachable(self.device), copy=True)
         return made.requires_grad_() if self.grad else made
 
-    @property
-    def nbytes(self) -> int:
-        return int(self.value.nbytes)
-
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -112,11 +108,12 @@ def keep(batch: Any, *, copying: bool = False) -> Kept:
         return leaf
 
     tree = _mapped(batch, (Tensor, np.ndarray), kept, _DEPTH)
-    return Kept(tree, tuple(leaves), sum(leaf.nbytes for leaf in leaves))
+    return Kept(tree, tuple(leaves), sum(leaf.value.nbytes for leaf in leaves))
 
 
 def _of_tensor(tensor: Tensor, copying: bool) -> Leaf:
-    plain, device, grad = tensor.detach(), tensor.device, tensor.requires_grad
+    device, grad = tensor.device, tensor.requires_grad
+    plain = tensor.detach() if grad else tensor
     if device.type == "cuda":
         return _from_gpu(plain, grad)
     if device.type != "cpu":

@@ -90,7 +90,6 @@ class History:
         self._entrance = None if monitor.model is None else Entrance(monitor.model, self._forward)
         self._entry: Entry | None = None  # the attempt under way
         self._after: Streams | None = None  # the random streams after the attempt before
-        self._before: Streams | None = None  # and before it
         self._raw: Any = None  # the batch that was given last, of the attempt under way
         self._urgent = False  # a snapshot is wanted whatever the distance
         self._short = ""  # why the tape is shorter than the ring
@@ -193,21 +192,18 @@ class History:
 
     def _begin(self, *, clean: bool) -> None:
         """Takes note that an attempt begins, and takes a snapshot if one is due."""
-        step = self.monitor.step
+        step, snapshots, after = self.monitor.step, self.snapshots, self._after
         self._entry = Entry(step, clean=clean)
-        after = self._after
-        if clean:
-            now = self._reader.read()
-            other = None if after is None else filled(after, now, self._before)
-            self._entry.streams = (now,) if other is None or not differ(now, other) else (now, other)
-            self._before = now
-        elif after is not None:
-            self._entry.streams = (after,)
-        if self._taking and not _capturing() and (self._urgent or self.snapshots.due(step)):
-            self.snapshots.take(step)
+        if self._taking and not _capturing() and (self._urgent or snapshots.due(step)):
+            snapshots.take(step)
             self._urgent = False
-            if self.snapshots.refused:
-                self._mishaps.say("snapshot", f"History: {self.snapshots.refused}; without it nothing can be replayed")
+            if snapshots.refused:
+                self._mishaps.say("snapshot", f"History: {snapshots.refused}; without it nothing can be replayed")
+        if not clean and after is not None:  # its forward pass is over, and may have drawn
+            self._entry.streams = (after,)
+            return
+        now = self._reader.read(deep=not self._tape.entries or snapshots.steps[-1:] == (step,))
+        self._entry.streams = (now,) if after is None or not differ(now, after) else (now, filled(after, now))
 
     def observed(self, loss: Tensor, batch: Any) -> None:
         """Takes the loss of an attempt, or of a micro-batch of it, and its batch; the monitor sees to it.

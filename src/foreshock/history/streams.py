@@ -61,71 +61,65 @@ class Streams:
 
 
 class Reader:
-    """Reads the streams again and again, and returns the very same object while none of them has moved.
+    """Reads the streams again and again, and gives back the same states while they have not moved.
 
-    Reading all of a stream's state takes longer than seeing that it has not moved: 20 us for Python's and 70 us for
-    numpy's. So those two, from which most loops draw nothing, are read at the deep readings only, until they move.
+    Python's and numpy's, from which most loops draw nothing and which take 20 and 70 us to read, are read at the deep
+    readings only, until one of those shows that they have moved.
     """
 
     def __init__(self) -> None:
-        self._last: Streams | None = None
+        self._torch: Streams | None = None  # the last reading, without Python's and numpy's
+        self._raw = b""  # bytes of torch's state in it
+        self._python: tuple[Any, ...] | None = None
+        self._numpy: Mapping[str, Any] | None = None
         self._moves = {"python": False, "numpy": False}
-        self._twister: Any = None  # the object of which `_address` is the memory
+        self._twister: Any = None  # numpy's generator, of which `_address` is the memory
         self._address = 0
-        self._words: bytes = b""  # of the twister, as they were when it was last read
-        self._bytes: bytes = b""  # of torch's state
+        self._words = b""  # the twister, as it was when numpy's state was last read
 
     def read(self, *, deep: bool = True) -> Streams:
         """Returns the streams as they are now.
 
         Args:
-            deep: looks at all; else Python's and numpy's are None unless they have been seen to move before.
+            deep: looks at all; else Python's and numpy's are None unless they have been seen to move.
         """
-        last = self._last
-        python = self._python(last) if deep or self._moves["python"] else None
-        numbers = self._numpy(last) if deep or self._moves["numpy"] else None
-        state = torch.get_rng_state()
-        raw = state.numpy().tobytes()
-        if last is not None and raw == self._bytes:
-            state = last.torch
-        self._bytes = raw
-        cuda = _of_gpus(last)
-        if last is None:
-            self._last = Streams(python, numbers, state, cuda)
-            return self._last
-        found = Streams(python, numbers, state, cuda)
-        if all(one is other for one, other in _pairs(found, last)):
-            return last
-        # what was not looked at has not moved, as far as is known: the next look is held against the last one
-        self._last = Streams(last.python if python is None else python, last.numpy if numbers is None else numbers,
-                             state, cuda)  # fmt: skip
-        return self._last if python is not None and numbers is not None else found
+        light = self._of_torch()
+        python = self._of_python() if deep or self._moves["python"] else None
+        numbers = self._of_numpy() if deep or self._moves["numpy"] else None
+        return light if python is None and numbers is None else Streams(python, numbers, light.torch, light.cuda)
 
-    def _python(self, last: Streams | None) -> tuple[Any, ...]:
-        now = random.getstate()
-        known = None if last is None else last.python
-        if known is None:
-            return now
+    def _of_torch(self) -> Streams:
+        state, last = torch.get_rng_state(), self._torch
+        raw, cuda = state.numpy().tobytes(), _of_gpus(last)
+        if last is None or raw != self._raw or cuda is not last.cuda:
+            self._torch = Streams(None, None, state if last is None or raw != self._raw else last.torch, cuda)
+            self._raw = raw
+            return self._torch
+        return last
+
+    def _of_python(self) -> tuple[Any, ...]:
+        now, known = random.getstate(), self._python
         # every refill of the twister changes all of its words
-        if now[1][-1] == known[1][-1] and now[1][0] == known[1][0] and now[2] == known[2]:
+        if known is not None and now[1][-1] == known[1][-1] and now[1][0] == known[1][0] and now[2] == known[2]:
             return known
-        self._moves["python"] = True
+        self._moves["python"] = known is not None
+        self._python = now
         return now
 
-    def _numpy(self, last: Streams | None) -> Mapping[str, Any]:
-        known = None if last is None else last.numpy
-        words = self._raw()
+    def _of_numpy(self) -> Mapping[str, Any]:
+        known, words = self._numpy, self._memory()
         if known is not None and words and words == self._words and not self._moves["numpy"]:
             return known
         now: Mapping[str, Any] = np.random.get_state(legacy=False)
-        moved = known is None or not _alike(now, known)
         self._words = words
-        if known is not None and moved:
-            self._moves["numpy"] = True
-        return now if known is None or moved else known
+        if known is not None and _alike(now, known):
+            return known
+        self._moves["numpy"] = known is not None
+        self._numpy = now
+        return now
 
-    def _raw(self) -> bytes:
-        """Returns the memory of numpy's generator, if it is the one that numpy starts with."""
+    def _memory(self) -> bytes:
+        """Returns the memory of numpy's generator, if it is of the kind that numpy starts with."""
         find = getattr(np.random, "get_bit_generator", None)
         if find is None:
             return b""
@@ -141,12 +135,10 @@ def differ(one: Streams, other: Streams) -> bool:
     return any(a is not b for a, b in _pairs(one, other) if a is not None and b is not None)
 
 
-def filled(shallow: Streams, deep: Streams, before: Streams | None) -> Streams:
-    """Returns a shallow reading with what a deep one, taken later, shows not to have moved since the one before."""
-    if before is None or (shallow.python is not None and shallow.numpy is not None):
-        return shallow
-    python = deep.python if shallow.python is None and deep.python is before.python else shallow.python
-    numbers = deep.numpy if shallow.numpy is None and deep.numpy is before.numpy else shallow.numpy
+def filled(shallow: Streams, deep: Streams) -> Streams:
+    """Returns a reading with what it did not look at as another one saw it."""
+    python = deep.python if shallow.python is None else shallow.python
+    numbers = deep.numpy if shallow.numpy is None else shallow.numpy
     return Streams(python, numbers, shallow.torch, shallow.cuda)
 
 
