@@ -58,6 +58,19 @@ def test_arms_that_make_no_sense_or_failed_say_nothing() -> None:
     assert proven(run, EVENT, undecided(), ALL) == undecided()
 
 
+def test_a_change_that_makes_no_sense_can_rule_its_cause_out() -> None:
+    run = Run.from_arrays({"loss": [1.0, 2.0]})
+    arms = [
+        {"name": "cut_lr", "what": "half the rate", "verdict": "removed", "peak": 1.0},
+        {"name": "other_batches", "what": "others", "verdict": "not applicable", "why": "every step sees the same data"},
+    ]
+    run.add_finding({"kind": "replay", "event": EVENT.key, "reproducible": True, "peak": 4.0, "arms": arms})
+    judged = [Cause("outlier_batch", 0.6, ("jumped",)), Cause("landscape", 0.4, ("chi",))]
+    found = proven(run, EVENT, judged, ALL)
+    assert best(found).name == "landscape"
+    assert "same data" in " ".join(next(cause for cause in found if cause.name == "outlier_batch").contradicts)
+
+
 def test_a_cause_that_could_not_be_judged_is_brought_in_by_its_cure() -> None:
     judged = [Cause("outlier_batch", 0.2, ("a sign",)), Cause("landscape", 0.2, ("another",))]
     found = proven(run_with(typical("softmax_absorption")), EVENT, judged, ALL)

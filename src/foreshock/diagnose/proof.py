@@ -39,6 +39,12 @@ TEMPER = 0.7  # of the arms' joint log-likelihood
 TELLING = 0.35  # difference from the other causes' mean expectation from which on an arm is quoted
 BY_DATA = frozenset({"batch_size", "micro_batches"})  # a schedule of these is changed with the batches
 DATA_ARMS = frozenset({"skip", "other_batches"})
+MAKES_NO_SENSE = {  # an arm, a word of why it makes no sense -> the cause that it then cannot have been
+    "hold_lr": ("does not rise", "schedule"),
+    "other_batches": ("same data", "outlier_batch"),
+    "floor": ("no second moments", "preconditioner"),
+}
+UNLIKELY = 0.1  # factor on that cause
 FAILS = 0.95  # score of `not_reproducible` where the unchanged replay differs
 REPEATED = 0.1  # factor on it where the unchanged replay is bit for bit the record
 REFERENCE = "replay of this run"
@@ -72,13 +78,16 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
         return _irreproducible(judged, finding)
     outcomes = _outcomes(finding)
     calm = [_repeated(cause) if cause.name == "not_reproducible" else cause for cause in judged]
-    if not outcomes:
+    if not outcomes and not any(arm.get("verdict") == "not applicable" for arm in finding.get("arms", ())):
         return calm
     known = {cause.name: cause for cause in calm}
     names = [name for name in dict.fromkeys([*known, *asked]) if name in REMOVES]
     prior = {name: max(LEAST, known[name].score) if name in known else PRIOR_UNJUDGED for name in names}
     fits = {name: _fit(REMOVES[name], outcomes, known.get(name)) for name in names}
-    weights = {name: prior[name] * math.exp(TEMPER * fits[name]) for name in names}
+    excluded = _excluded(finding, known)
+    weights = {
+        name: prior[name] * math.exp(TEMPER * fits[name]) * (UNLIKELY if name in excluded else 1.0) for name in names
+    }
     weights[OTHER] = PRIOR_OTHER * math.exp(TEMPER * _fit(ANY, outcomes, None))
     total = sum(weights.values())
     result = [cause for cause in calm if cause.name not in REMOVES]
@@ -87,8 +96,10 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
         if cause is None and score < prior[name]:
             continue  # it cannot be judged, and the replay does not speak for it
         for_it, against = _telling(name, names, outcomes)
+        against += excluded.get(name, [])
         if cause is None:
-            result.append(Cause(name, score, tuple(for_it), tuple(against), (), (REFERENCE,), ()))
+            said = tuple(for_it) or ("The record does not tell; what the arms of the replay did fits it.",)
+            result.append(Cause(name, score, said, tuple(against), (), (REFERENCE,), ()))
             continue
         evidence = (*for_it, *cause.evidence) if score >= cause.score else (*against, *cause.evidence)
         result.append(
@@ -108,6 +119,17 @@ def _outcomes(finding: Mapping[str, Any]) -> list[Outcome]:
             instead = f"peak {number(float(arm['peak']))} instead of {number(float(finding['peak']))}"
             words = {"removed": "is gone", "weakened": "is weaker", "stays": "stays", "worse": "is worse"}[verdict]
             found.append(Outcome(arm["name"], arm.get("what", arm["name"]), gone[verdict], f"{words} ({instead})"))
+    return found
+
+
+def _excluded(finding: Mapping[str, Any], known: Mapping[str, Cause]) -> dict[str, list[str]]:
+    """Returns causes that an event cannot have where the arm against them makes no sense, each with the reason."""
+    found = {}
+    for arm in finding.get("arms", ()):
+        word, cause = MAKES_NO_SENSE.get(str(arm.get("name")), ("", ""))
+        if word and arm.get("verdict") == "not applicable" and word in str(arm.get("why")):
+            if cause != "schedule" or cause not in known or BY_DATA.isdisjoint(known[cause].signals):
+                found[cause] = [f"In the steps that were run again, {arm['why']}."]
     return found
 
 
