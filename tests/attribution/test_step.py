@@ -90,7 +90,7 @@ def test_weights_take_the_place_of_the_mean():
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU])
 @pytest.mark.parametrize("dtype", [torch.float32, WIDE])
 def test_columns_add_up_to_the_change_also_across_kinks(activation, dtype):
-    for seed, size in itertools.product(range(3), (0.01, 0.5)):
+    for seed, size in ((0, 0.01), (1, 0.5), (2, 0.5)):
         net = classifier(seed, activation=activation, dtype=dtype)
         before, after = moved(net, size, seed)
         found = attribute(losses_of(net, batch(seed, 50, dtype)), list(net.parameters()), before, after)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from foreshock.attribution.capture import Step, capture
+from foreshock.attribution.captured import Step, capture
+from foreshock.attribution.counterfactual import Counterfactual, counterfactual_rows
 from foreshock.attribution.directions import Projection
 from foreshock.attribution.result import Attribution
 from foreshock.attribution.rows import RowProducts, row_products
 from foreshock.attribution.split import StepSplit
 from foreshock.attribution.step import attribute
+from foreshock.attribution.steps import attribute_steps
 
 __all__ = [
-    "Attribution", "Projection", "RowProducts", "Step", "StepSplit", "attribute", "capture", "row_products",
+    "Attribution", "Counterfactual", "Projection", "RowProducts", "Step", "StepSplit", "attribute", "attribute_steps",
+    "capture", "counterfactual_rows", "row_products",
 ]  # fmt: skip

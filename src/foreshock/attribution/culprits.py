@@ -14,6 +14,7 @@ from foreshock.attribution.evaluate import Evaluation, Losses
 from foreshock.attribution.rows import row_products
 from foreshock.attribution.split import FITS, Source, StepSplit, split_step, thinned, working
 from foreshock.attribution.statistics import coupling, held_statistics
+from foreshock.attribution.terms import Factor
 
 __all__ = ["Pushed", "consumption", "pushed", "rows_along"]
 
@@ -30,14 +31,14 @@ _HOW = {
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """The rows of a step.
+    """What the parts of one step did.
 
     Attributes:
         rows: of the batch's examples, shape (m,), float64 on the CPU; None where the step is not split.
         history, decay, l2: of momentum and both decays.
         coverage: of the batch's part by the rows.
         clipped: what the batch's gradient was multiplied by.
-        gradient: the batch's at the weights before the step.
+        carried: dL/dm_before, what steps before did through the momentum that this one found, tensor by tensor.
         notes: sentences.
     """
 
@@ -47,6 +48,7 @@ class Pushed:
     l2: float
     coverage: float
     clipped: float | None
+    carried: tuple[Tensor | None, ...]
     notes: tuple[str, ...]
 
 
@@ -58,9 +60,13 @@ def pushed(
     ends: tuple[Sequence[Tensor], Sequence[Tensor]],
     gradient: Sequence[Tensor | None],
     *,
+    later: Sequence[Tensor | None] | None = None,
     model: nn.Module | None = None,
 ) -> Pushed:
-    """Returns what each part of a step did along a path gradient: row_i = <e, P_i>, history, decay.
+    """Returns what each part of a step did along a path gradient e, and through momentum along the steps after it.
+
+    With m = keep m_before + admit g' and delta = -(through m + direct g') - decay theta, the loss moves by -<a, m> with
+    a = through e + keep_later a_later, the gradients by -<a admit + direct e, g'>, and -<keep a, m_before> is history.
 
     Two gradients: the batch's, for the factor by which it was scaled, and the rows.
 
@@ -70,31 +76,43 @@ def pushed(
         source: what the optimizer knew, and the gradients consumed where they were kept.
         ends: values before and after.
         gradient: e.
+        later: `carried` of the step after, where that is to be followed.
         model: what is run.
     """
     before, after = ends
     split, scale, notes = consumption(evaluation, losses, weights, source, ends)
     if not split.known:
-        return Pushed(None, 0.0, 0.0, 0.0, 0.0, None, tuple(notes))
+        return Pushed(None, 0.0, 0.0, 0.0, 0.0, None, (None,) * len(before), tuple(notes))
     history = decay = l2 = 0.0
     direction: list[Tensor | None] = []
-    for e, terms, grad, start, factor in zip(
-        gradient, split.terms, split.grads, before, scale.factors, strict=True
-    ):  # fmt: skip
-        if e is None or terms is None or grad is None:
+    carried: list[Tensor | None] = []
+    for i, (e, terms, grad) in enumerate(zip(gradient, split.terms, split.grads, strict=True)):
+        found = None if later is None else later[i]
+        if terms is None or grad is None or (e is None and found is None):
             direction.append(None)
+            carried.append(found)  # momentum stays as it is where there is no gradient
             continue
-        theta = working(start)
-        pieces = terms.pieces(theta, torch.zeros_like(theta))
-        wide = e.double()
-        history += float((wide * pieces.history.to(wide)).sum())
-        decay += float((wide * pieces.decay.to(wide)).sum())
-        l2 += float((wide * pieces.l2.to(wide)).sum())
-        gain = terms.gain * factor * -terms.sign
-        direction.append((e * (gain.to(e) if isinstance(gain, Tensor) else gain)).to(e))
+        theta = working(before[i])
+        e = torch.zeros_like(theta) if e is None else e
+        along = _times(e, terms.through) if found is None else _times(e, terms.through) + found.to(e)
+        felt = _times(along, terms.admit) + _times(e, terms.direct)
+        direction.append(_times(felt, scale.factors[i]) * -terms.sign)
+        decay -= terms.decay * inner(e, theta) if terms.decay else 0.0
+        l2 -= terms.l2 * inner(felt, theta) if terms.l2 else 0.0
+        history -= 0.0 if terms.momentum is None else terms.keep * inner(along, terms.momentum)
+        carried.append(None if terms.momentum is None else along * terms.keep)
     evaluation.put(before, after, 0.0)
     rows, coverage, said = rows_along(evaluation, losses, weights, direction, model)
-    return Pushed(rows, history, decay, l2, coverage, scale.whole, (*notes, *said))
+    return Pushed(rows, history, decay, l2, coverage, scale.whole, tuple(carried), (*notes, *said))
+
+
+def _times(tensor: Tensor, factor: Factor) -> Tensor:
+    return tensor * (factor.to(tensor) if isinstance(factor, Tensor) else factor)
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """Returns <a, b>, summed in float64."""
+    return float((a.double() * b.to(a.device).double()).sum())
 
 
 def consumption(

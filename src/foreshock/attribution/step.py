@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock import distributed
-from foreshock.attribution.capture import Step
+from foreshock.attribution.captured import Step
 from foreshock.attribution.culprits import pushed
 from foreshock.attribution.directions import project
 from foreshock.attribution.evaluate import Evaluation, Losses, listed
@@ -20,7 +20,7 @@ from foreshock.attribution.split import Source, source_of
 from foreshock.curvature.determinism import dropping_modules
 from foreshock.errors import UsageError
 
-__all__ = ["attribute", "measured"]
+__all__ = ["attribute", "checked", "incomplete", "measured", "uniform"]
 
 FAINT = 1e-4  # |dL| / L below which float32 cannot show columns to 1e-3 (its rounding is 1.2e-7 L): float64 then
 
@@ -86,16 +86,15 @@ def attribute(
     ([-0.25, -2.25], -2.5)
     """
     leaves, start, end = listed(params, before, after)
-    if nodes != "auto" and (not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1):
-        raise UsageError(f"attribute(nodes): 'auto' or a positive number of gradients, got {nodes!r}")
+    count = checked(nodes)
     source = _source(optimizer, leaves, grads)
     own = culprit_loss or per_example_loss
     modules, labels = modules_and_names(names, leaves, (per_example_loss, own))
     evaluation, values, notes = measured(per_example_loss, leaves, (start, end), modules, dtype)
     first, last = values
-    scale = _weights(weights, len(first), first)
+    scale = uniform(len(first), first) if weights is None else _given(weights, len(first), first)
     with evaluation.opened():
-        path = integrate(evaluation, per_example_loss, scale, (start, end), values, None if nodes == "auto" else nodes)
+        path = integrate(evaluation, per_example_loss, scale, (start, end), values, count)
         rows = ((last - first) * scale).cpu()
         change = float(rows.sum())
         columns = {
@@ -104,7 +103,7 @@ def attribute(
         result: dict[str, Any] = {}
         if source is not None:
             evaluation.put(start, end, 0.0)
-            shares = scale if own is per_example_loss else _weights(None, len(evaluation.losses(own)), first)
+            shares = scale if own is per_example_loss else uniform(len(evaluation.losses(own)), first)
             model = names if isinstance(names, nn.Module) else None
             found = pushed(evaluation, own, shares, source, (start, end), path.gradient, model=model)
             batch = 0.0 if found.rows is None else float(found.rows.sum())
@@ -115,8 +114,8 @@ def attribute(
             }  # fmt: skip
             notes.extend(found.notes)
         projections = project(directions or {}, labels, path.gradient, start, end)
-    if nodes == "auto" and abs(path.total - change) > CLOSE * abs(change):
-        notes.append(_incomplete(path.total, change, path.nodes))
+    if count is None:
+        notes.extend(incomplete(path.total, change, path.nodes))
     return Attribution(
         rows=rows, columns=columns, total=path.total, measured=change, nodes=path.nodes, projections=projections,
         loss=float((first * scale).sum()), notes=tuple(dict.fromkeys(notes)), **result,
@@ -193,16 +192,35 @@ def _source(
     return source_of(optimizer, params), grads
 
 
-def _weights(weights: Tensor | None, n: int, like: Tensor) -> Tensor:
-    if weights is None:
-        return torch.full_like(like[:1], 1.0 / n).expand(n).clone()
+def uniform(n: int, like: Tensor) -> Tensor:
+    """Returns the weights of a mean over n examples."""
+    return torch.full((n,), 1.0 / n, dtype=like.dtype, device=like.device)
+
+
+def _given(weights: Tensor, n: int, like: Tensor) -> Tensor:
     if tuple(weights.shape) != (n,):
         raise UsageError(f"attribute(weights): shape ({n},), one for each example, got {tuple(weights.shape)}")
     return weights.detach().to(like)
 
 
-def _incomplete(total: float, change: float, nodes: int) -> str:
-    return (
+def checked(nodes: Nodes) -> int | None:
+    """Returns how many nodes are wanted, None for as many as are needed.
+
+    Raises:
+        UsageError: neither.
+    """
+    if nodes == "auto":
+        return None
+    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
+        raise UsageError(f"attribute(nodes): 'auto' or a positive number of gradients, got {nodes!r}")
+    return nodes
+
+
+def incomplete(total: float, change: float, nodes: int) -> list[str]:
+    """Returns a note where columns and change do not agree."""
+    if abs(total - change) <= CLOSE * abs(change):
+        return []
+    return [
         f"the columns add up to {total:.6g}, the loss changed by {change:.6g}, after {nodes} gradients: kinks (ReLU, "
         "max) or the precision limit the path; float64 helps against the latter (dtype=torch.float64)"
-    )
+    ]
