@@ -62,7 +62,7 @@ def test_a_change_that_makes_no_sense_can_rule_its_cause_out() -> None:
     run = Run.from_arrays({"loss": [1.0, 2.0]})
     arms = [
         {"name": "cut_lr", "what": "half the rate", "verdict": "removed", "peak": 1.0},
-        {"name": "other_batches", "what": "others", "verdict": "not applicable", "why": "every step sees the same data"},
+        {"name": "other_batches", "verdict": "not applicable", "why": "every step sees the same data"},
     ]
     run.add_finding({"kind": "replay", "event": EVENT.key, "reproducible": True, "peak": 4.0, "arms": arms})
     judged = [Cause("outlier_batch", 0.6, ("jumped",)), Cause("landscape", 0.4, ("chi",))]

@@ -78,13 +78,13 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
         return _irreproducible(judged, finding)
     outcomes = _outcomes(finding)
     calm = [_repeated(cause) if cause.name == "not_reproducible" else cause for cause in judged]
-    if not outcomes and not any(arm.get("verdict") == "not applicable" for arm in finding.get("arms", ())):
-        return calm
     known = {cause.name: cause for cause in calm}
+    excluded = _excluded(finding, known)
+    if not outcomes and not excluded:
+        return calm
     names = [name for name in dict.fromkeys([*known, *asked]) if name in REMOVES]
     prior = {name: max(LEAST, known[name].score) if name in known else PRIOR_UNJUDGED for name in names}
     fits = {name: _fit(REMOVES[name], outcomes, known.get(name)) for name in names}
-    excluded = _excluded(finding, known)
     weights = {
         name: prior[name] * math.exp(TEMPER * fits[name]) * (UNLIKELY if name in excluded else 1.0) for name in names
     }
@@ -127,9 +127,9 @@ def _excluded(finding: Mapping[str, Any], known: Mapping[str, Cause]) -> dict[st
     found = {}
     for arm in finding.get("arms", ()):
         word, cause = MAKES_NO_SENSE.get(str(arm.get("name")), ("", ""))
-        if word and arm.get("verdict") == "not applicable" and word in str(arm.get("why")):
-            if cause != "schedule" or cause not in known or BY_DATA.isdisjoint(known[cause].signals):
-                found[cause] = [f"In the steps that were run again, {arm['why']}."]
+        by_data = cause == "schedule" and cause in known and not BY_DATA.isdisjoint(known[cause].signals)
+        if word and arm.get("verdict") == "not applicable" and word in str(arm.get("why")) and not by_data:
+            found[cause] = [f"In the steps that were run again, {arm['why']}."]
     return found
 
 
@@ -155,7 +155,7 @@ def _telling(name: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> tu
         if abs(own - sum(other[place] for other in others) / len(others)) < TELLING:
             continue
         agrees = outcome.gone >= 0.5 if own > 0.5 else outcome.gone < 0.5
-        said = f"Run again with the {outcome.what} (`{outcome.name}`), the spike {outcome.said}."
+        said = f"Run again with one change, `{outcome.name}` ({outcome.what}), the spike {outcome.said}."
         (for_it if agrees else against).append(said)
     return for_it, against
 
