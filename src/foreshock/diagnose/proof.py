@@ -36,6 +36,7 @@ REMOVES: Mapping[str, tuple[float, ...]] = {
 OTHER, ANY = "", (0.3,) * len(ARMS)  # none of the causes: any change may do
 PRIOR_OTHER, PRIOR_UNJUDGED, LEAST = 0.1, 0.05, 0.01
 TEMPER = 0.7  # of the arms' joint log-likelihood
+QUOTED = 3  # arms for a cause, and as many against it, at the most
 TELLING = 0.35  # difference from the other causes' mean expectation from which on an arm is quoted
 BY_DATA = frozenset({"batch_size", "micro_batches"})  # a schedule of these is changed with the batches
 DATA_ARMS = frozenset({"skip", "other_batches"})
@@ -113,24 +114,42 @@ def _outcomes(finding: Mapping[str, Any]) -> list[Outcome]:
     """Returns the arms that were run, and are known."""
     found = []
     gone = {"removed": 1.0, "weakened": 0.5, "stays": 0.0, "worse": 0.0}
-    for arm in finding.get("arms", ()):
-        verdict = arm.get("verdict")
+    for arm in _arms(finding):
+        verdict = str(arm.get("verdict"))
         if arm.get("name") in ARMS and verdict in gone:
-            instead = f"peak {number(float(arm['peak']))} instead of {number(float(finding['peak']))}"
+            instead = f"peak {number(_float(arm.get('peak')))} instead of {number(_float(finding.get('peak')))}"
             words = {"removed": "is gone", "weakened": "is weaker", "stays": "stays", "worse": "is worse"}[verdict]
-            found.append(Outcome(arm["name"], arm.get("what", arm["name"]), gone[verdict], f"{words} ({instead})"))
+            what = str(arm.get("what") or arm["name"])
+            found.append(Outcome(arm["name"], what, gone[verdict], f"{words} ({instead})"))
     return found
+
+
+def _arms(finding: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [arm for arm in finding.get("arms") or () if isinstance(arm, Mapping)]
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _excluded(finding: Mapping[str, Any], known: Mapping[str, Cause]) -> dict[str, list[str]]:
     """Returns causes that an event cannot have where the arm against them makes no sense, each with the reason."""
     found = {}
-    for arm in finding.get("arms", ()):
+    for arm in _arms(finding):
         word, cause = MAKES_NO_SENSE.get(str(arm.get("name")), ("", ""))
         by_data = cause == "schedule" and cause in known and not BY_DATA.isdisjoint(known[cause].signals)
         if word and arm.get("verdict") == "not applicable" and word in str(arm.get("why")) and not by_data:
             found[cause] = [f"In the steps that were run again, {arm['why']}."]
     return found
+
+
+def _peak(found: Mapping[str, Any]) -> str:
+    """Returns the peak of an arm or of the original; "?" where another version has left it out."""
+    peak = found.get("peak")
+    return number(float(peak)) if isinstance(peak, int | float) else "?"
 
 
 def _fit(expected: Sequence[float], outcomes: Sequence[Outcome], cause: Cause | None) -> float:
@@ -146,17 +165,20 @@ def _fit(expected: Sequence[float], outcomes: Sequence[Outcome], cause: Cause | 
 
 
 def _telling(name: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> tuple[list[str], list[str]]:
-    """Returns what the arms say for a cause and against it, of those by which it can be told from the others."""
-    for_it, against = list[str](), list[str]()
+    """Returns what the arms say for a cause and against it, by those that tell it best from the others; cures first."""
+    told: list[tuple[bool, bool, float, str]] = []
     others = [REMOVES[other] for other in names if other != name] or [ANY]
     for outcome in outcomes:
         place = ARMS.index(outcome.name)
         own = REMOVES[name][place]
-        if abs(own - sum(other[place] for other in others) / len(others)) < TELLING:
+        apart = abs(own - sum(other[place] for other in others) / len(others))
+        if apart < TELLING:
             continue
         agrees = outcome.gone >= 0.5 if own > 0.5 else outcome.gone < 0.5
-        said = f"Run again with one change, `{outcome.name}` ({outcome.what}), the spike {outcome.said}."
-        (for_it if agrees else against).append(said)
+        said = f"Run again with `{outcome.name}` ({outcome.what}), the spike {outcome.said}."
+        told.append((agrees, outcome.gone < 0.5, -apart, said))
+    told.sort()
+    for_it, against = ([said for agrees, _, _, said in told if agrees is wanted][:QUOTED] for wanted in (True, False))
     return for_it, against
 
 
