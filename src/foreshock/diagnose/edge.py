@@ -1,25 +1,31 @@
 """What the causes that drive an optimizer over its edge of stability share: the approach, and how much it says.
 
 `preconditioner`, `landscape` and `schedule` are the three parts of the growth of ln chi; the verdict is the approach's.
+Where chi was not read close enough to the event, the signs of an edge say something, with less certainty.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from foreshock.detect.series import near, readings
 from foreshock.diagnose.advice import Advice, advice
 from foreshock.diagnose.approach import Approach, approach
+from foreshock.diagnose.signs import Signs, signs
 from foreshock.diagnose.wording import count, number, percent
 from foreshock.run.event import Event, family
 from foreshock.run.run import Run
 
-KINDS = frozenset({"watch", "imminent", "transient", "spike"})
+KINDS = frozenset({"watch", "imminent", "transient", "spike", "divergence"})
 NEEDS = ("chi",)
-BETTER = ("chi_growth", "chi_share", "lr")
+BETTER = ("chi_growth", "chi_share", "lr", "grad_cosine", "v_ratio", "chi_secant")
 # How likely curvature made the event, by when chi passed 1: before the loss turned, with it, after it; or not at all.
 BEFORE, WITH, RARE, AFTER, BELOW = 0.92, 0.7, 0.5, 0.25, 0.03
 SLOW = 5  # steps from the crossing to a rise of 1.5 from which the crossing came first, wherever the loss turned
+STALE = 100  # steps between readings on the way to the turn from which the split says nothing of what happened last
 HALF = 0.5  # share of denominators and landscape each where the growth was not split
 REFERENCES = ("Cohen et al. 2022, arXiv 2207.14484", "Bai et al. 2025, arXiv 2506.04805")
 CONTRADICTS = (
@@ -53,6 +59,74 @@ class Driven:
             return shares.get(part, 0.0) / total
         known = {"preconditioner": HALF, "landscape": HALF} if self.how.marks.adam else {"landscape": 1.0}
         return known.get(part, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How likely curvature made an event, and whose doing it was: by chi where it was read, else by signs.
+
+    Attributes:
+        strength: 0 to 1, whoever drove it.
+        shares: "preconditioner", "landscape" and "learning rate" -> part in it.
+        said: in sentences, the most telling first.
+        against: what speaks against it.
+        found: the approach; None where chi was not read close enough.
+        signals: what it was read from.
+    """
+
+    strength: float
+    shares: Mapping[str, float]
+    said: tuple[str, ...]
+    against: tuple[str, ...]
+    found: Driven | None
+    signals: tuple[str, ...]
+
+    def score(self, part: str) -> float:
+        """Returns the score of one part."""
+        return self.strength * self.shares.get(part, 0.0)
+
+
+PARTS = ("preconditioner", "landscape", "learning rate")
+
+
+def verdict(run: Run, event: Event) -> Verdict | None:
+    """Returns how likely curvature made an event; None where nothing that was recorded tells.
+
+    Args:
+        run: the run, complete or so far.
+        event: of one of `KINDS`, not of the softmax.
+    """
+    if not asked(event):
+        return None
+    found = driven(run, event)
+    sure = found is not None and found.strength != RARE
+    stale = found is not None and found.how.verdict != "unexplained" and _stale(run, found.how)
+    marks = None if (sure and not stale) or event.kind not in ("spike", "divergence") else signs(run, event)
+    if found is None:
+        return None if marks is None else _by_signs(marks)
+    shares: Mapping[str, float] = {part: found.share(part) for part in PARTS}
+    said = tuple(filter(None, (found.passing, found.parts)))
+    if marks is None:
+        return Verdict(found.strength, shares, said, (), found, NEEDS)
+    strength = found.strength if sure else max(found.strength, marks.strength)
+    if stale or not found.how.shares:
+        shares, said = marks.shares, (found.passing,)
+    return Verdict(strength, shares, (*said, *marks.said), marks.against, found, (*NEEDS, *marks.signals))
+
+
+def _by_signs(marks: Signs) -> Verdict:
+    said = marks.said or tuple(f"{each[:1].upper()}{each[1:]}" for each in marks.against)
+    note = "chi was not read close enough to the event: this rests on signs of an edge alone."
+    return Verdict(marks.strength, marks.shares, said or (note,), (*marks.against, note), None, marks.signals)
+
+
+def _stale(run: Run, how: Approach) -> bool:
+    """Returns whether nobody looked for long between the crossing and the turn."""
+    marks = how.marks
+    if marks.crossing is None or marks.turn is None or marks.turn - marks.crossing < STALE:
+        return False
+    steps = readings(run).within(marks.crossing, marks.turn).steps
+    return bool(np.max(np.diff(np.append(steps, marks.turn)), initial=0) >= STALE)
 
 
 def asked(event: Event) -> bool:

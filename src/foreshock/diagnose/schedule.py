@@ -6,7 +6,7 @@ import math
 
 from foreshock.detect.series import Series, near, series
 from foreshock.diagnose.base import RULED_OUT, Cause
-from foreshock.diagnose.edge import asked, driven
+from foreshock.diagnose.edge import verdict
 from foreshock.diagnose.leaps import BEFORE, HARMLESS, Leap, leaps, rates
 from foreshock.diagnose.onset import onset
 from foreshock.diagnose.wording import number
@@ -67,11 +67,10 @@ def schedule(run: Run, event: Event) -> Cause | None:
     if told and (best is None or best.score < WARMING):
         warming = _warming(series(here, told[0]), rise)
         score, said = (max(score, WARMING), [warming, *said]) if warming else (score, said)
-    edge = driven(run, event) if asked(event) else None
-    if edge is not None and edge.how.shares:
-        share = edge.share("learning rate")
-        said += [edge.passing, edge.parts] if share > STILL else []
-        score = max(score, edge.strength * share)
+    edge = verdict(run, event) if told else None
+    if edge is not None and edge.score("learning rate") > STILL:
+        said += edge.said
+        score = max(score, edge.score("learning rate"))
     if not said:
         said = [_still(here, told, others, rise)]
     todo = _advice(found, resumed, score)
