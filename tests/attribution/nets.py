@@ -41,7 +41,7 @@ def signals() -> Made:
 
 
 class Attention(nn.Module):
-    """A decoder block: packed qkv, tied head, positions by lookup, bare parameters, a norm of its own, a layer twice."""
+    """A decoder block: packed qkv, tied head, places looked up, bare parameters, a norm of its own, one layer twice."""
 
     def __init__(self, tokens: int = 7, width: int = 8, length: int = 8) -> None:
         super().__init__()
@@ -93,12 +93,8 @@ class Heads(nn.Module):
 
 
 def heads() -> Made:
-    return _heads(6)
-
-
-def _heads(length: int) -> Made:
     net = Heads()
-    x = torch.randn(length, N, 5)
+    x = torch.randn(6, N, 5)
     y = torch.arange(N) % 3
     return net, lambda: F.cross_entropy(net(x), y, reduction="none")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 
@@ -45,6 +47,13 @@ def arguments_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 @cache
 def _signature(function: Any) -> inspect.Signature:
     return inspect.signature(function)
+
+
+def dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """Returns a tensor that carries a tangent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own torch.jit.script, at its first dual tensor
+        return forward_ad.make_dual(primal, tangent)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def by_frequency() -> str:

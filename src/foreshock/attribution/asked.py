@@ -22,7 +22,10 @@ from foreshock.curvature.surroundings import surroundings
 from foreshock.errors import UsageError
 
 METHODS = ("auto", "ghost", "forward", "double", "each")
-_LOW = (torch.float16, torch.bfloat16)
+# Forward mode is as fast as ghost products, but its first use in a process loads seconds' worth of torch, it has no
+# fused attention, and under 16 bits its tangents are rounded.
+_ORDER = ("ghost", "forward", "double", "each")
+_REST = ("double", "forward", "each")  # for a few parameters
 _COUPLED = (
     "examples are coupled by what they share (statistics of the batch, for one): a row is the gradient of an example's "
     "loss through it; model.eval() freezes statistics"
@@ -77,11 +80,10 @@ class Asked:
             return Answer(self._wide(self._losses().detach()) * 0.0, "forward")
         places = frozenset(self._moves)
         if method == "auto":
-            low = any(self._params[place].dtype in _LOW for place in places)
-            found = self._first(("ghost", "rounded", "double", "each") if low else _ORDER, places)
+            found = self._first(_ORDER, places)
         else:
             try:
-                found = self._by("rounded" if method == "forward" else method, places)
+                found = self._by(method, places)
             except (RuntimeError, CoupledError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 said = f"row_products(method={method!r}): {reason}; method='auto' looks for another"
@@ -101,8 +103,7 @@ class Asked:
                     raise
                 continue
             if found.missing:
-                others = tuple(other for other in methods if other != "ghost")
-                more = self._first(others, found.missing)
+                more = self._first(_REST, found.missing)
                 named = f"{found.method}, {more.method}"
                 return Answer(found.values + more.values, named, frozenset(), found.missing, more.note or note)
             return Answer(found.values, found.method, note=found.note or note)
@@ -122,8 +123,8 @@ class Asked:
             missing = frozenset(place for place in ours if id(self._params[place]) in rest)
             return Answer(self._wide(values), "ghost", missing, note=self._note())
         with self._evaluating(ours, exact=True) as some:
-            if method in ("forward", "rounded"):
-                values, moved, coupled = forward_rows(self._checked, some, moves, wide=method == "forward")
+            if method == "forward":
+                values, moved, coupled = forward_rows(self._checked, some, moves)
                 if not moved:
                     self._linked()
                 return Answer(self._wide(values), "forward", note=_COUPLED if coupled else "")
@@ -203,6 +204,3 @@ class Asked:
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-_ORDER = ("forward", "ghost", "rounded", "double", "each")

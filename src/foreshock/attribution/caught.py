@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -89,7 +88,7 @@ def movement(
         kind: the type of f's output.
 
     Raises:
-        NotImplementedError: f has no derivative in forward mode.
+        NotImplementedError: f has no second derivative, or writes to its argument.
         UsageError: an embedding that divides by how often an entry is looked up, over all examples.
     """
     wide = torch.promote_types(kind, torch.float32)
@@ -115,7 +114,7 @@ def movement(
                 return [function(*(moves[id(each)].to(wide) if id(each) in moves else still(each) for each in factors))]
         if in_place(function):
             raise NotImplementedError(f"{function.__name__} writes to its argument")
-        return _forward(function, args, kwargs, moves, still, wide)
+        return _general(function, args, kwargs, moves, still, wide)
 
 
 def _linear(
@@ -163,24 +162,42 @@ def _linear(
     return function(*arguments, **names)  # type: ignore[no-any-return]
 
 
-def _forward(
+def along(outputs: Sequence[Tensor], leaves: Sequence[Tensor], moves: Sequence[Tensor]) -> list[Tensor | None]:
+    """Returns J U for each of the outputs, by two derivatives in reverse mode: of v -> <J'v, U>, which is linear in v.
+
+    Unlike forward mode, which begins by loading the half of torch that compiles, it is there at once.
+
+    Raises:
+        RuntimeError: an operation has no second derivative.
+    """
+    with torch.enable_grad():
+        vs = [torch.zeros_like(output).requires_grad_() for output in outputs]
+        product = torch.stack([(output * v).sum().to(vs[0]) for output, v in zip(outputs, vs, strict=True)]).sum()
+        grads = torch.autograd.grad(product, list(leaves), create_graph=True, allow_unused=True)
+        dots = [(g * u.to(g)).sum().to(product) for g, u in zip(grads, moves, strict=True) if g is not None]
+        found = torch.autograd.grad(torch.stack(dots).sum(), vs, allow_unused=True)
+    return [None if each is None else each.detach() for each in found]
+
+
+def _general(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], moves: Tangents, still: Any, wide: torch.dtype
 ) -> list[Tensor | None]:
-    """Returns the tangents of what any operation gives, by forward mode."""
-    with forward_ad.dual_level():
+    """Returns what the results of any operation move by."""
+    leaves: dict[int, Tensor] = {}
 
-        def dual(tensor: Tensor) -> Tensor:
-            if id(tensor) not in moves:
-                return still(tensor)  # type: ignore[no-any-return]
-            return forward_ad.make_dual(tensor.detach().to(wide), moves[id(tensor)].to(wide))  # type: ignore[no-any-return, no-untyped-call]
+    def moved(tensor: Tensor) -> Tensor:
+        if id(tensor) not in moves:
+            return still(tensor)  # type: ignore[no-any-return]
+        return leaves.setdefault(id(tensor), tensor.detach().to(wide).requires_grad_())
 
-        arguments, names = replaced((args, kwargs), dual)
-        try:
+    try:
+        with torch.enable_grad():
+            arguments, names = replaced((args, kwargs), moved)
             given = function(*arguments, **names)
-        except RuntimeError as error:
-            raise NotImplementedError(str(error)) from error
-        results = [given] if isinstance(given, Tensor) else list(given)
-        return [
-            forward_ad.unpack_dual(each).tangent if isinstance(each, Tensor) else None  # type: ignore[no-untyped-call]
-            for each in results
-        ]
+            results = [given] if isinstance(given, Tensor) else list(given)
+            ours = [each for each in results if isinstance(each, Tensor) and each.requires_grad]
+            found = along(ours, list(leaves.values()), [moves[key].to(wide) for key in leaves])
+    except RuntimeError as error:
+        raise NotImplementedError(str(error)) from error
+    tangents = iter(found)
+    return [next(tangents) if any(each is own for own in ours) else None for each in results]

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from foreshock.attribution.arguments import arguments_of, tensors_of
-from foreshock.attribution.caught import movement, opened, plain
+from foreshock.attribution.caught import along, movement, opened, plain
 from foreshock.attribution.layouts import dimensions, layouts, places
 from foreshock.curvature.harmless import random_state, restore_random_state
 from foreshock.errors import UsageError
@@ -163,7 +163,7 @@ class Catch(TorchFunctionMode):
         self.met.append(met)
 
         def meet(gradient: Tensor) -> None:
-            if tangent is not None:
+            if tangent is not None and self.count:  # not in a gradient that is part of the losses
                 dims = dimensions(met.shape, self.count, second=number in self._deep)
                 met.parts.append(places(gradient, tangent, dims))
 
@@ -195,20 +195,13 @@ class Catch(TorchFunctionMode):
         return known
 
     def _tangent_of(self, tensor: Tensor) -> Tensor:
-        """Returns the tangent of a parameter, or of what was made of parameters alone.
-
-        The latter by two derivatives in reverse mode: v -> <J'v, U> is linear, and its gradient is J U.
-        """
+        """Returns the tangent of a parameter, or of what was made of parameters alone."""
         known = self._tangents.get(id(tensor))
-        if known is not None:
-            return known
-        pairs = [(param, self._tangents[key]) for key, param in self._params.items() if key in self._tangents]
-        with torch.enable_grad():
-            v = torch.zeros_like(tensor).requires_grad_()
-            grads = torch.autograd.grad(tensor, [p for p, _ in pairs], v, create_graph=True, allow_unused=True)
-            dots = [(g * u.to(g)).sum().to(tensor) for g, (_, u) in zip(grads, pairs, strict=True) if g is not None]
-            (found,) = torch.autograd.grad(torch.stack(dots).sum(), [v])
-        return found.detach()
+        if known is None:
+            pairs = [(param, self._tangents[key]) for key, param in self._params.items() if key in self._tangents]
+            (known,) = along([tensor], [param for param, _ in pairs], [tangent for _, tangent in pairs])
+            assert known is not None
+        return known
 
     def uncaught(self, losses: Tensor) -> set[int]:
         """Returns the ids of the parameters with tangents that losses depend on other than through tied outputs."""
@@ -282,7 +275,8 @@ def _passes(catch: Catch, losses: Tensor) -> tuple[Tensor, set[int]]:
         for met in catch.met:
             met.parts.clear()
         for weights in (torch.ones_like(codes), codes):
-            torch.autograd.grad(losses, catch.anchor, weights * scale, retain_graph=True, allow_unused=True)
+            total = (losses * (weights * scale)).sum()
+            torch.autograd.grad(total, catch.anchor, retain_graph=True, allow_unused=True)
         used = [met for met in catch.met if met.parts]
         if not half or all(bool(torch.isfinite(part).all()) for met in used for part in met.parts):
             break

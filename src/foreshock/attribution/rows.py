@@ -48,14 +48,13 @@ def row_products(
 
     | method | what is done | cost in gradients (MLP / conv / GPT) | does not work |
     |---|---|---|---|
-    | "forward" | one pass in forward mode | 1.3 / 1.4 / 1.4 | operations without forward mode; rounds under 16 bits |
     | "ghost" | `ghost.py`: one forward and two backward passes | 1.6 / 2.0 / 1.8 | losses that share activations |
+    | "forward" | one pass in forward mode | 1.3 / 1.4 / 1.4 | operations that lack it; rounds under 16 bits |
     | "double" | two derivatives in reverse mode | 1.7 / 3.1 / 2.0 | graphs that cannot be differentiated twice |
     | "each" | n backward passes | n | - |
 
-    "auto" takes the first that works, "ghost" before "forward" where 16 bits are about: its dot products are in
-    float32. Parameters that ghost products do not reach (used by operations that cannot be caught) are given to the
-    others. All are exact up to rounding.
+    "auto" takes the first that works, in this order. Parameters that ghost products do not reach (used by operations
+    that cannot be caught) are given to the others. All are exact up to rounding; dot products are in float32 or wider.
 
     Where examples share something, as statistics of the batch in training mode, g_i is the gradient of l_i through what
     is shared; sum_i g_i is then still the gradient of the sum. `note` says so; `model.eval()` freezes statistics.
@@ -94,14 +93,10 @@ def row_products(
     if found.missing:
         covered, rest = float(values.double().sum()), asked.along(found.missing, weights)
         coverage = covered / (covered + rest) if covered + rest else math.nan
-    return RowProducts(
-        values, coverage, found.method, asked.names(found.missing), asked.names(found.rest), found.note
-    )
+    return RowProducts(values, coverage, found.method, asked.names(found.missing), asked.names(found.rest), found.note)
 
 
-def _checked(
-    params: Sequence[Tensor], direction: Sequence[Tensor | None], method: str
-) -> dict[int, Tensor]:
+def _checked(params: Sequence[Tensor], direction: Sequence[Tensor | None], method: str) -> dict[int, Tensor]:
     """Returns the direction by the place of the parameter, float32 or wider, zeros left out."""
     if method not in METHODS:
         raise UsageError(f"row_products(method): one of {', '.join(METHODS)}, got {method!r}")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from foreshock.attribution.arguments import arguments_of, by_frequency, replaced
+from foreshock.attribution.arguments import arguments_of, by_frequency, dual, replaced
 from foreshock.errors import UsageError
 
 Closure = Callable[[], Tensor]
@@ -22,12 +22,8 @@ Closure = Callable[[], Tensor]
 _CLOSE = 1e-3
 
 
-class RoundedError(RuntimeError):
-    """A forward pass that rounds to 16 bits, where tangents in forward mode would be rounded as well."""
-
-
 class _Watched(TorchFunctionMode):
-    """Has tangents end where gradients do, and notices what else matters.
+    """Has tangents end where gradients do.
 
     Gradients do not pass blocks without them (a target that the same model makes), nor reach the padding of an
     embedding; tangents by themselves would.
@@ -36,14 +32,12 @@ class _Watched(TorchFunctionMode):
         coupled: whether statistics of the batch were used.
     """
 
-    def __init__(self, kind: str, wide: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._kind, self._wide, self.coupled = kind, wide, False
+        self.coupled = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._wide and torch.is_autocast_enabled(self._kind):
-            raise RoundedError("autocast")
         if not torch.is_grad_enabled():
             return function(*replaced(args, _primal), **replaced(kwargs, _primal))
         result = function(*args, **kwargs)
@@ -64,7 +58,7 @@ def _primal(tensor: Tensor) -> Tensor:
 
 
 def forward_rows(
-    closure: Closure, params: Sequence[Tensor], direction: Sequence[Tensor], *, wide: bool
+    closure: Closure, params: Sequence[Tensor], direction: Sequence[Tensor]
 ) -> tuple[Tensor, bool, bool]:
     """Returns <U, g_i> = d l_i(theta + s U)/ds at s = 0, shape (n,): one forward pass in forward mode.
 
@@ -77,17 +71,15 @@ def forward_rows(
         closure: returns the losses.
         params: theta; their version counters move, and they do not require gradients afterwards.
         direction: U, of the parameters' types.
-        wide: whether 16 bits are refused.
 
     Raises:
-        RoundedError: the pass runs under autocast, and `wide`.
         RuntimeError: some operation has no derivative in forward mode.
     """
-    watched = _Watched(params[0].device.type, wide)
+    watched = _Watched()
     with forward_ad.dual_level():
         for param, tangent in zip(params, direction, strict=True):
             param.requires_grad_(False)  # no graph
-            param.copy_(forward_ad.make_dual(param.detach().clone(), tangent.to(param)))  # type: ignore[no-untyped-call]
+            param.copy_(dual(param.detach().clone(), tangent.to(param)))
         with watched:
             losses = closure()
         value, found = forward_ad.unpack_dual(losses)  # type: ignore[no-untyped-call]
@@ -104,7 +96,7 @@ def double_rows(closure: Closure, params: Sequence[Tensor], direction: Sequence[
     """
     losses = closure()
     s = torch.ones_like(losses).requires_grad_()
-    grads = torch.autograd.grad(losses, list(params), s, create_graph=True, allow_unused=True)
+    grads = torch.autograd.grad((losses * s).sum(), list(params), create_graph=True, allow_unused=True)
     dots = [(g * u.to(g)).sum().to(s) for g, u in zip(grads, direction, strict=True) if g is not None]
     if not dots or not any(dot.requires_grad for dot in dots):
         if any(bool(dot) for dot in dots):
@@ -121,13 +113,10 @@ def each_rows(closure: Closure, params: Sequence[Tensor], direction: Sequence[Te
     """Returns <U, g_i>, shape (n,), by n backward passes on one graph."""
     losses = closure()
     rows = losses.detach().new_zeros(len(losses), dtype=torch.promote_types(losses.dtype, torch.float32))
-    only = torch.zeros_like(losses)
-    for i in range(len(losses)):
-        only[i] = 1.0
-        grads = torch.autograd.grad(losses, list(params), only, retain_graph=True, allow_unused=True)
+    for i, loss in enumerate(losses.unbind()):
+        grads = torch.autograd.grad(loss, list(params), retain_graph=True, allow_unused=True)
         for g, u in zip(grads, direction, strict=True):
             if g is not None:
                 wide = torch.promote_types(g.dtype, rows.dtype)
                 rows[i] += (g.to(wide) * u.to(g.device, wide)).sum()
-        only[i] = 0.0
     return rows
