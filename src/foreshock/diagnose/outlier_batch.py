@@ -27,7 +27,7 @@ AT_ONCE, BY_AND_BY = 0.5, -1.5  # how much of the rise came in one record
 CALM, STEPPED_OUT, UNSEEN = 1.5, -4.0, 0.0  # what the steps before were like
 STRANGE, ODD, ORDINARY = 1.5, 0.7, -2.5  # what its gradient was like
 BACK, HARM, STAYS = 0.8, 0.0, -0.5  # how it went on
-BUILT, PLANNED = -2.0, -3.0  # gradients that climbed before; settings that changed
+PLANNED = -3.0  # settings that changed
 EASY = 3.5  # a batch whose loss was off itself, on either side, and whose step did the harm
 FEW = 0.2  # share of the examples that are few
 CONCENTRATED = 2.0
@@ -112,9 +112,8 @@ def _steps_before(odds: Odds, found: Strike, leap: Leap | None) -> None:
     before = found.before
     if before is None:
         odds.add(UNSEEN, "Whether the steps before were usual is not known: no updates or gradients were recorded.")
-    elif found.climbing > SOON or found.opposed >= 2:
-        opposed = f", and {count(found.opposed, 'gradient')} pointed against the one before" if found.opposed else ""
-        odds.add(BUILT, f"Before, gradients climbed for {count(found.climbing, 'record')}{opposed}.", before.signal)
+    elif found.built[0]:
+        odds.add(-found.built[0], found.built[1], before.signal)
     else:
         odds.add(
             CALM, f"All steps before were usual: {before.name} at most {before.told} in the last records.",

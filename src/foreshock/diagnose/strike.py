@@ -15,20 +15,23 @@ import numpy as np
 
 from foreshock.detect.second_moment import betas
 from foreshock.detect.series import near
-from foreshock.diagnose.onset import RAISED, Onset, onset, tensors
-from foreshock.diagnose.usual import OUT, Reading
+from foreshock.diagnose.onset import BEYOND, RAISED, Onset, onset, tensors
+from foreshock.diagnose.usual import LARGEST, OUT, Reading
+from foreshock.diagnose.wording import count
 from foreshock.run.event import Event
 from foreshock.run.run import Run
 
 STEPPED = ("update_in_lr", "update_norm", "grad_norm")  # what tells how far a step went; the first that was recorded
 LEAPT = ("grad_norm", "update_in_lr", "update_norm", "effective_step")
 SINCE = 3  # records that a leap must exceed all of
-LEAP, FACTOR = 4.0, 1.5  # by so many deviations, and times,
+LEAP, FACTOR = 4.0, 0.4  # by so many deviations, and on the scale of the logarithm: 1.5 times,
 AT_ONE_GO = 0.5  # and this part of the way from the usual: what grows from step to step is left behind
 SET = ("lr", "loss_scale", "micro_batches", "batch_size")  # what somebody sets, and a larger step follows from
 STEADY = 0.9  # share of the free decay that second moments cannot fall below: they fall by beta2 at the most
 OPPOSED = -0.5  # cosine of successive gradients below which they alternate
+BUILT_UP, PERHAPS = 4.0, 2.0  # log-odds of a build-up
 CLIMB = 12  # records before the rise in which a build-up is looked for
+GROWN = 1.5  # times as far out as some records earlier
 HABIT = 8  # records before the rise in which the update is looked at
 
 
@@ -64,8 +67,9 @@ class Strike:
         before: the update furthest above its range in the records before; None where none was recorded.
         leap: the largest leap of gradient or update before the rise (before the peak, where the loss has not risen).
         own: the same at the rise itself.
-        climbing: records before the rise in which gradients or losses stood above their range already, other than by a
-            leap.
+        climbing: records before the rise (before the leap, if there is one) in which the gradient stood above its
+            range already.
+        growing: whether it was out of its range in the last of them, and had been far closer a few records earlier.
         opposed: records before the rise whose gradients pointed against each other.
         back: records from the rise until the loss was back in its range; None where it has not come back.
     """
@@ -78,8 +82,20 @@ class Strike:
     leap: Leap | None
     own: Leap | None
     climbing: int
+    growing: bool
     opposed: int
     back: int | None
+
+    @property
+    def built(self) -> tuple[float, str]:
+        """How much, in log-odds, speaks for a build-up over many steps, and what it was; (0, "") where none was."""
+        sure = (self.growing and self.climbing >= 2) or self.opposed >= 4
+        if not sure and self.climbing <= 3 and self.opposed < 2:
+            return 0.0, ""
+        climbed = f"gradients were above their range for {count(self.climbing, 'record')}" if self.climbing else ""
+        opposed = f"{count(self.opposed, 'gradient')} pointed against the one before" if self.opposed else ""
+        said = f"Before, {' and '.join(filter(None, (climbed, opposed)))}: it built up from step to step."
+        return (BUILT_UP if sure else PERHAPS), said
 
 
 _FOUND: WeakKeyDictionary[Run, tuple[Event, Strike | None]] = WeakKeyDictionary()  # both causes ask
@@ -125,13 +141,13 @@ def _strike(run: Run, event: Event) -> Strike | None:
     loss = None if rise is None else order.at("loss", rise)
     if rise is None:
         leap = _leap(run, order, first, last)
-        return Strike(order, None, 0.0, (), None, leap, None, 0, 0, None)
+        return Strike(order, None, 0.0, (), None, leap, None, 0, False, 0, None)
     previous = order.previous(rise)
     until = first if previous is None else previous
     leap = _leap(run, order, first, until)
     return Strike(
         order, loss, _share(order, rise, last), _gradient(run, event, rise), _before(order, rise),
-        leap, _leap(run, order, rise, rise), _climbing(order, rise, leap), _opposed(order, rise), _back(order, rise),
+        leap, _leap(run, order, rise, rise), *_climbing(order, rise, leap), _opposed(order, rise), _back(order, rise),
     )  # fmt: skip
 
 
@@ -139,13 +155,14 @@ def _leap(run: Run, order: Onset, first: int, last: int) -> Leap | None:
     """Returns the leap with first <= step <= last that began it: the first of those that are half as large as any."""
     sizes: dict[int, float] = {}
     for track in (order.tracks[name] for name in LEAPT if name in order.tracks):
-        for place in np.flatnonzero((track.steps >= first) & (track.steps <= last) & (track.z >= OUT)):
+        z, values = np.clip(track.z, -BEYOND, BEYOND), np.clip(track.values, -LARGEST, LARGEST)
+        for place in np.flatnonzero((track.steps >= first) & (track.steps <= last) & (z >= OUT)):
             recent = slice(max(0, place - SINCE), place)
-            size = float(track.z[place]) - max([0.0, *track.z[recent]])
-            usual, value = float(track.usual[place]), float(track.values[place])
-            factor = value / max([usual, *track.values[recent]])
-            one_go = factor >= max(FACTOR, (value / usual) ** AT_ONE_GO) if usual > 0 else False
-            if size >= LEAP and one_go:
+            usual, value = min(float(track.usual[place]), LARGEST), float(values[place])
+            size, least = float(z[place]) - max([0.0, *z[recent]]), max([usual, *values[recent]])
+            if size < LEAP or usual <= 0:
+                continue
+            if math.log(value) - math.log(least) >= max(FACTOR, AT_ONE_GO * (math.log(value) - math.log(usual))):
                 step = int(track.steps[place])
                 sizes[step] = max(size, sizes.get(step, 0.0))
     if not sizes:
@@ -165,7 +182,7 @@ def _off(order: Onset, step: int) -> float:
     if not math.isfinite(now.z):
         return math.inf
     place = int(np.searchsorted(track.steps, step))
-    near = [0.0, *track.z[max(0, place - SINCE) : place]]
+    near = [0.0, *np.clip(track.z[max(0, place - SINCE) : place], -BEYOND, BEYOND)]
     beyond = max(0.0, now.z - max(near)) + min(0.0, now.z - min(near))
     return float(beyond) if abs(now.z) >= RAISED else 0.0
 
@@ -210,14 +227,17 @@ def _before(order: Onset, rise: int) -> Reading | None:
     return order.tracks[name].most(order.looked[0] if first is None else first, last)
 
 
-def _climbing(order: Onset, rise: int, leap: Leap | None) -> int:
-    """Returns the records before the rise in which gradients stood above their range, up to a leap if there is one."""
+def _climbing(order: Onset, rise: int, leap: Leap | None) -> tuple[int, bool]:
+    """Returns the records before the rise in which gradients stood above their range, and whether they grew there."""
     track = order.tracks.get("grad_norm") or order.tracks.get("loss")
     first, last = order.previous(rise, CLIMB), order.previous(rise if leap is None else leap.step)
     if track is None or first is None or last is None:
-        return 0
-    inside = (track.steps >= first) & (track.steps <= last)
-    return int((track.z[inside] >= RAISED).sum())
+        return 0, False
+    z = track.z[(track.steps >= first) & (track.steps <= last)]
+    if len(z) < CLIMB // 2:
+        return int((z >= RAISED).sum()), False
+    earlier = max(RAISED, float(np.median(z[: len(z) // 2])))
+    return int((z >= RAISED).sum()), bool(z[-1] >= OUT and z[-1] >= GROWN * earlier)
 
 
 def _opposed(order: Onset, rise: int) -> int:

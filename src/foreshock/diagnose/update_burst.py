@@ -27,7 +27,7 @@ USUAL_LOSS, OWN_LOSS = 1.5, -2.0  # what the loss of its own batch was
 PER_FOLD, MOST = 0.4, 2.0  # for each factor of e that it was out of scale, at the most
 LOST = 3.0  # the second moment fell faster than it can
 AT_ONCE, SOON, LATE = 1.0, 0.3, -0.5  # records until the loss rose
-SET, BUILT, SHAPED = -4.0, -2.0, 0.5
+SET, SHAPED = -5.0, 0.5
 HARM = 1.0  # a batch whose own loss was off, and whose update made more of it
 NOTHING = 0.03
 REFERENCES = ("arXiv 2507.06464, section on the response to bursts", "Bai et al. 2025, arXiv 2506.04805")
@@ -57,9 +57,8 @@ def update_burst(run: Run, event: Event) -> Cause | None:
     for each in changed(found.order, leap.step):
         moved = f"The {each.name} went from {number(each.usual)} to {number(each.value)} at step {each.step:,}."
         odds.add(SET, moved, each.signal)
-    if found.climbing > 3 or found.opposed >= 2:
-        opposed = f", and {count(found.opposed, 'gradient')} pointed against the one before" if found.opposed else ""
-        odds.add(BUILT, f"Before, gradients climbed for {count(found.climbing, 'record')}{opposed}.", "grad_norm")
+    if found.built[0]:
+        odds.add(-found.built[0], found.built[1], "grad_norm")
     said = odds.pro if odds.total >= 0 or not odds.con else [*odds.con, *odds.pro]
     against = tuple(f"Here: {each[:1].lower()}{each[1:]}" for each in odds.con) if odds.total >= 0 else ()
     advice = _advice(leap) if odds.score >= NOTHING else ()

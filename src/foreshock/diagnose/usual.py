@@ -27,7 +27,7 @@ SMOOTH = 9  # values of the running median that noise is measured against
 TAIL, NORMAL_TAIL = 0.9, 2.2  # quantile of the noise, and standard deviations it may lie at; 1.64 for normal noise
 LARGEST = 1e150  # sizes beyond it are not told apart, so that sums do not overflow
 NAMES: Mapping[str, str] = {
-    "grad_norm": "gradient norm", "update_in_lr": "update, in learning rates", "update_norm": "update",
+    "grad_norm": "gradient norm", "update_in_lr": "update (in learning rates)", "update_norm": "update",
     "grad_sq_over_v_mean": "mean of g^2/v", "grad_sq_over_v_max": "largest g^2/v", "effective_step": "effective step",
     "grad_cosine": "cosine with the gradient before", "v_ratio": "growth of the second moment", "lr": "learning rate",
     "loss_scale": "scale of the loss", "micro_batches": "number of micro-batches", "batch_size": "batch size",
