@@ -21,7 +21,9 @@ __all__ = ["explain"]
 @click.option(
     "--event", "number", type=int, metavar="N", help="The N-th harmful event, as `foreshock scan` numbers them from 1."
 )
-@click.option("--step", type=int, metavar="S", help="The event at step S, or nearest to it; warnings count too.")
+@click.option(
+    "--step", type=int, metavar="S", help="The event at step S, be it a warning; else the harmful one nearest to it."
+)
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
@@ -94,9 +96,10 @@ def _chosen(run: Run, events: Sequence[Event], number: int | None, step: int | N
     from foreshock.run.event import BENIGN
 
     harm = harmful(events)
-    if step is not None:
+    if step is not None:  # a warning only where the step lies in it, or where there is no harm
         alarms = [event for event in events if event.kind not in BENIGN]
-        return min(alarms, key=lambda event: (_distance(event, step), event not in harm), default=None)
+        here = [event for event in (*harm, *alarms) if not _distance(event, step)]
+        return min(here[:1] or harm or alarms, key=lambda event: _distance(event, step), default=None)
     if not harm:
         return None
     if number is None:

@@ -114,10 +114,10 @@ def _proof(found: Replayed, console: Console) -> Iterator[RenderableType]:
 
     from foreshock.cli.console import table
     from foreshock.diagnose.wording import percent
-    from foreshock.report.proof import bitwise
+    from foreshock.report.proof import head
     from foreshock.report.wording import number
 
-    yield _marked(found.summary or bitwise(found))
+    yield _marked(head(found))
     narrow = console.width < NARROW
     rows = table("arm", *([] if narrow else ["what was changed"]), "peak", "rise left", "verdict",
                  numbers=("peak", "rise left"))  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from foreshock.diagnose import Diagnosis, diagnose, slide
+from foreshock.diagnose import Cause, Diagnosis, diagnose, slide
 from foreshock.diagnose.base import LIKELY, TITLES
 from foreshock.diagnose.wording import percent
 from foreshock.report import approach, softmax
@@ -18,9 +18,10 @@ from foreshock.report.softmax import Softmax
 from foreshock.run import Run
 from foreshock.run.event import Event, family
 
-ASKED = frozenset({*HARM, "watch", "imminent", "transient", "absorbing", "inflating"})
+ASKED = frozenset({*HARM, "precursor", "watch", "imminent", "transient", "absorbing", "inflating"})
 SHOWN = frozenset(HARM)  # their causes are listed; a warning's story is enough
-OVER_THE_EDGE = frozenset({"preconditioner", "landscape", "schedule", "unexplained"})  # the story tells of them
+TOLD = frozenset({"preconditioner", "landscape", "schedule", "softmax_absorption", "unexplained"})  # have a story
+AGAIN = "Run again"  # how evidence from the replay begins, which is told after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +46,35 @@ class Explained:
 
     @property
     def sentence(self) -> Sequence[Phrase] | None:
-        """The story in words, and what a replay has proved; None where there is none."""
-        told = self._story()
+        """How it came about in a few sentences, and what a replay has proved; None where nothing is known."""
+        told = self.story if self.story is not None else self._made()
         proved = self._proved()
         if told is None:
             return proved or None
-        return [*told, Phrase(" " if proved and not told[-1].text.endswith(" ") else ""), *proved]
+        return [*told, *([Phrase(" "), *proved] if proved else [])]
 
-    def _story(self) -> Sequence[Phrase] | None:
+    def _made(self) -> Sequence[Phrase] | None:
+        """Returns the likeliest cause with the first sign of it; None where none is likely."""
+        best = self._other()
+        if best is None:
+            return None
+        sign = next((said for said in best.evidence if not said.startswith(AGAIN)), "")
+        because = [Phrase(": "), *phrases(sign[0].lower() + sign[1:])] if sign else [Phrase(".")]
+        return [Phrase("Made by "), Phrase(best.title, "figure"), Phrase(f" ({percent(best.score)})"), *because]
+
+    def _other(self) -> Cause | None:
+        """Returns the likeliest cause where it is one that neither curvature nor softmax tells of."""
+        best = None if self.diagnosis is None else self.diagnosis.best
+        return best if best is not None and best.name not in TOLD and best.score >= LIKELY else None
+
+    @property
+    def story(self) -> Sequence[Phrase] | None:
+        """The story of the softmax or of the edge; None where neither made the event."""
         if self.softmax is not None:
             return self.softmax.sentence
-        best, story = None if self.diagnosis is None else self.diagnosis.best, self.curvature
-        if best is not None and best.name not in OVER_THE_EDGE and best.score >= LIKELY:
-            because = phrases(best.evidence[0]) if best.evidence else []
-            return [Phrase("Made by "), Phrase(best.title, "figure"), Phrase(f" ({percent(best.score)}). "), *because]
+        story = self.curvature
+        if self._other() is not None:
+            return None
         if story is None or story.approach.verdict != "unexplained" or not self._exact:
             return None if story is None else story.sentence
         rest = Phrase(", nor by the softmax, whose gradients are exact enough. Look at the data and the noise.")
@@ -142,7 +158,7 @@ def to_json(found: Explained, event: Event) -> dict[str, object] | None:
     out = () if unexplained else told.ruled_out  # the evidence of `unexplained` is made of them
     return {
         "causes": causes,
-        "ruled_out": [{"title": cause.title, "why": cause.evidence[0]} for cause in out],
+        "ruled_out": [{"title": cause.title, "why": next(iter(cause.evidence), "")} for cause in out],
         "unjudged": [
             {"title": TITLES.get(each.cause, each.cause), "why": each.why, "signals": each.signals}
             for each in told.unjudged

@@ -82,8 +82,8 @@ class Explanation:
 
     @property
     def story(self) -> str:
-        """How it came about, in a few sentences; empty where that is not known."""
-        return plain(self.known.sentence or ())
+        """How it came about, in a few sentences; empty where neither the edge nor the softmax made it."""
+        return plain(self.known.story or ())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON; findings as they are kept with the run, the newest of each kind."""

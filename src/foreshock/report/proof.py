@@ -14,7 +14,7 @@ from foreshock.report.columns import wants_log
 from foreshock.report.decimate import Floats, Ints, keep
 from foreshock.report.experiments import Attributed, Example, Replayed
 from foreshock.report.remedy import Remedy
-from foreshock.report.wording import count, number
+from foreshock.report.wording import count, listing, number
 
 BUCKETS = 300  # two points each, in every curve
 ARMS = 24  # most arms shown
@@ -30,7 +30,7 @@ def replay_json(found: Replayed) -> dict[str, object]:
     curves = [found.original, *(arm.losses for arm in found.arms)]
     known = [curve[np.isfinite(curve)] for curve in curves]
     return {
-        "head": found.summary or bitwise(found),
+        "head": head(found),
         "sound": found.reproducible,
         "base": encode.plain(found.base),
         "peak": encode.plain(found.peak),
@@ -74,17 +74,19 @@ def remedy_json(found: Remedy | None) -> dict[str, object] | None:
     return None if found is None else asdict(found)
 
 
-def bitwise(found: Replayed) -> str:
-    """Returns from where a replay went, and whether nothing changed gave the same, in a sentence."""
+def head(found: Replayed) -> str:
+    """Returns what was run again, whether nothing changed gave the same, and what removed the event."""
     n = len(found.original)
     since = "" if found.start is None else f" from the snapshot at step {found.start:,}"
     steps = f"{count(n, 'step')} again{since}" if n else f"Replayed{since}"
-    if found.reproducible is None:
-        return f"{steps}."
-    if found.reproducible:
-        return f"{steps}; with nothing changed, bit for bit the training's own."
-    at = "" if found.differs_at is None else f" from step {found.differs_at:,} on"
-    return f"{steps}; with nothing changed it differs from the training's own{at}, so the arms prove nothing."
+    if found.reproducible is False:
+        at = "" if found.differs_at is None else f" from step {found.differs_at:,} on"
+        return found.summary or f"{steps}; with nothing changed it differs from the training's own{at}."
+    same = "; with nothing changed, bit for bit the training's own" if found.reproducible else ""
+    if not found.arms:
+        return f"{steps}{same}."
+    gone = listing([f"`{name}`" for name in found.cures])
+    return f"{steps}{same}. {f'It does not come with {gone}.' if gone else 'It comes whatever is changed.'}"
 
 
 def change(found: Attributed) -> str:

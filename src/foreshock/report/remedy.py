@@ -29,7 +29,7 @@ FITTING: Mapping[str, tuple[str, ...]] = {
 """cause -> the changes that fit it, the first where nothing is proved."""
 GENTLE = (
     "exact_softmax", "skip", "clip_update", "floor", "repair_moments", "hold_lr", "clip_grad", "beta2", "float64_loss",
-    "cut_lr", "other_batches", "float64",
+    "cut_lr", "reset_moments", "other_batches", "float64",
 )  # fmt: skip
 """Arms in the order in which they are advised where none fits the cause: what leaves calm steps alone comes first."""
 SAID: Mapping[str, str] = {
@@ -50,6 +50,8 @@ SAID: Mapping[str, str] = {
     "until the data are clean.",
     "repair_moments": "The optimizer's state did not fit the weights: save and load it with them, and leave it alone "
     "in between.",
+    "reset_moments": "What the optimizer remembers does not fit what it is fed now: begin its state anew where data or "
+    "parameters change.",
     "new_rows": "What is new began at random among what is trained: fit it first, with the rest held still, or give it "
     "a smaller learning rate of its own for a while.",
     "nonfinite": "Refuse steps whose loss or gradient is not finite, and give what overflowed a wider type.",
@@ -68,6 +70,7 @@ CODE: Mapping[str, str] = {
     "skip": f"guard = foreshock.Guard(monitor, data=foreshock.Requeue(loader))    # {IN_PLACE}",
     "other_batches": f"guard = foreshock.Guard(monitor, data=foreshock.Requeue(loader))    # {IN_PLACE}",
     "repair_moments": 'optimizer.load_state_dict(checkpoint["optimizer"])    # beside model.load_state_dict(...)',
+    "reset_moments": "optimizer.state.clear()    # where data or parameters change",
     "new_rows": 'optimizer.add_param_group({"params": new_parameters, "lr": 0.1 * lr})',
     "nonfinite": f"guard = foreshock.Guard(monitor)    # {IN_PLACE}",
     "deterministic": "torch.use_deterministic_algorithms(True)",
@@ -76,6 +79,7 @@ CODE: Mapping[str, str] = {
 FLOOR = f"guard = foreshock.Guard(monitor, foreshock.policies.floor(0.9))    # {IN_PLACE}"
 HALF = 'for group in optimizer.param_groups: group["lr"] *= 0.5    # once; where a scheduler sets it, there'
 BETA2 = 0.95  # where the run does not tell: the usual choice of those who had such spikes
+NOTHING = 0.005  # share of the rise below which nothing is left of it
 CLIP = 2.0  # times the usual gradient norm: lets calm steps pass
 RECENT = 200  # records before the event whose gradient norm is the usual one
 GUILTY = 0.5  # share of the rise from which its examples are named in the advice
@@ -160,7 +164,7 @@ def _left(arm: Arm) -> str:
     """Returns how much of the rise an arm has left."""
     if not np.isfinite(arm.share):
         return "nothing finite of the rise is left"
-    return f"{percent(max(0.0, arm.share))} of the rise is left"
+    return f"{percent(arm.share) if arm.share >= NOTHING else 'nothing'} of the rise is left"
 
 
 def _examples(blame: Attributed | None) -> str:

@@ -125,8 +125,9 @@ def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Expl
     lost = fates(run, events)
     result += _lost([lost.get(event.key) for event in events if event.kind in HARM])
     several = len(harm) > 0 and sum(kinds[k] for k in HARM) > 1
-    known = None if story is None else story.sentence
-    why = _signs(found) if known is None else known
+    known = () if story is None else story.sentence or ()
+    told = story is not None and story.story is not None
+    why = known if told else [*known, *([Phrase(" ")] if known else []), *_signs(found)]
     largest = _largest(run, found, several, lost)
     return [*result, Phrase(". "), *largest, *why, *_now(run, events, found), *guard.sentence(run)]
 
