@@ -125,7 +125,8 @@ def _outcomes(finding: Mapping[str, Any]) -> list[Outcome]:
 
 
 def _arms(finding: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [arm for arm in finding.get("arms") or () if isinstance(arm, Mapping)]
+    arms = finding.get("arms")
+    return [arm for arm in arms if isinstance(arm, Mapping)] if isinstance(arms, list | tuple) else []
 
 
 def _float(value: Any) -> float:
@@ -195,7 +196,8 @@ def _irreproducible(judged: Sequence[Cause], finding: Mapping[str, Any]) -> list
         False: "A second try differs again: some operation of it is not deterministic.",
     }.get(finding.get("repeats"), "")  # type: ignore[arg-type]
     at = finding.get("differs_at")
-    said = f"Run again from the same state on the same batches, the training differs from the record at step {at:,}."
+    where = f" at step {at:,}" if isinstance(at, int) else ""
+    said = f"Run again from the same state on the same batches, the training differs from the record{where}."
     old = next((cause for cause in judged if cause.name == "not_reproducible"), None)
     made = Cause("not_reproducible", FAILS, (said,)) if old is None else old
     evidence = (said, *((again,) if again else ()), *(() if old is None else old.evidence))
