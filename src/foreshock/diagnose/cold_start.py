@@ -191,6 +191,6 @@ def _written(written: Outside) -> list[str]:
 
 def _nothing(run: Run) -> str:
     said = "No tensors were added or replaced"
-    if "outside_norm" in run or ("param_norm" in run and "update_norm" in run):
+    if "outside_norm" in run or run.tensors("update_norm") or "update_norm" in run:
         said += ", and none was initialised again"
     return said + "."

@@ -44,7 +44,7 @@ def not_reproducible(run: Run, event: Event) -> Cause | None:
         return None
     found = outside(run, event)
     if found is None:
-        if "update_norm" not in here and "outside_norm" not in here:
+        if not any(name in here or here.tensors(name) for name in ("update_norm", "outside_norm")):
             return None
         calm = "Before the rise no weights moved by more than their updates."
         return Cause(NAME, STILL, (calm,), CONTRADICTS, (), REFERENCES, read)

@@ -28,6 +28,7 @@ from foreshock.run.run import Run
 START = -3.0
 AGAINST, MOSTLY = -0.5, -0.9  # cosines of successive gradients that point against each other, and nearly so
 OPPOSED, STRONGLY, ALONG = 2.5, 3.5, -2.0  # most of the last ones did, nearly all were opposite; hardly one did
+SWUNG, SWINGS = 1.5, -0.05  # all of a short rise did: weight, and cosine below which one did
 HABIT = 0.5  # part of that weight that is lost where they always did
 SHARE, FULL, HARDLY = 0.5, 0.75, 0.1
 CLIMBED, STEEP, LEAPT = 1.0, 0.5, -2.5  # loss climbed over 4 or 8 records; or it made most of its rise in one
@@ -78,6 +79,9 @@ def signs(run: Run, event: Event) -> Signs | None:
     rise = event.onset if how is None or how.rise is None else min(how.rise, event.onset)
     secant = series(run, "chi_secant")
     turned, bent = _opposed(cosine, rise, event.peak), _secant(secant, rise, event.peak)
+    rising = cosine.within(_low(series(run, "loss"), rise) + 1, event.peak).values
+    if turned[0] < SWUNG and len(rising) >= 2 and rising.max() < SWINGS and rising.mean() < AGAINST:
+        turned = SWUNG, f"All {count(len(rising), 'gradient')} of the rise pointed against the one before."
     found = [turned, _climb(run, event, rise), bent, _far(chi, rise)]
     leapt = [leap for leap in leaps(run, rise) if leap.score >= 0.5]
     odds = START + sum(weight for weight, _ in found)
@@ -108,6 +112,12 @@ def _opposed(cosine: Series, rise: int, peak: int) -> tuple[float, str]:
     if habit >= SHARE:
         said = f"{said[:-1]}; but so did {percent(habit)} of the {WINDOW} before."
     return weight * (1 - HABIT * min(1.0, habit / share)), said
+
+
+def _low(loss: Series, rise: int) -> int:
+    """Returns the step just before the rise at which the loss was lowest."""
+    part = loss.within(rise - BACK, rise)
+    return int(part.steps[len(part) - 1 - int(np.argmin(part.values[::-1]))]) if len(part) else rise
 
 
 def _climb(run: Run, event: Event, rise: int) -> tuple[float, str]:
