@@ -69,8 +69,8 @@ def attribution(event: Event, *, images: bool = False, **more: Any) -> dict[str,
     return {
         "kind": "attribution", "version": 1, "event": list(event.key), "step": event.onset, "columns": columns,
         "history": 0.36, "decay": 0.004, "total": 4.11, "measured": 4.112, "completeness": 0.0005, "coverage": 0.98,
-        "culprits": culprits, "victims": culprits[:3], "from_step": 4.1, "from_batch": 0.2, "concentration": 3,
-        "examples": 64,
+        "culprits": culprits, "victims": culprits[:3], "seen": event.onset + 1, "from_step": 4.1, "from_batch": 0.2,
+        "concentration": 3, "examples": 64,
     } | more  # fmt: skip
 
 

@@ -91,12 +91,32 @@ def test_an_attribution_in_units_of_the_loss_is_read_as_shares() -> None:
     assert found is not None
     assert found.columns == (("a", 0.75), ("b", 0.375), ("c", -0.125))
     assert found.parts == pytest.approx({
-        "this batch": 0.7, "momentum of earlier steps": 0.25, "weight decay": 0.01, "L2 term": 0.0,
+        "the examples": 0.7, "momentum from before": 0.25, "weight decay": 0.01, "L2 term": 0.0,
         "not accounted for": 0.04,
     })  # fmt: skip
     assert [(one.step, one.index, one.share) for one in found.culprits] == [(199, 5, 0.5)]
     assert found.examples == 32
     assert str(blame_json(found)["foot"]).endswith("Batch statistics were held still.")
+
+
+def test_where_the_batch_is_odd_its_examples_come_first() -> None:
+    event = spike(200)
+    run = spiky()
+    odd = [{"step": 200, "index": i, "value": 3.0 - i, "text": f"odd {i}"} for i in range(5)]
+    run.add_finding(attribution(event, from_step=0.1, from_batch=6.0, seen=195, suspects=odd))
+    found = explained(run, event)
+    assert found.blame is not None
+    shown: Any = blame_json(found.blame)
+    assert [each["title"] for each in shown["examples"]] == [
+        "Odd examples of the batch", "Examples that pushed", "Examples that suffered, in the batch of step 195"
+    ]  # fmt: skip
+    assert [row["share"] for row in shown["examples"][0]["rows"]] == pytest.approx([0.5, 1 / 3, 1 / 6])
+    assert shown["head"].startswith("The batch of step 200 is odd: at the same weights its loss is 6 above that of the")
+    assert found.remedy is not None
+    assert found.remedy.text.endswith(
+        "Look first at examples 0, 1 and 2 of step 200: they carry 100\N{NO-BREAK SPACE}% of what its loss has more than "
+        "others."
+    )
 
 
 def test_hostile_names_and_texts_stay_text_and_only_pictures_are_pictures(tmp_path: Path) -> None:
@@ -114,7 +134,7 @@ def test_hostile_names_and_texts_stay_text_and_only_pictures_are_pictures(tmp_pa
     assert "https:" not in text
     assert not re.search(r"\bsrc=", text)
     assert "img-src" not in text
-    shown = details(path)[0]["blame"]["culprits"]
+    shown = details(path)[0]["blame"]["examples"][0]["rows"]
     assert [row.get("image") for row in shown if row["index"] >= 90] in ([None, None], [None, None, None, picture(0)])
     found = attributed(run, event)
     assert found is not None
@@ -151,8 +171,9 @@ def test_pictures_never_make_a_page_too_large(tmp_path: Path) -> None:
     path = write([run] * 2, tmp_path / "page.html", events=[[event]] * 2)
     assert path.stat().st_size < 3e6
     alone = details(write(run, tmp_path / "page.html", events=[event]))[0]["blame"]
-    assert sum("image" in row for row in alone["culprits"] + alone["victims"]) == 4
-    assert alone["victims"][-1]["text"] == "a picture too large for this page"
+    pushed, suffered = alone["examples"]
+    assert sum("image" in row for row in pushed["rows"] + suffered["rows"]) == 4
+    assert suffered["rows"][-1]["text"] == "a picture too large for this page"
 
 
 def test_the_page_of_a_run_with_findings_is_the_same_each_time(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _proof(found: Replayed, console: Console) -> Iterator[RenderableType]:
 def _blame(found: Attributed, console: Console) -> Iterator[tuple[str, list[RenderableType]]]:
     from rich.text import Text
 
-    from foreshock.report.proof import change, largest, parts, sums
+    from foreshock.report.proof import change, examples, largest, parts, sums
 
     head: list[RenderableType] = [Text(change(found))]
     tensors, rest = largest(found, TENSORS)
@@ -150,13 +150,11 @@ def _blame(found: Attributed, console: Console) -> Iterator[tuple[str, list[Rend
         yield "Guilty tensors", [*head, _bars(rows, console)]
         head = []
     if made := parts(found):
-        yield "The step was made of", [*head, _bars(made, console)]
+        yield "The updates were made of", [*head, _bars(made, console)]
         head = []
-    for title, examples in (("Guilty examples", found.culprits), ("Who suffered", found.victims)):
-        pushed = [each for each in examples if not each.share <= 0][:EXAMPLES]
-        if pushed:
-            yield title, [*head, _examples(pushed)]
-            head = []
+    for title, some in examples(found):
+        yield title, [*head, _examples(some[:EXAMPLES])]
+        head = []
     if said := sums(found):
         yield "Completeness", [Text(said)]
 
@@ -176,14 +174,14 @@ def _bars(rows: Sequence[tuple[str, float]], console: Console) -> Table:
     return grid
 
 
-def _examples(examples: Sequence[Example]) -> Table:
+def _examples(some: Sequence[Example]) -> Table:
     from rich.text import Text
 
     from foreshock.diagnose.wording import percent
     from foreshock.report.proof import short
 
     grid = _grid()
-    for each in examples:
+    for each in some:
         place = "?" if each.index is None else f"{each.index:,}"
         where = f"example {place}" + ("" if each.step is None else f" of step {each.step:,}")
         told = " ".join(each.text.split()) if each.text else "a picture, shown on the page" if each.image else ""

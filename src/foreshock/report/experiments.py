@@ -104,10 +104,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Attributed:
-    """The change of the loss over the guilty step, split among tensors and examples.
+    """The rise of the loss in an event, split among tensors and examples.
 
     Attributes:
-        step: the step.
+        step: the guilty step: whose update raised the loss, or whose batch is odd.
+        seen: the step of whose batch the loss is split.
         columns: (tensor, share of the change), the largest first; what raised the loss is positive.
         batch: share of the step's own batch; NaN where it is not known, as for the following.
         history: share of what earlier steps left in the momentum.
@@ -120,14 +121,16 @@ class Attributed:
         coverage: share of the parameters' part that the examples' split knows of.
         culprits: examples that pushed, the guiltiest first.
         victims: examples that suffered, likewise.
-        from_step: part of the rise between two batches that is the update's doing; in units of the loss.
-        from_batch: part of it that is another batch's; likewise.
+        suspects: where the batch is odd, its examples, with shares of what its loss has more than that of another.
+        from_step: of the largest rise from a batch to the next, what the update did; in units of the loss.
+        from_batch: what the next batch has more by itself; likewise.
         concentration: fewest examples that carry 90 % of what pushed; None where that is not known.
         examples: in all.
         notes: what else is to be known, in sentences.
     """
 
     step: int | None
+    seen: int | None
     columns: tuple[tuple[str, float], ...]
     batch: float
     history: float
@@ -140,6 +143,7 @@ class Attributed:
     coverage: float
     culprits: tuple[Example, ...]
     victims: tuple[Example, ...]
+    suspects: tuple[Example, ...]
     from_step: float
     from_batch: float
     concentration: int | None
@@ -149,12 +153,17 @@ class Attributed:
     @property
     def parts(self) -> dict[str, float]:
         """What the step was made of: name -> share, those that are known."""
-        known = {"momentum of earlier steps": self.history, "weight decay": self.decay, "L2 term": self.l2,
+        known = {"momentum from before": self.history, "weight decay": self.decay, "L2 term": self.l2,
                  "not accounted for": self.rest}  # fmt: skip
         others = {name: share for name, share in known.items() if math.isfinite(share)}
         whole = -1.0 if self.total < 0 else 1.0
         batch = self.batch if math.isfinite(self.batch) else whole - math.fsum(others.values())
-        return {"this batch": batch} | others if others else {}
+        return {"the examples": batch} | others if others else {}
+
+    @property
+    def odd(self) -> bool:
+        """Whether it was the batch by itself, rather than an update, that had a higher loss."""
+        return self.from_batch > self.from_step
 
 
 def replayed(run: Run, event: Event) -> Replayed | None:
@@ -206,7 +215,7 @@ def _rank(arm: Arm) -> tuple[int, float]:
 
 def _attributed(found: Mapping[str, Any]) -> Attributed:
     total, measured = _float(found.get("total")), _float(found.get("measured"))
-    pushed, suffered = _rows(found.get("culprits")), _rows(found.get("victims"))
+    pushed, suffered, suspected = (_rows(found.get(name)) for name in ("culprits", "victims", "suspects"))
     whole = abs(total if math.isfinite(total) else measured)
     in_loss = "batch" in found or any("value" in row for row in (*pushed, *suffered))
     unit = (whole or math.nan) if in_loss else 1.0
@@ -220,6 +229,7 @@ def _attributed(found: Mapping[str, Any]) -> Attributed:
     step = _whole(found.get("step"))
     return Attributed(
         step=step,
+        seen=_whole(found.get("seen")),
         columns=tuple(sorted(known, key=lambda pair: -pair[1])),
         batch=share("batch"),
         history=share("history"),
@@ -232,6 +242,7 @@ def _attributed(found: Mapping[str, Any]) -> Attributed:
         coverage=_float(found.get("coverage")),
         culprits=tuple(_example(row, step, unit) for row in pushed),
         victims=tuple(_example(row, step, unit) for row in suffered),
+        suspects=tuple(_example(row, step, abs(_float(found.get("from_batch"))) or math.nan) for row in suspected),
         from_step=_float(found.get("from_step")),
         from_batch=_float(found.get("from_batch")),
         concentration=_first(found, "culprit_concentration", "concentration"),

@@ -54,16 +54,17 @@ def blame_json(found: Attributed, images: int = IMAGES) -> dict[str, object]:
         found: the attribution.
         images: most bytes of pictures.
     """
-    pushed, room = _examples([each for each in found.culprits if not each.share <= 0], images)
-    suffered, _ = _examples(found.victims, room)
+    lists, room = [], images
+    for title, some in examples(found):
+        shown, room = _examples(some, room)
+        lists.append({"title": title, "rows": shown})
     tensors, rest = largest(found, TENSORS)
     return {
         "step": found.step,
         "tensors": [{"name": name, "share": share} for name, share in tensors],
         "rest": rest,
         "parts": [{"name": name, "share": share} for name, share in parts(found)],
-        "culprits": pushed,
-        "victims": suffered,
+        "examples": lists,
         "head": change(found),
         "foot": sums(found),
     }
@@ -90,25 +91,41 @@ def head(found: Replayed) -> str:
 
 
 def change(found: Attributed) -> str:
-    """Returns by how much the loss changed at the step that is split, in a sentence."""
-    where = "one step" if found.step is None else f"step {found.step:,}"
+    """Returns what is split, in a sentence or two."""
+    known = math.isfinite(found.from_step) and math.isfinite(found.from_batch)
+    step = "a step" if found.step is None else f"step {found.step:,}"
     measured = found.measured if math.isfinite(found.measured) else found.total
-    if not math.isfinite(measured):
-        return f"The change of the loss over {where}, split exactly."
-    verb = "raised" if measured > 0 else "lowered"
-    said = f"The update of {where} {verb} the loss of its own batch by {number(abs(measured))}, split exactly."
-    known = [each for each in (found.from_step, found.from_batch) if math.isfinite(each)]
-    if len(known) == 2:
-        said += (
-            f" Of the rise from batch to batch, {number(found.from_step)} is the update's and "
-            f"{number(found.from_batch)} the batch's own."
+    verb = "raised" if not measured < 0 else "lowered"
+    by = f" by {number(abs(measured))}" if math.isfinite(measured) else ""
+    if known and found.odd:
+        calm = "another batch" if found.seen is None else f"the batch of step {found.seen:,}"
+        return (
+            f"The batch of {step} is odd: at the same weights its loss is {number(found.from_batch)} above that of the "
+            f"batch before. Its update and those after it {verb} the loss of {calm}{by}, which is split exactly."
         )
-    return said
+    of = "its own batch" if found.seen is None else f"the batch of step {found.seen:,}"
+    said = f"The updates up to {step} {verb} the loss of {of}{by}, which is split exactly."
+    if not known:
+        return said
+    rise = f"{number(found.from_step)} is the update's and {number(found.from_batch)} the next batch's own"
+    return f"{said} Of the largest rise from a batch to the next, {rise}."
 
 
 def parts(found: Attributed) -> list[tuple[str, float]]:
     """Returns the step's parts with their shares, those that are worth a line."""
-    return [(name, share) for name, share in found.parts.items() if abs(share) >= LEAST or name == "this batch"]
+    return [(name, share) for name, share in found.parts.items() if abs(share) >= LEAST or name == "the examples"]
+
+
+def examples(found: Attributed) -> list[tuple[str, list[Example]]]:
+    """Returns the lists of examples with their titles, in the order in which they tell; no empty ones."""
+    before = "" if found.seen is None or not found.odd else f", in the batch of step {found.seen:,}"
+    lists = {
+        "Odd examples of the batch": found.suspects,
+        "Examples that pushed": found.culprits,
+        f"Examples that suffered{before}": found.victims,
+    }
+    some = [(title, [each for each in rows if not each.share <= 0]) for title, rows in lists.items()]
+    return [(title, rows) for title, rows in some if rows]
 
 
 def sums(found: Attributed) -> str:

@@ -172,7 +172,7 @@ def _examples(blame: Attributed | None) -> str:
     if blame is None:
         return ""
     some: list[Example] = []
-    for each in blame.culprits[:NAMED]:
+    for each in (blame.suspects or blame.culprits)[:NAMED]:
         if each.index is None or not each.share > 0 or sum(one.share for one in some) >= 0.9:
             break
         some.append(each)
@@ -182,7 +182,8 @@ def _examples(blame: Attributed | None) -> str:
     names = listing([f"{each.index:,}" for each in some])
     where = "" if some[0].step is None else f" of step {some[0].step:,}"
     who, they = ("example", "it carries") if len(some) == 1 else ("examples", "they carry")
-    return f"Look first at {who} {names}{where}: {they} {percent(share)} of what the step did to the loss."
+    of = "what its loss has more than others" if blame.suspects else "the rise"
+    return f"Look first at {who} {names}{where}: {they} {percent(share)} of {of}."
 
 
 def _code(run: Run, event: Event, change: str, held: Advice | None) -> str:

@@ -2,9 +2,8 @@
 function blameView(holder, blame) {
   const left = el("div", { class: "who" }), right = el("div", { class: "who" });
   if (blame.tensors.length) left.append(el("h4", { text: "Tensors" }), shareBars([...blame.tensors, ...(Math.abs(blame.rest) >= 0.005 ? [{ name: "all others", share: blame.rest }] : [])]));
-  if (blame.parts.length) left.append(el("h4", { text: "The step was made of" }), shareBars(blame.parts, "words"));
-  const lists = [["Examples that pushed", blame.culprits], ["Examples that suffered", blame.victims]];
-  for (const [title, list] of lists) if (list.length) right.append(el("h4", { text: title }), exampleList(list));
+  if (blame.parts.length) left.append(el("h4", { text: "The updates were made of" }), shareBars(blame.parts, "words"));
+  for (const { title, rows } of blame.examples) right.append(el("h4", { text: title }), exampleList(rows));
   const columns = [left, right].filter((node) => node.childNodes.length);
   holder.append(el("h3", { text: "Who did it" }), el("p", { class: "told" }, blame.head), el("div", { class: `whogrid n${columns.length}` }, ...columns));
   if (blame.foot) holder.append(el("p", { class: "told after", text: blame.foot }));
