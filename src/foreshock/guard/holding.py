@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,11 +65,18 @@ def freeze(holding: Holding, freezer: Freezer) -> dict[str, Any]:
     tree: dict[str, Any] = {"optimizer": freezer.optimizer(holding.optimizer, "optimizer")}
     if holding.model is not None:
         tree["model"] = freezer.module(holding.model, "model")
-    for name in ("scheduler", "scaler", "ema", "data"):
+    tree |= freeze_beside(holding, freezer, ("scheduler", "scaler", "ema", "data"))
+    tree["rng"] = freezer.value(_rng(), "rng")
+    return tree
+
+
+def freeze_beside(holding: Holding, freezer: Freezer, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the trees of what there is beside model and optimizer, of the sections named."""
+    tree: dict[str, Any] = {}
+    for name in names:
         found = _each(getattr(holding, name))
         if found:
             tree[name] = {key: _freeze_one(freezer, each, f"{name}{key}") for key, each in found.items()}
-    tree["rng"] = freezer.value(_rng(), "rng")
     return tree
 
 
@@ -82,7 +89,19 @@ def thaw(tree: Mapping[str, Any], holding: Holding, thawer: Thawer, *, rng: bool
     thawer.optimizer(tree["optimizer"], holding.optimizer, "optimizer")
     if "model" in tree and holding.model is not None:
         thawer.module(tree["model"], holding.model, "model")
-    for name in ("scheduler", "scaler", "ema", *(("data",) if data else ())):
+    thaw_beside(tree, holding, thawer, ("scheduler", "scaler", "ema", *(("data",) if data else ())))
+    if rng:
+        state = thawer.value(tree["rng"], {}, "rng", fresh=True)
+        thawer.writes.append(partial(_set_rng, state))
+
+
+def thaw_beside(tree: Mapping[str, Any], holding: Holding, thawer: Thawer, names: Sequence[str]) -> None:
+    """Plans the restoration of what there is beside model and optimizer, of the sections named.
+
+    Raises:
+        UsageError: there are others than when the tree was taken.
+    """
+    for name in names:
         found, frozen = _each(getattr(holding, name)), tree.get(name, {})
         if sorted(found) != sorted(frozen):
             raise UsageError(
@@ -91,9 +110,6 @@ def thaw(tree: Mapping[str, Any], holding: Holding, thawer: Thawer, *, rng: bool
             )
         for key, each in found.items():
             _thaw_one(thawer, frozen[key], each, f"{name}{key}")
-    if rng:
-        state = thawer.value(tree["rng"], {}, "rng", fresh=True)
-        thawer.writes.append(partial(_set_rng, state))
 
 
 def _each(value: Any) -> dict[str, Any]:

@@ -44,8 +44,18 @@ def write(folder: Path, step: int, text: str, tensors: Sequence[Tensor], names: 
         text: JSON, all of the snapshot but its tensors.
         tensors, names: on the host; where they were, which becomes their names in the file.
     """
+    save(folder / _name(step), text, tensors, names)
+
+
+def save(final: Path, text: str, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Writes a file of text and tensors, to be `read`: there whole or not at all; its folder is made.
+
+    Args:
+        final: the file, ending in `.safetensors`; while it is written it ends in `.draft`.
+        text, tensors, names: as of `write`.
+    """
+    folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / _name(step)
     draft = final.with_suffix(".draft")
     held: dict[str, Tensor] = {}
     checksum = 0
@@ -130,9 +140,14 @@ def _of_rank() -> str:
     return "" if _rank() is None else f" of rank {_rank()}"
 
 
-def _name(step: int) -> str:
+def of_this_rank() -> str:
+    """Returns what the name of a file of this process has before its ending: nothing, but in a group of ranks."""
     rank = _rank()
-    return f"step-{step:012d}{'' if rank is None else f'-rank-{rank:05d}'}.safetensors"
+    return "" if rank is None else f"-rank-{rank:05d}"
+
+
+def _name(step: int) -> str:
+    return f"step-{step:012d}{of_this_rank()}.safetensors"
 
 
 def _settle(path: Path, mode: int) -> None:

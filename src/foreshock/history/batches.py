@@ -48,14 +48,19 @@ class Leaf:
             return True
         return not _same_bits(_sample(self.value), self.sample)
 
-    def give(self) -> Any:
-        """Returns a copy, where it was."""
+    def on_host(self) -> Any:
+        """Returns the value, once it is there."""
         if self.arrived is not None:
             self.arrived.synchronize()
             self.arrived = None
+        return self.value
+
+    def give(self) -> Any:
+        """Returns a copy, where it was."""
+        value = self.on_host()
         if self.device is None:
-            return self.value.copy()
-        made = self.value.clone() if self.device.type == "cpu" else self.value.to(_reachable(self.device), copy=True)
+            return value.copy()
+        made = value.clone() if self.device.type == "cpu" else value.to(_reachable(self.device), copy=True)
         return made.requires_grad_() if self.grad else made
 
 
@@ -77,8 +82,13 @@ class Kept:
         """Returns the batch as it was, in containers and tensors of its own.
 
         Raises:
-            UsageError: it was written to after it was given, so it is lost.
+            UsageError: as `check`.
         """
+        self.check(step)
+        return _mapped(self.tree, Leaf, Leaf.give, _DEPTH)
+
+    def check(self, step: int) -> None:
+        """Raises a UsageError where the batch was written to after it was given, so that it is lost."""
         for leaf in self.leaves:
             if leaf.written():
                 raise UsageError(
@@ -86,7 +96,6 @@ class Kept:
                     "given back: a buffer that the loader fills again? Use History(monitor, copy=True), which copies "
                     "each batch, or History(monitor, batches=...), which makes them again"
                 )
-        return _mapped(self.tree, Leaf, Leaf.give, _DEPTH)
 
 
 def keep(batch: Any, *, copying: bool = False) -> Kept:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,42 +13,47 @@ from torch import Tensor
 
 from foreshock.guard.freeze import Freezer
 from foreshock.guard.holding import Holding, freeze
-from foreshock.guard.snapshot import Snapshot
+from foreshock.history.state import State
 
-_WITHOUT = ("rng", "data")  # a replay goes through the same batches, and sets the random streams itself
+_ALL = ("optimizer", "model", "scheduler", "scaler", "ema")
+_MOVED = ("optimizer", "model")  # of a snapshot that was taken before the scheduler stepped
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What is left of a snapshot to compare others with.
+    """What is left of a state to hold others against.
 
     Attributes:
-        step: of the snapshot.
-        tree: JSON of its sections.
-        tensors: type, shape and hash of each tensor in them, by number.
+        step: whose beginning it was.
+        sections: those that are compared.
+        tree: JSON of them, tensors by number.
+        tensors: type, shape and hash of each of these.
     """
 
     step: int
+    sections: tuple[str, ...]
     tree: str
     tensors: dict[int, str]
 
-
-def digest(snapshot: Snapshot) -> Digest:
-    """Returns the digest of a snapshot."""
-    snapshot.buffer.wait()
-    return _digest(snapshot.step, snapshot.tree, snapshot.buffer.views)
-
-
-def digest_of(holding: Holding, step: int) -> Digest:
-    """Returns the digest of the live state, as a snapshot of this step would have it."""
-    freezer = Freezer()
-    tree = freeze(holding, freezer)
-    return _digest(step, tree, freezer.tensors)
+    def is_of(self, holding: Holding) -> bool:
+        """Returns whether the live state is the same, bit for bit."""
+        freezer = Freezer()
+        return _digest(self.step, freeze(holding, freezer), freezer.tensors, self.sections) == self
 
 
-def _digest(step: int, tree: Mapping[str, Any], tensors: Mapping[int, Tensor] | list[Tensor]) -> Digest:
-    compared = {name: section for name, section in tree.items() if name not in _WITHOUT}
-    return Digest(step, json.dumps(compared), {number: _hash(tensors[number]) for number in set(_numbers(compared))})
+def digest(state: State) -> Digest:
+    """Returns the digest of a state: of all its sections, the random streams and the position in the data left out."""
+    state.snapshot.buffer.wait()
+    sections = _ALL if state.late is None else _MOVED
+    return _digest(state.step, state.snapshot.tree, state.snapshot.buffer.views, sections)
+
+
+def _digest(step: int, tree: Mapping[str, Any], tensors: Sequence[Tensor], sections: tuple[str, ...]) -> Digest:
+    compared = {name: tree[name] for name in sections if name in tree}
+    if sections == _MOVED:
+        compared["optimizer"] = {name: part for name, part in tree["optimizer"].items() if name != "groups"}
+    numbers = sorted(set(_numbers(compared)))
+    return Digest(step, sections, json.dumps(compared), {number: _hash(tensors[number]) for number in numbers})
 
 
 def _hash(tensor: Tensor) -> str:

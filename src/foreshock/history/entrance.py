@@ -27,9 +27,9 @@ class Entrance:
 
     def open(self) -> None:
         """Attaches the hooks."""
-        self._handles = [self._model.register_forward_pre_hook(self._whole)]
+        self._handles = [self._model.register_forward_pre_hook(self._whole, prepend=True)]  # before FSDP gathers
         if not hasattr(self._model, "_orig_mod"):  # what a compiled module calls is traced
-            self._parts = [part.register_forward_pre_hook(self._part) for part in _parts(self._model)]
+            self._parts = [part.register_forward_pre_hook(self._part, prepend=True) for part in _parts(self._model)]
 
     def close(self) -> None:
         """Takes them away."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from foreshock.guard.snapshot import Snapshot
 from foreshock.history.choice import MARGIN, Wish
+from foreshock.history.compare import Digest
+from foreshock.history.state import State
 from foreshock.history.tape import Entry
 from foreshock.run.event import Event
 
@@ -20,19 +21,24 @@ class Pin:
 
     Attributes:
         events: those it is about, last versions, by key.
-        snapshot: the state before its first step.
+        state: that in which its first step began.
         entries: its attempts so far, by number.
         last: number of its last step.
-        checkpoint: the newest snapshot within.
-        changed: something is new since it was last written to disk.
+        checkpoint: the newest state within.
+        written: on disk as it is now.
+        nbytes: bytes of its batches.
     """
 
     events: dict[tuple[str, str, int], Event]
-    snapshot: Snapshot
+    state: State
     entries: dict[int, Entry]
     last: int
-    checkpoint: Snapshot | None = None
-    changed: bool = True
+    checkpoint: State | Digest | None = None
+    written: bool = False
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nbytes = sum(entry.nbytes for entry in self.entries.values())
 
     @property
     def severity(self) -> float:
@@ -40,33 +46,40 @@ class Pin:
         return max(math.inf if math.isnan(event.severity) else event.severity for event in self.events.values())
 
     @property
+    def newest(self) -> int:
+        """Number of its last attempt so far."""
+        return next(reversed(self.entries))
+
+    @property
     def whole(self) -> bool:
         """Whether nothing is to come any more."""
-        newest = max(self.entries)
-        return newest >= self.last or self.entries[newest].broken
+        return self.newest >= self.last or self.entries[self.newest].broken
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of its batches."""
-        return sum(entry.nbytes for entry in self.entries.values())
-
-    @property
-    def held(self) -> int:
-        """Bytes of its snapshots."""
-        return sum(each.buffer.flat.numel() for each in (self.snapshot, self.checkpoint) if each is not None)
+    def states(self) -> list[State]:
+        """Those that can be gone back to."""
+        return [each for each in (self.state, self.checkpoint) if isinstance(each, State)]
 
     def serves(self, wanted: Wish) -> bool:
         """Returns whether it can be the window of a further event."""
-        start, newest = min(self.entries), max(self.entries)
+        start = self.state.step
         broken = any(entry.broken for step, entry in self.entries.items() if step < wanted.onset)
-        near = start + MARGIN <= wanted.onset <= min(max(self.last, newest) + 1, start + REACH)
-        return near and wanted.onset <= newest + 1 and not broken
+        return start + MARGIN <= wanted.onset <= min(self.newest + 1, start + REACH) and not broken
 
-    def grow(self, entry: Entry) -> None:
-        """Takes the attempt that follows its last one, as long as it is not whole."""
-        if not self.whole and entry.step == max(self.entries) + 1:
+    def grow(self, tape: Mapping[int, Entry]) -> None:
+        """Takes the attempts that follow its last one, until it is whole."""
+        while not self.whole and (entry := tape.get(self.newest + 1)) is not None:
             self.entries[entry.step] = entry
-            self.changed = True
+            self.nbytes += entry.nbytes
+            self.written = False
+
+    def mark(self, states: Mapping[int, State]) -> None:
+        """Takes the newest of some states within, or at its growing end, as the one to hold a replay against."""
+        end = self.newest if self.whole else self.newest + 1
+        within = [state for step, state in states.items() if self.state.step < step <= end]
+        if within and (self.checkpoint is None or self.checkpoint.step < within[-1].step):
+            self.checkpoint = within[-1].lent()
+            self.written = False
 
 
 class Pins:
@@ -79,6 +92,9 @@ class Pins:
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self._pins: list[Pin] = []
+
+    def __len__(self) -> int:
+        return len(self._pins)
 
     def __iter__(self) -> Iterator[Pin]:
         return iter(self._pins)
@@ -95,29 +111,24 @@ class Pins:
         """Holds a further window."""
         self._pins.append(pin)
 
-    def drop(self, memory: int, held: int) -> list[Pin]:
-        """Lets go of the least severe windows that are too many, or too large; returns them.
+    def drop(self, memory: int, held: int) -> None:
+        """Lets go of the least severe windows that are too many, or too large.
 
         Args:
             memory: bytes that their batches may take.
-            held: bytes that their snapshots may take; those at their ends go first.
+            held: bytes that their states may take; those within, which only say whether a replay is exact, go first.
         """
-        gone: list[Pin] = []
         while len(self._pins) > self.keep or (self._pins and sum(pin.nbytes for pin in self._pins) > memory):
-            gone.append(self._least())
+            self._drop_least()
         for pin in self._pins:
             if self._held() > held:
                 pin.checkpoint = None
         while self._pins and self._held() > held:
-            gone.append(self._least())
-        return gone
+            self._drop_least()
 
     def _held(self) -> int:
-        held = [each.buffer for pin in self._pins for each in (pin.snapshot, pin.checkpoint) if each is not None]
-        return sum(buffer.flat.numel() for buffer in {id(buffer): buffer for buffer in held}.values())
+        return sum(state.nbytes for state in {each.step: each for pin in self._pins for each in pin.states}.values())
 
-    def _least(self) -> Pin:
-        """Takes out the least severe window; of equal ones the later, which tells less of how it began."""
-        pin = min(reversed(self._pins), key=lambda each: each.severity)
-        self._pins.remove(pin)
-        return pin
+    def _drop_least(self) -> None:
+        """Drops the least severe window; of equal ones the later, which tells less of how it began."""
+        self._pins.remove(min(reversed(self._pins), key=lambda each: each.severity))

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from foreshock import attach
 from foreshock.history.batches import Kept
 from foreshock.history.streams import Streams
 
@@ -42,6 +44,13 @@ class Entry:
     actions: tuple[str, ...] = ()
     clean: bool = False
     broken: bool = False
+
+    def end(self, optimizer: Optimizer, *, taken: bool) -> None:
+        """Takes note of what its end tells: whether it was taken, and how it was."""
+        self.taken = taken
+        self.rates = tuple(_number(group.get("lr", 0.0)) for group in optimizer.param_groups)
+        veto = attach.veto_of(optimizer)
+        self.veto = None if veto is None else veto.detach().clone()
 
     def settle(self) -> None:
         """Brings what is on a device to the host."""
@@ -94,13 +103,6 @@ class Tape:
         self._entries.clear()
         self.nbytes = 0
 
-    def __getitem__(self, step: int) -> Entry:
-        return self._entries[step]
-
-    def get(self, step: int) -> Entry | None:
-        """Returns the attempt of this number, if it is there."""
-        return self._entries.get(step)
-
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
@@ -130,6 +132,13 @@ def settled(entries: Iterable[Entry]) -> None:
             setattr(entry, name, found if name == "losses" else tuple(found))
     for entry in entries:
         entry.settle()
+
+
+def _number(rate: Any) -> float | Tensor:
+    """Returns a learning rate as it is now."""
+    if isinstance(rate, Tensor):
+        return float(rate) if rate.device.type == "cpu" else rate.detach().clone()
+    return float(rate)
 
 
 def contiguous(entries: Mapping[int, Entry], start: int, most: int) -> list[Entry]:

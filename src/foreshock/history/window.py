@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from foreshock.errors import UsageError
-from foreshock.guard.holding import Holding, thaw
-from foreshock.guard.snapshot import Snapshot
-from foreshock.history.compare import Digest, digest, digest_of
+from foreshock.guard.holding import Holding
+from foreshock.history.arguments import Batches, made_again
+from foreshock.history.compare import Digest, digest
+from foreshock.history.state import State
 from foreshock.history.streams import Streams
 from foreshock.history.tape import Entry, settled
 from foreshock.run.event import Event
-
-Batches = Callable[[int], Any] | Mapping[int, Any]
-"""What makes the batch of a step again."""
 
 
 class Window:
@@ -31,22 +29,22 @@ class Window:
 
     Args:
         event: what it is about.
-        snapshot: the state before the update of its first step.
+        state: that in which its first step began.
         entries: its steps, without a gap.
-        checkpoints: later snapshots within, or their digests.
+        checkpoints: states in which later ones began, or their digests.
         holding: the live objects; None until they are known.
         batches: what makes a batch again, in place of what was kept.
 
     Attributes:
         event: as it was last known.
-        start: the first step; the snapshot was taken before its update.
+        start: the first step.
     """
 
     def __init__(
-        self, event: Event, snapshot: Snapshot, entries: Sequence[Entry], *, checkpoints: Sequence[Snapshot | Digest],
+        self, event: Event, state: State, entries: Sequence[Entry], *, checkpoints: Sequence[State | Digest],
         holding: Holding | None, batches: Batches | None = None,
     ) -> None:  # fmt: skip
-        self.event, self.start, self._snapshot = event, entries[0].step, snapshot
+        self.event, self.start, self._state = event, entries[0].step, state
         self._entries = {entry.step: entry for entry in entries}
         self._checkpoints = {each.step: each for each in checkpoints}
         self._holding, self._batches = holding, batches
@@ -62,7 +60,7 @@ class Window:
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """The steps within, after the first, before whose update there is a state to compare with."""
+        """The steps within, after the first, for whose beginning there is a state to compare with."""
         return tuple(sorted(self._checkpoints))
 
     @property
@@ -140,37 +138,20 @@ class Window:
         Raises:
             UsageError: the live objects are not those that the snapshot was taken of; nothing is written then.
         """
-        holding, plan = self.holding, self._snapshot.thawer()
-        thaw(self._snapshot.tree, holding, plan, rng=False, data=False)
-        self._snapshot.put_back(plan)
+        self._state.restore(self.holding)
 
     def same(self, step: int) -> bool:
-        """Returns whether the live state is, bit for bit, the one before the update of a step of `checkpoints`.
+        """Returns whether the live state is, bit for bit, the one in which `start` or a step of `checkpoints` began.
 
         Raises:
             UsageError: there is no checkpoint of this step.
         """
-        kept = self._snapshot if step == self.start else self._checkpoints.get(step)
+        kept = self._state if step == self.start else self._checkpoints.get(step)
         if kept is None:
             raise UsageError(f"same(step): checkpoints of this window are {self.checkpoints}, got {step}")
-        known = kept if isinstance(kept, Digest) else digest(kept)
-        return known == digest_of(self.holding, step)
+        return (kept if isinstance(kept, Digest) else digest(kept)).is_of(self.holding)
 
     def _entry(self, step: int) -> Entry:
         if step not in self._entries:
             raise UsageError(f"step {step} is not in this window, which has {self.start} to {self.steps[-1]}")
         return self._entries[step]
-
-
-def made_again(batches: Batches, step: int) -> Any:
-    """Returns the batch that a function or a mapping gives for a step.
-
-    Raises:
-        UsageError: a mapping has none.
-    """
-    if callable(batches):
-        return batches(step)
-    try:
-        return batches[step]
-    except (KeyError, IndexError) as error:
-        raise UsageError(f"batches: there is none for step {step}; give those of all steps of the window") from error
