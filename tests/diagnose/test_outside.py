@@ -203,14 +203,15 @@ def test_no_update_of_a_real_training_is_taken_for_a_write(name: str) -> None:
 
 
 def test_a_flipped_bit_of_a_training_is_found(tmp_path: Any) -> None:
-    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+    first = nn.Linear(6, 16)
+    model = nn.Sequential(first, nn.Tanh(), nn.Linear(16, 4))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(0)
     with Monitor(model, optimizer, run=tmp_path / "run", probes=FREE) as monitor:
         for step in range(50):
             if step == 30:
                 with torch.no_grad():
-                    model[0].weight[3, 2] = 1e4
+                    first.weight[3, 2] = 1e4
             x = torch.randn(8, 6, generator=draw)
             loss = (model(x) - x[:, :4]).square().mean()
             monitor.observe(loss)
