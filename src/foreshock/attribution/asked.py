@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -51,13 +51,19 @@ class Asked:
         params: the parameters.
         moves: U by place in `params`, without zeros, float32 or wider.
         model: the module that is run, if it was given.
+        looked: functions whose code names the modules; by default the closure.
     """
 
     def __init__(
-        self, closure: Callable[[], Tensor], params: Sequence[Tensor], moves: dict[int, Tensor], model: nn.Module | None
+        self,
+        closure: Callable[[], Tensor],
+        params: Sequence[Tensor],
+        moves: dict[int, Tensor],
+        model: nn.Module | None,
+        looked: Sequence[Callable[..., Tensor]] = (),
     ) -> None:
         self._closure, self._params = closure, list(params)
-        roots, self._names = modules_and_names(model, params, [closure])
+        roots, self._names = modules_and_names(model, params, looked or [closure])
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         most = max((float(u.abs().amax()) for u in moves.values()), default=1.0)
         # the largest entry near 1: small ones survive a cast to 16 bits, and so do their products with gradients
@@ -137,12 +143,22 @@ class Asked:
     def along(self, places: frozenset[int], weights: Tensor | None) -> float:
         """Returns sum_i w_i <U, g_i> over some parameters."""
         ours = sorted(places)
-        with self._evaluating(ours, exact=False) as some:
-            losses = self._graphed()
-            scale = torch.ones_like(losses) if weights is None else weights.detach().to(losses)
-            grads = torch.autograd.grad(losses, some, scale, allow_unused=True)
-        pairs = zip(ours, grads, strict=True)
+        pairs = zip(ours, self.gradient(ours, weights), strict=True)
         return sum(float((g.double() * self._moves[i].double()).sum()) for i, g in pairs if g is not None) / self._unit
+
+    def gradient(self, places: Sequence[int], weights: Tensor | None = None) -> list[Tensor | None]:
+        """Returns sum_i w_i g_i by some parameters, None where the losses do not depend on one; a gradient's cost."""
+        with self._evaluating(places, exact=False) as some:
+            losses = self._graphed()
+            total = losses.sum() if weights is None else (losses * weights.detach().to(losses)).sum()
+            return list(torch.autograd.grad(total, some, allow_unused=True))
+
+    def again(self, only: Set[int]) -> Tensor:
+        """Returns the rows of some examples by a gradient for each, zeros for the others, shape (n,)."""
+        ours = sorted(self._moves)
+        with self._evaluating(ours, exact=False) as some:
+            values = each_rows(self._graphed, some, [self._moves[place] for place in ours], only)
+        return self._wide(values.detach()) / self._unit
 
     def _all(self, params: Sequence[Tensor]) -> list[Tensor]:
         others = [param for module in self._modules for param in module._parameters.values() if param is not None]

@@ -81,7 +81,7 @@ def row_products(
     >>> row_products(lambda: (x @ w) ** 2, [w], [torch.tensor([1.0, 0.0])]).values.tolist()
     [2.0, 6.0]
     """
-    moves = _checked(params, direction, method)
+    moves = moves_of(params, direction, method)
     asked = Asked(per_example_loss, params, moves, model)
     found = asked.answer(method)
     values = found.values
@@ -96,7 +96,7 @@ def row_products(
     return RowProducts(values, coverage, found.method, asked.names(found.missing), asked.names(found.rest), found.note)
 
 
-def _checked(params: Sequence[Tensor], direction: Sequence[Tensor | None], method: str) -> dict[int, Tensor]:
+def moves_of(params: Sequence[Tensor], direction: Sequence[Tensor | None], method: str = "auto") -> dict[int, Tensor]:
     """Returns the direction by the place of the parameter, float32 or wider, zeros left out."""
     if method not in METHODS:
         raise UsageError(f"row_products(method): one of {', '.join(METHODS)}, got {method!r}")

@@ -5,7 +5,7 @@ All three are exact for whatever the losses are, coupled by statistics of the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -109,11 +109,15 @@ def double_rows(closure: Closure, params: Sequence[Tensor], direction: Sequence[
     return rows
 
 
-def each_rows(closure: Closure, params: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
-    """Returns <U, g_i>, shape (n,), by n backward passes on one graph."""
+def each_rows(
+    closure: Closure, params: Sequence[Tensor], direction: Sequence[Tensor], only: Set[int] | None = None
+) -> Tensor:
+    """Returns <U, g_i>, shape (n,), by n backward passes on one graph; or for some examples alone, zeros for others."""
     losses = closure()
     rows = losses.detach().new_zeros(len(losses), dtype=torch.promote_types(losses.dtype, torch.float32))
     for i, loss in enumerate(losses.unbind()):
+        if only is not None and i not in only:
+            continue
         grads = torch.autograd.grad(loss, list(params), retain_graph=True, allow_unused=True)
         for g, u in zip(grads, direction, strict=True):
             if g is not None:
