@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreshock.guard.update import first_after
-from foreshock.replay.scene import Scene, StepFunction, value_of
+from foreshock.replay.scene import NotApplicable, Scene, StepFunction, value_of
 
 if TYPE_CHECKING:
     from foreshock.replay.arm import Arm
@@ -41,13 +41,7 @@ def run(
     for param in scene.params:
         param.grad = None
     with ExitStack() as stack:
-        left_out, batches = frozenset[int](), None
-        if arm is not None:
-            scene.step = scene.start
-            if (change := arm.change(scene)) is not None:
-                stack.enter_context(change)
-            left_out = frozenset(arm.left_out(scene)) if arm.left_out is not None else left_out
-            batches = arm.batches(scene) if arm.batches is not None else None
+        left_out, batches = (frozenset[int](), None) if arm is None else _changed(scene, arm, stack)
         for step in scene.steps if not left_out else _longer(scene, len(left_out)):
             if step in left_out or not window.taken(step):
                 continue
@@ -59,9 +53,29 @@ def run(
                 window.set_rng(states[min(candidate, len(states) - 1)])
             losses[step] = loss = value_of(step_fn(batch if arm is None or arm.cast is None else arm.cast(batch)))
             lost = 0 if math.isfinite(loss) else lost + 1
-            if arm is not None and lost == LOST:
+            if arm is not None and scene.anywhere(lost == LOST):
                 break
     return losses
+
+
+def _changed(scene: Scene, arm: Arm, stack: ExitStack) -> tuple[frozenset[int], Mapping[int, Any] | None]:
+    """Makes the change of an arm, on all ranks or on none; returns the steps left out and the batches replaced.
+
+    Raises:
+        NotApplicable: it makes no sense here, or on another rank.
+    """
+    scene.step, why = scene.start, None
+    left_out, batches = frozenset[int](), None
+    try:
+        if (change := arm.change(scene)) is not None:
+            stack.enter_context(change)
+        left_out = frozenset(arm.left_out(scene)) if arm.left_out is not None else left_out
+        batches = arm.batches(scene) if arm.batches is not None else None
+    except NotApplicable as reason:
+        why = reason
+    if scene.anywhere(why is not None):
+        raise why or NotApplicable("it makes no sense on another rank")
+    return left_out, batches
 
 
 def _longer(scene: Scene, more: int) -> list[int]:

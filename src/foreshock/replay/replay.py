@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from foreshock import distributed
 from foreshock.errors import UsageError
 from foreshock.history import History, Window
 from foreshock.monitor import Monitor
@@ -66,7 +67,10 @@ def replay(
     _check(chosen, step_fn, processes)
     window, history = _window(source, event, before)
     event = window.event if window.event.key == event.key else event  # its last version
-    scene = Scene(window, event)
+    model = window.holding.model
+    scene = Scene(window, event, None if model is None else distributed.group_of(model.modules()))
+    if processes > 1 and scene.group is not None:
+        raise UsageError("replay(processes=...): the model is trained by several ranks; leave processes at 1")
     _untouched(scene)
     if scene.last < event.onset:
         raise UsageError(f"replay: the batches of the event at step {event.onset} are not kept; the last is of "
@@ -82,9 +86,13 @@ def replay(
 
             results = parallel.run(tried, chosen, processes) if processes > 1 else [tried(arm) for arm in chosen]
     found = Replay(event, window.start, original, base, peak, differs is None, differs, repeats, tuple(results))
-    if monitor is not None:
+    if monitor is not None and _writes(scene):
         _run(monitor).add_finding(found.to_dict())
     return found
+
+
+def _writes(scene: Scene) -> bool:
+    return scene.group is None or distributed.place(scene.group)[0] == 0
 
 
 def _run(monitor: Monitor) -> Run:
@@ -141,7 +149,7 @@ def _unchanged(scene: Scene, step_fn: StepFunction) -> tuple[dict[int, float], i
     """Returns the losses without a change, the state of the random streams that gave them, where they first differ
     from what was recorded, and whether they then came out the same a second time."""
     window = scene.window
-    candidates = max(1, *(len(window.rng(step)) for step in scene.steps))
+    candidates = 1 + scene.anywhere(any(len(window.rng(step)) > 1 for step in scene.steps))
     best: tuple[dict[int, float], int, int] | None = None
     for candidate in range(candidates):
         stray: list[int] = []
@@ -154,8 +162,9 @@ def _unchanged(scene: Scene, step_fn: StepFunction) -> tuple[dict[int, float], i
             losses = course.run(scene, step_fn, candidate=candidate, told=told)
         apart = [step for step, loss in losses.items() if not _same(scene, step, loss)]
         first = min([*apart, *stray], default=None)
-        if first is None:
+        if not scene.anywhere(first is not None):
             return losses, candidate, None, None
+        first = min(losses) if first is None else first  # another rank's differ, which this one's steps feel
         if best is None or first > best[2]:
             best = losses, candidate, first
     assert best is not None

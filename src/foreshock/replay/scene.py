@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from foreshock import distributed
 from foreshock.errors import UsageError
+from foreshock.guard.agreement import anywhere
 from foreshock.run.event import Event
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Scene:
     Attributes:
         window: the state they begin from, their batches, what their losses were.
         event: what happened in them.
+        group: the ranks that train the model together; None where there is this one only.
         step: the one under way.
         rates: step -> learning rate of each group, in the run without a change.
         norms: step -> norm of the gradient there.
@@ -46,6 +49,7 @@ class Scene:
 
     window: Window
     event: Event
+    group: distributed.Group | None = None
     step: int = -1
     rates: dict[int, list[float]] = field(default_factory=dict)
     norms: dict[int, float] = field(default_factory=dict)
@@ -60,6 +64,10 @@ class Scene:
     def model(self) -> nn.Module | None:
         """The live model, where it is known."""
         return self.window.holding.model
+
+    def anywhere(self, found: bool) -> bool:
+        """Returns whether something is true on any rank: what they decide together, they decide by this."""
+        return found if self.group is None else anywhere(found, self.group, self.params[0].device)
 
     @property
     def params(self) -> list[Tensor]:
