@@ -28,7 +28,7 @@ from foreshock.run.run import Run
 START = -3.0
 AGAINST, MOSTLY = -0.5, -0.9  # cosines of successive gradients that point against each other, and nearly so
 OPPOSED, STRONGLY, ALONG = 2.5, 3.5, -2.0  # most of the last ones did, nearly all were opposite; hardly one did
-SWUNG, SWINGS = 1.5, -0.05  # all of a short rise did: weight, and cosine below which one did
+ALONE, ALMOST, GROWS = 4.5, 3.5, 1.1  # gradient that grew and turned: over 4 records, or 2; growth that is some
 HABIT = 0.5  # part of that weight that is lost where they always did
 SHARE, FULL, HARDLY = 0.5, 0.75, 0.1
 CLIMBED, STEEP, LEAPT = 1.0, 0.5, -2.5  # loss climbed over 4 or 8 records; or it made most of its rise in one
@@ -36,11 +36,12 @@ FEW, MANY, ONE = 4, 8, 0.75
 SECANT, FLAT = 1.0, 0.8  # weight of a secant at the edge; that from which it is
 CLOSE, FAR = 1.0, -1.5  # weights of the last reading of chi; where it was 0.8 or above, or so low that it cannot be
 NEAR, LOW, REACH = 0.8, 0.35, 400  # chi that is close to the edge; that is far; steps for which a reading says a word
-PACE = 2e-3  # of ln chi per step that it may have grown since
+PACE, EARLY = 2e-3, 5.0  # of ln chi per step that it may have grown since; and this over the step, early on
 UNREAD = 0.85  # most that this can be worth without a reading
 BACK, WINDOW = 12, 100  # steps before the rise whose gradients count; and whose second moments do
 FREE, HALF = 0.75, 0.4  # share of the free decay 1 - beta2 that is one; of the steps, from which v drove chi
 DRIVEN, UNDRIVEN, DROVE = 0.8, 0.15, 0.12  # shares of the second moment with and without; ln 1/sqrt(v) that is enough
+SPAN = 30  # steps over which readings must reach to tell how chi grew
 RAISED = 0.02  # growth of ln lr over the window that counts
 
 
@@ -79,10 +80,11 @@ def signs(run: Run, event: Event) -> Signs | None:
     rise = event.onset if how is None or how.rise is None else min(how.rise, event.onset)
     secant = series(run, "chi_secant")
     turned, bent = _opposed(cosine, rise, event.peak), _secant(secant, rise, event.peak)
-    rising = cosine.within(_low(series(run, "loss"), rise) + 1, event.peak).values
-    if turned[0] < SWUNG and len(rising) >= 2 and rising.max() < SWINGS and rising.mean() < AGAINST:
-        turned = SWUNG, f"All {count(len(rising), 'gradient')} of the rise pointed against the one before."
-    found = [turned, _climb(run, event, rise), bent, _far(chi, rise)]
+    grown = _grown(run, rise, event.peak)
+    climb = (0.0, "") if grown[0] > 0 else _climb(run, event, rise)
+    found = [max(turned, grown) if turned[0] * grown[0] > 0 else turned, climb, bent, _far(chi, rise)]
+    if turned[0] * grown[0] <= 0:
+        found.append(grown)
     leapt = [leap for leap in leaps(run, rise) if leap.score >= 0.5]
     odds = START + sum(weight for weight, _ in found)
     if not len(cosine):
@@ -114,10 +116,26 @@ def _opposed(cosine: Series, rise: int, peak: int) -> tuple[float, str]:
     return weight * (1 - HABIT * min(1.0, habit / share)), said
 
 
-def _low(loss: Series, rise: int) -> int:
-    """Returns the step just before the rise at which the loss was lowest."""
-    part = loss.within(rise - BACK, rise)
-    return int(part.steps[len(part) - 1 - int(np.argmin(part.values[::-1]))]) if len(part) else rise
+def _grown(run: Run, rise: int, peak: int) -> tuple[float, str]:
+    """Returns whether the gradient grew from record to record and turned against itself: the unstable mode alone."""
+    norm, cosine = series(run, "grad_norm").within(rise - 2 * BACK, peak + 1), series(run, "grad_cosine")
+    if len(norm) < 3 or norm.values.min() <= 0 or not len(cosine):
+        return 0.0, ""
+    top = int(np.argmax(norm.values))
+    first = top
+    while first > 0 and norm.values[first] > GROWS * norm.values[first - 1]:
+        first -= 1
+    records = top - first
+    turned = cosine.within(int(norm.steps[first]) + 1, int(norm.steps[top])).values
+    against = int(np.sum(turned < AGAINST))
+    fold = float(norm.values[top] / norm.values[first])
+    if records < 2 or fold < math.e or against < 2 or not turned[-1] < 0:
+        return 0.0, ""
+    said = (
+        f"The gradient grew {fold:.3g}-fold over {count(records, 'record')} to the peak, and {against} of them pointed "
+        "against the one before: one mode that overshoots from step to step."
+    )
+    return (ALONE if against >= FEW and records >= FEW else ALMOST), said
 
 
 def _climb(run: Run, event: Event, rise: int) -> tuple[float, str]:
@@ -164,7 +182,7 @@ def _far(chi: Series, rise: int) -> tuple[float, str]:
     said = f"chi was {number(value)} {count(age, 'step')} before the rise; an optimizer goes over its edge at 1."
     if value >= NEAR:
         return CLOSE, said
-    if value * math.exp(PACE * age) < LOW:
+    if value * math.exp((PACE + EARLY / max(rise, 1)) * age) < LOW:
         return FAR, said
     return 0.0, ""
 
@@ -183,6 +201,9 @@ def _shares(run: Run, rise: int, leapt: bool) -> tuple[dict[str, float], str]:
     else:
         freely, grown = _decay(run, rise)
         share = UNDRIVEN + (DRIVEN - UNDRIVEN) * min(1.0, max(freely / HALF, grown / DROVE))
+        pace = _pace(readings(run), rise)
+        if pace * WINDOW > max(grown, RAISED):  # it grew by more than the second moment can have made of it
+            share = min(share, max(UNDRIVEN, grown / (pace * WINDOW)))
         driven = {"preconditioner": share, "landscape": 1 - share}
         said = (
             f"In {percent(freely)} of the {WINDOW} steps before, the second moment decayed freely at beta2; its decay "
@@ -190,6 +211,15 @@ def _shares(run: Run, rise: int, leapt: bool) -> tuple[dict[str, float], str]:
         )
     own = 0.8 if leapt else rate / (rate + DROVE) if rate > RAISED else 0.0
     return {name: part * (1 - own) for name, part in driven.items()} | {"learning rate": own}, said
+
+
+def _pace(chi: Series, rise: int) -> float:
+    """Returns the growth of ln chi per step by its last readings before the rise; 0 where they tell none."""
+    part = chi.within(rise - REACH, rise)
+    if len(part) < 3 or part.values.min() <= 0 or part.steps[-1] - part.steps[0] < SPAN:
+        return 0.0
+    line = np.polyfit(part.steps - part.steps[0], np.log(part.values), 1)
+    return max(0.0, float(line[0]))
 
 
 def _decay(run: Run, rise: int) -> tuple[float, float]:
