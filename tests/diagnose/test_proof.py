@@ -98,6 +98,20 @@ def test_a_replay_that_differs_is_the_finding(repeats: bool, word: str) -> None:
     assert max(cause.score for cause in found if cause.name != "not_reproducible") < 0.15
 
 
+def test_an_event_that_comes_again_is_judged_though_not_bit_for_bit() -> None:
+    run = run_with(typical("schedule"), reproducible=False, returns=True, differs_at=51, repeats=False)
+    found = proven(run, EVENT, [Cause("not_reproducible", 0.3, ("a sign",)), *undecided()], ALL)
+    assert best(found).name == "schedule"
+    assert "comes again" in " ".join(next(each for each in found if each.name == "not_reproducible").evidence)
+
+
+def test_random_numbers_that_are_lost_are_no_fault_of_the_hardware() -> None:
+    run = run_with({}, reproducible=False, returns=False, drawn=True, differs_at=51, repeats=True)
+    found = best(proven(run, EVENT, undecided(), ALL))
+    assert found.score < 0.8
+    assert "random numbers" in " ".join(found.evidence)
+
+
 def test_a_replay_that_repeats_rules_irreproducibility_out() -> None:
     judged = [Cause("not_reproducible", 0.8, ("weights moved",)), *undecided()]
     found = {cause.name: cause for cause in proven(run_with(typical("schedule")), EVENT, judged, ALL)}

@@ -12,6 +12,7 @@ import torch
 
 from foreshock.diagnose.rank import diagnose
 from foreshock.errors import UsageError
+from foreshock.history import History
 from foreshock.monitor import Monitor
 from foreshock.replay import Replay, replay, what_if
 from foreshock.run import Event, Run
@@ -92,10 +93,40 @@ def test_a_step_function_that_draws_otherwise_each_time_is_told_apart() -> None:
         loss = world.step_fn(given)
         return loss + next(noise)
 
-    noise = iter(torch.arange(1, 10_000) * 1e-3)
-    found = replay(world.monitor, world.event, noisy)
+    noise = iter(torch.arange(1, 10_000) * 1e-6)
+    found = replay(world.monitor, world.event, noisy, [what_if.skip(), what_if.float64_loss()])
     assert not found.reproducible
     assert found.repeats is False
+    assert found.returns  # so the changes can be judged all the same
+    assert found.cures == ["skip"]
+    assert "comes again" in found.summary
+
+
+def test_a_step_that_a_scaler_refuses_is_refused_again_and_all_else_of_it_done() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(10, 16), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def step_fn(given: Any) -> torch.Tensor:
+        x, y = given
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        monitor.observe(loss, batch=given)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    with Monitor(model, optimizer) as monitor, History(monitor, scaler=scaler):
+        for step in range(60):
+            x, y = batch(step)
+            step_fn((x * (math.inf if step == 40 else 1.0), y))
+        event = Event("nonfinite", 40, 40, 40, 40, math.inf, math.inf, "loss")
+        found = replay(monitor, event, step_fn, [what_if.skip()])
+    assert found.reproducible
+    assert math.isnan(found.original[40])
+    assert scaler.get_scale() == 2.0**9
 
 
 def test_nan_in_a_batch_is_removed_without_it() -> None:

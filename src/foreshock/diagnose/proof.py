@@ -46,7 +46,8 @@ MAKES_NO_SENSE = {  # an arm, a word of why it makes no sense -> the cause that 
     "floor": ("no second moments", "preconditioner"),
 }
 UNLIKELY = 0.1  # factor on that cause
-FAILS = 0.95  # score of `not_reproducible` where the unchanged replay differs
+FAILS = 0.95  # score of `not_reproducible` where the unchanged replay differs, and the event does not come again
+DOUBTFUL = 0.6  # and where random numbers that cannot be drawn again may be the reason
 REPEATED = 0.1  # factor on it where the unchanged replay is bit for bit the record
 REFERENCE = "replay of this run"
 
@@ -75,10 +76,10 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
     if not found:
         return list(judged)
     finding = found[-1]
-    if not finding.get("reproducible"):
+    if not finding.get("reproducible") and not finding.get("returns"):
         return _irreproducible(judged, finding)
     outcomes = _outcomes(finding)
-    calm = [_repeated(cause) if cause.name == "not_reproducible" else cause for cause in judged]
+    calm = [_repeated(cause, finding) if cause.name == "not_reproducible" else cause for cause in judged]
     known = {cause.name: cause for cause in calm}
     excluded = _excluded(finding, known)
     if not outcomes and not excluded:
@@ -183,27 +184,38 @@ def _telling(name: str, names: Sequence[str], outcomes: Sequence[Outcome]) -> tu
     return for_it, against
 
 
-def _repeated(cause: Cause) -> Cause:
+def _repeated(cause: Cause, finding: Mapping[str, Any]) -> Cause:
     said = "Run again from a snapshot, the training repeats bit for bit: it is reproducible."
+    if not finding.get("reproducible"):
+        said = "Run again from a snapshot, the training is not the record bit for bit, but the event comes again."
     return replace(cause, score=cause.score * REPEATED, evidence=(said, *cause.evidence))
 
 
 def _irreproducible(judged: Sequence[Cause], finding: Mapping[str, Any]) -> list[Cause]:
     """Returns the causes with that of a replay that differs on top, and all others less likely by as much."""
+    fails = DOUBTFUL if finding.get("drawn") else FAILS
+    said, again = _differs(finding)
+    old = next((cause for cause in judged if cause.name == "not_reproducible"), None)
+    made = Cause("not_reproducible", fails, (said,)) if old is None else old
+    evidence = (said, again, *(() if old is None else old.evidence))
+    note = f"The replay differs from the record ({percent(fails)} `not_reproducible`)."
+    rest = [
+        replace(cause, score=cause.score * (1 - fails) ** 0.5, evidence=(*cause.evidence, note))
+        for cause in judged if cause.name != "not_reproducible"
+    ]
+    return [replace(made, score=max(fails, made.score), evidence=tuple(filter(None, evidence))), *rest]
+
+
+def _differs(finding: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns where a replay differs from the record, and what a second try says of that."""
+    at = finding.get("differs_at")
+    where = f" at step {at:,}" if isinstance(at, int) else ""
+    said = f"Run again from the same state on the same batches, the training differs from the record{where}"
+    if finding.get("drawn"):
+        return f"{said}.", "The loop draws random numbers between its steps, which could not be drawn again."
     again = {
         True: "A second try gives the first one's losses: what happened then is not in `step_fn`: a fault of the "
         "hardware, or something outside of it that changed weights, state or data.",
         False: "A second try differs again: some operation of it is not deterministic.",
-    }.get(finding.get("repeats"), "")  # type: ignore[arg-type]
-    at = finding.get("differs_at")
-    where = f" at step {at:,}" if isinstance(at, int) else ""
-    said = f"Run again from the same state on the same batches, the training differs from the record{where}."
-    old = next((cause for cause in judged if cause.name == "not_reproducible"), None)
-    made = Cause("not_reproducible", FAILS, (said,)) if old is None else old
-    evidence = (said, *((again,) if again else ()), *(() if old is None else old.evidence))
-    note = f"The replay differs from the record ({percent(FAILS)} `not_reproducible`)."
-    rest = [
-        replace(cause, score=cause.score * (1 - FAILS) ** 0.5, evidence=(*cause.evidence, note))
-        for cause in judged if cause.name != "not_reproducible"
-    ]
-    return [replace(made, score=max(FAILS, made.score), evidence=evidence), *rest]
+    }
+    return f"{said}, and the event does not come.", again.get(finding.get("repeats"), "")  # type: ignore[arg-type]

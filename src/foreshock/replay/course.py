@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +43,8 @@ def run(
     with ExitStack() as stack:
         left_out, batches = (frozenset[int](), None) if arm is None else _changed(scene, arm, stack)
         for step in scene.steps if not left_out else _longer(scene, len(left_out)):
-            if step in left_out or not window.taken(step):
+            by_guard = not window.taken(step) and window.actions(step)
+            if step in left_out or by_guard:
                 continue
             scene.step = step
             if told is not None:
@@ -51,7 +52,9 @@ def run(
             batch = window.batch(step) if batches is None or step not in batches else batches[step]
             if states := window.rng(step):
                 window.set_rng(states[min(candidate, len(states) - 1)])
-            losses[step] = loss = value_of(step_fn(batch if arm is None or arm.cast is None else arm.cast(batch)))
+            batch = batch if arm is None or arm.cast is None else arm.cast(batch)
+            with nullcontext() if window.taken(step) else _refused(scene):
+                losses[step] = loss = value_of(step_fn(batch))
             lost = 0 if math.isfinite(loss) else lost + 1
             if arm is not None and scene.anywhere(lost == LOST):
                 break
@@ -76,6 +79,16 @@ def _changed(scene: Scene, arm: Arm, stack: ExitStack) -> tuple[frozenset[int], 
     if scene.anywhere(why is not None):
         raise why or NotApplicable("it makes no sense on another rank")
     return left_out, batches
+
+
+def _refused(scene: Scene) -> AbstractContextManager[None]:
+    """Keeps the optimizer from moving, in a step that a scaler or the loop refused; all else of it is done again."""
+
+    def hide() -> None:
+        for param in scene.params:
+            param.grad = None
+
+    return around(scene, hide)
 
 
 def _longer(scene: Scene, more: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from foreshock import distributed
 from foreshock.errors import UsageError
-from foreshock.history import History, Window
+from foreshock.history import History, Stored, Window
 from foreshock.monitor import Monitor
 from foreshock.replay import course, parallel, what_if
 from foreshock.replay.arm import Arm
@@ -25,7 +25,7 @@ MEAN = 1e-6  # relative error up to which two means of the same micro-batches ar
 
 
 def replay(
-    source: Monitor | History | Window,
+    source: Monitor | History | Stored | Window,
     event: Event,
     step_fn: StepFunction,
     arms: Sequence[Arm] | None = None,
@@ -37,8 +37,9 @@ def replay(
     """Returns what happens to an event when one thing is changed: an experiment on the training itself.
 
     The training goes back to a snapshot from before the event and takes the same steps on the same batches, first
-    unchanged, which must give the recorded losses bit for bit, then with each change of `arms`. Afterwards the live
-    training is what it was before the call, bit for bit::
+    unchanged, which must give the recorded losses bit for bit, then with each change of `arms`. Where it does not, and
+    the event does not come again either, no change can be judged. Afterwards the live training is what it was before
+    the call, bit for bit::
 
         with fs.Monitor(model, optimizer, run="runs/a") as monitor, fs.History(monitor):
             for batch in loader:
@@ -78,14 +79,18 @@ def replay(
     monitor = None if history is None else history.monitor
     with aside(window.holding, monitor=monitor, memory=memory):
         original, candidate, differs, repeats = _unchanged(scene, step_fn)
+        drawn = differs is not None and any(len(window.rng(step)) > 1 for step in scene.steps)
         base, peak, usual = scene.level(original), largest(original, event.onset), scene.usual(original)
+        returns = scene.anywhere(differs is None or _returns(scene, original))
         results: list[ArmResult] = []
-        if differs is None:
+        if returns:
             def tried(arm: Arm) -> ArmResult:
                 return _tried(scene, step_fn, arm, candidate, (base, peak, usual))
 
             results = parallel.run(tried, chosen, processes) if processes > 1 else [tried(arm) for arm in chosen]
-    found = Replay(event, window.start, original, base, peak, differs is None, differs, repeats, tuple(results))
+    found = Replay(
+        event, window.start, original, base, peak, differs is None, differs, repeats, returns, drawn, tuple(results)
+    )
     if monitor is not None and _writes(scene):
         _run(monitor).add_finding(found.to_dict())
     return found
@@ -114,8 +119,10 @@ def _check(arms: Sequence[Arm], step_fn: StepFunction, processes: int) -> None:
         raise UsageError(f"replay(processes=...): must be a positive integer, got {processes!r}")
 
 
-def _window(source: Monitor | History | Window, event: Event, before: int | None) -> tuple[Window, History | None]:
-    """Returns the window to run, and the live history that it comes from.
+def _window(
+    source: Monitor | History | Stored | Window, event: Event, before: int | None
+) -> tuple[Window, History | Stored | None]:
+    """Returns the window to run, and the history that it comes from.
 
     Raises:
         UsageError: there is none.
@@ -129,7 +136,7 @@ def _window(source: Monitor | History | Window, event: Event, before: int | None
             "`with fs.Monitor(model, optimizer) as monitor, fs.History(monitor):`, and give batches to "
             "monitor.observe(loss, batch=batch)"
         )
-    if not isinstance(history, History):
+    if not isinstance(history, (History, Stored)):
         raise UsageError(f"replay(source): a Monitor, a History or a Window is needed, got {type(source).__name__}")
     return history.window(event, before=before), history
 
@@ -172,6 +179,13 @@ def _unchanged(scene: Scene, step_fn: StepFunction) -> tuple[dict[int, float], i
     repeats = all(again[step] == loss or (math.isnan(loss) and math.isnan(again[step]))
                   for step, loss in best[0].items())  # fmt: skip
     return best[0], best[1], best[2], repeats
+
+
+def _returns(scene: Scene, losses: dict[int, float]) -> bool:
+    """Returns whether a course that is not the record bit for bit has the event all the same, half as high at least."""
+    recorded = {step: scene.window.loss(step) for step in losses}
+    base, peak = scene.level(recorded), largest(recorded, scene.onset)
+    return judged(largest(losses, scene.onset), base, peak)[1] in ("stays", "worse")
 
 
 def _same(scene: Scene, step: int, loss: float) -> bool:

@@ -58,6 +58,8 @@ class Replay:
         reproducible: whether that run was bit for bit the recorded one.
         differs_at: first step at which it was not; None where it was.
         repeats: whether it gave the same once more; None where that was not tried.
+        returns: whether the event came again; else there are no arms.
+        drawn: whether it may differ for want of the random numbers that the loop drew between steps.
         rows: the arms, in the order in which they were tried.
     """
 
@@ -69,6 +71,8 @@ class Replay:
     reproducible: bool
     differs_at: int | None
     repeats: bool | None
+    returns: bool
+    drawn: bool
     rows: tuple[ArmResult, ...]
 
     @property
@@ -95,13 +99,17 @@ class Replay:
     def summary(self) -> str:
         """What was found, in two or three sentences."""
         span = f"steps {self.start:,} to {max(self.original, default=self.start):,}"
+        said = [f"Unchanged, {span} repeat bit for bit."]
         if not self.reproducible:
             again = {True: "the same again", False: "something else again", None: "not what was recorded"}[self.repeats]
-            return (
+            drawn = " Random numbers were drawn between its steps, which cannot be drawn again." if self.drawn else ""
+            said = [
                 f"Run again from its snapshot, unchanged, the training differs from what was recorded at step "
-                f"{self.differs_at:,}, and a second try gives {again}."
-            )
-        said = [f"Unchanged, {span} repeat bit for bit."]
+                f"{self.differs_at:,}, and a second try gives {again}.{drawn}"
+            ]
+            if not self.returns:
+                return f"{said[0]} The {self.event.kind} does not come again."
+            said.append(f"The {self.event.kind} comes again all the same.")
         removed, weakened = (self._named(verdict) for verdict in ("removed", "weakened"))
         stays = self._named("stays") + self._named("worse")
         what = f"The {self.event.kind} (peak {self.peak:.3g} over a level of {self.base:.3g})"
@@ -116,7 +124,8 @@ class Replay:
             "kind": "replay", "version": 1, "event": list(self.event.key), "start": self.start,
             "steps": list(self.original), "original": list(self.original.values()), "base": self.base,
             "peak": self.peak, "reproducible": self.reproducible, "differs_at": self.differs_at,
-            "repeats": self.repeats, "summary": self.summary, "cures": self.cures,
+            "repeats": self.repeats, "returns": self.returns,
+            "drawn": self.drawn, "summary": self.summary, "cures": self.cures,
             "arms": [row.to_dict() for row in self.rows],
         }  # fmt: skip
 
