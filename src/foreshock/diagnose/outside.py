@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from foreshock.run.run import Run
 BACK = 20  # steps before the rise of the loss in which a write counts: it is seen at once, but for a rare example
 SLACK, ROUNDING = 1.05, 2e-5  # of an update's norm, and of the parameters' norm in float32, that are no proof
 BEYOND = 1.5  # times its bound from which an update was none
-HABIT, ALIKE = 3, 5.0  # writes before, and times their median: loops that project or clip weights do so all the time
+LATELY, HABIT, ALIKE = 128, 3, 5.0  # so many writes in the steps before, and times their median: some loops always do
 USUAL, BURST = 16, 2.5  # steps before that tell the usual update, and times that from which another one is unusual
 ALONE = 0.5  # times such an update, that those around it may be
 CHANGES = ("added", "replaced", "resized", "removed")
@@ -118,9 +119,20 @@ def outside(run: Run, event: Event) -> Outside | None:
         run: the run, complete or so far.
         event: of any kind.
     """
-    here = near(run, event)
+    run = near(run, event)
+    known = _FOUND.get(run)
+    if known is None or known[0] != event:
+        known = _FOUND[run] = (event, _outside(run, event))
+    return known[1]
+
+
+_FOUND: WeakKeyDictionary[Run, tuple[Event, Outside | None]] = WeakKeyDictionary()  # two causes ask for the last one
+
+
+def _outside(run: Run, event: Event) -> Outside | None:
     found = onset(run, event)
     rise = event.onset if found is None or found.rise is None else min(found.rise, event.raised)
+    here = run.window(rise - BACK - LATELY, max(rise, event.onset) + BACK)
     undone = {action.step for action in here.actions if isinstance(action, Rollback)}
     steps = {step for step in range(rise - BACK, max(rise, event.onset) + 2) if not {step, step - 1} & undone}
     names = list(here.tensors("param_norm")) or ([""] if "param_norm" in here else [])
@@ -160,8 +172,9 @@ def _written(run: Run, name: str, steps: set[int]) -> dict[int, Written]:
     norms, updates = series(run, f"param_norm{tail}"), series(run, f"update_norm{tail}")
     measured, counted = series(run, f"outside_norm{tail}"), series(run, f"outside_count{tail}")
     whole, at = _size(run, tail, updates), set(norms.steps.tolist())
-    told = dict(zip(*(each.tolist() for each in run.measured(f"outside_norm{tail}")), strict=True)) \
-        if f"outside_norm{tail}" in run else {}
+    told: dict[int, float] = {}
+    if f"outside_norm{tail}" in run:  # with the infinite ones
+        told = dict(zip(*(each.tolist() for each in run.measured(f"outside_norm{tail}")), strict=True))
     limits = _bounds(run, tail, updates) if len(updates) else {}
     moves, elements, found = _exactly(updates), _exactly(counted), {}
     for step in sorted(steps & (at | told.keys())):
@@ -218,7 +231,7 @@ def _size(run: Run, tail: str, updates: Series) -> float:
 
 def _usual(measured: Series, step: int, size: float) -> bool:
     """Returns whether the loop writes as much all the time."""
-    before = measured.within(step - 128, step - 1).values
+    before = measured.within(step - LATELY, step - 1).values
     return len(before) >= HABIT and size <= ALIKE * float(np.median(before))
 
 
