@@ -59,13 +59,20 @@ def test_an_event_shows_its_own_replay_and_nobody_elses(tmp_path: Path) -> None:
     assert not other["remedy"]["proved"]
 
 
-def test_the_newest_replay_counts() -> None:
+def test_the_newest_replay_counts_and_keeps_what_was_tried_before() -> None:
     event = spike(200)
     run = proved(event)
-    run.add_finding(replay(event, cures=[], arms=[], summary="tried again"))
+    again = [dict(arm, verdict="stays", share=1.0) for arm in replay(event)["arms"] if arm["name"] == "floor"]
+    mine = dict(again[0], name="mine", verdict="removed", share=0.1)
+    run.add_finding(replay(event, cures=["mine"], arms=[*again, mine]))
     found = replayed(run, event)
     assert found is not None
-    assert (found.summary, found.arms, found.cures) == ("tried again", (), ())
+    assert {arm.name for arm in found.arms} == {*ARMS, "mine"}
+    assert found.cures == ("mine", "beta2")
+    run.add_finding(replay(event, start=event.onset - 12, cures=[], arms=again))
+    elsewhere = replayed(run, event)
+    assert elsewhere is not None
+    assert [arm.name for arm in elsewhere.arms] == ["floor"]
 
 
 def test_every_arm_has_its_verdict_and_the_best_come_first() -> None:
@@ -110,12 +117,19 @@ def test_where_the_batch_is_odd_its_examples_come_first() -> None:
     assert [each["title"] for each in shown["examples"]] == [
         "Odd examples of the batch", "Examples that pushed", "Examples that suffered, in the batch of step 195"
     ]  # fmt: skip
+    run.add_finding(attribution(event, from_step=0.1, from_batch=6.0, measured=0.01, suspects=odd))
+    slight = explained(run, event).blame
+    assert slight is not None
+    harmless: Any = blame_json(slight)
+    assert [each["title"] for each in harmless["examples"]] == ["Odd examples of the batch"]
+    assert (harmless["tensors"], harmless["parts"], harmless["foot"]) == ([], [], "")
+    assert harmless["head"].endswith(": it did no harm.")
     assert [row["share"] for row in shown["examples"][0]["rows"]] == pytest.approx([0.5, 1 / 3, 1 / 6])
     assert shown["head"].startswith("The batch of step 200 is odd: at the same weights its loss is 6 above that of the")
     assert found.remedy is not None
     assert found.remedy.text.endswith(
-        "Look first at examples 0, 1 and 2 of step 200: they carry 100\N{NO-BREAK SPACE}% of what its loss has more than "
-        "others."
+        "Look first at examples 0, 1 and 2 of step 200: they carry 100\N{NO-BREAK SPACE}% of what its loss has more "
+        "than others."
     )
 
 
@@ -230,7 +244,7 @@ def test_proof_blame_and_advice_are_drawn_and_answer_the_pointer(tmp_path: Path)
     extra.wide = document.scrollingElement.scrollWidth - innerWidth;
     article.querySelector('[data-act="next"]').click();
     document.querySelector(".theme").click();
-    for (let i = 0; i < 10; i++) await frame();
+    for (let i = 0; i < 300 && all("canvas.thumb").some((canvas) => canvas.width < 2); i++) await frame();
     extra.second = text(".told");
     extra.pictures = all("canvas.thumb").map((canvas) => canvas.width);
     extra.later = all(".proofchart canvas").length;

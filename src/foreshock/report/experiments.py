@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ from foreshock.run.event import Event
 
 UNCHANGED = "unchanged"  # the arm in which nothing is changed
 VERDICTS = ("removed", "weakened", "stays", "worse", "not applicable", "failed")
+SLIGHT = 0.02  # share of an odd batch's excess below which what its updates did to others is slight
 PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*")
 
 
@@ -165,11 +166,28 @@ class Attributed:
         """Whether it was the batch by itself, rather than an update, that had a higher loss."""
         return self.from_batch > self.from_step
 
+    @property
+    def slight(self) -> bool:
+        """Whether the batch was odd and its updates did next to nothing, so that there is nothing to split."""
+        changed = self.measured if math.isfinite(self.measured) else self.total
+        return self.odd and abs(changed) < SLIGHT * self.from_batch
+
 
 def replayed(run: Run, event: Event) -> Replayed | None:
-    """Returns the newest replay of an event; None where there was none."""
-    found = run.findings_of(event, "replay")
-    return _replayed(found[-1]) if found else None
+    """Returns the newest replay of an event, with the arms that were tried in those before it; None without any.
+
+    An arm counts as it was tried last; replays that began elsewhere, or did not repeat, are left out.
+    """
+    every = [_replayed(found) for found in run.findings_of(event, "replay")]
+    if not every:
+        return None
+    newest = every[-1]
+    like = [each for each in every if each.start == newest.start and each.reproducible == newest.reproducible]
+    arms = {arm.name: arm for each in like for arm in each.arms}
+    cures = [name for each in reversed(like) for name in each.cures]
+    removed = {name for name, arm in arms.items() if arm.verdict == "removed"}
+    kept = dict.fromkeys(name for name in cures if name in removed or name not in arms)
+    return replace(newest, arms=tuple(sorted(arms.values(), key=_rank)), cures=tuple(kept))
 
 
 def attributed(run: Run, event: Event) -> Attributed | None:

@@ -99,10 +99,10 @@ def change(found: Attributed) -> str:
     by = f" by {number(abs(measured))}" if math.isfinite(measured) else ""
     if known and found.odd:
         calm = "another batch" if found.seen is None else f"the batch of step {found.seen:,}"
-        return (
-            f"The batch of {step} is odd: at the same weights its loss is {number(found.from_batch)} above that of the "
-            f"batch before. Its update and those after it {verb} the loss of {calm}{by}, which is split exactly."
-        )
+        odd = f"The batch of {step} is odd: at the same weights its loss is {number(found.from_batch)} above that of "
+        did = f"Its update and those after it {verb} the loss of {calm}{by}"
+        rest = ": it did no harm." if found.slight else ", which is split exactly."
+        return f"{odd}the batch before. {did}{rest}"
     of = "its own batch" if found.seen is None else f"the batch of step {found.seen:,}"
     said = f"The updates up to {step} {verb} the loss of {of}{by}, which is split exactly."
     if not known:
@@ -113,6 +113,8 @@ def change(found: Attributed) -> str:
 
 def parts(found: Attributed) -> list[tuple[str, float]]:
     """Returns the step's parts with their shares, those that are worth a line."""
+    if found.slight:
+        return []
     return [(name, share) for name, share in found.parts.items() if abs(share) >= LEAST or name == "the examples"]
 
 
@@ -124,13 +126,16 @@ def examples(found: Attributed) -> list[tuple[str, list[Example]]]:
         "Examples that pushed": found.culprits,
         f"Examples that suffered{before}": found.victims,
     }
-    some = [(title, [each for each in rows if not each.share <= 0]) for title, rows in lists.items()]
+    told = list(lists.items())[: 1 if found.slight else None]
+    some = [(title, [each for each in rows if not each.share < LEAST]) for title, rows in told]
     return [(title, rows) for title, rows in some if rows]
 
 
 def sums(found: Attributed) -> str:
-    """Returns how complete the split is, in a sentence; empty where that is not known."""
-    said = []
+    """Returns how complete the split is, in a sentence; empty where that is not known, or nothing is split."""
+    said: list[str] = []
+    if found.slight:
+        return " ".join(found.notes)
     if math.isfinite(found.completeness):
         off = abs(found.completeness)
         said.append(f"The split adds up to the measured change within {number(100 * off, 2)}\N{NO-BREAK SPACE}%")
@@ -145,7 +150,8 @@ def sums(found: Attributed) -> str:
 
 def largest(found: Attributed, most: int) -> tuple[list[tuple[str, float]], float]:
     """Returns the tensors with the largest shares, of either sign, the largest first, and what the others sum to."""
-    kept = sorted(found.columns, key=lambda pair: -abs(pair[1]))[:most]
+    worth = [] if found.slight else [pair for pair in found.columns if abs(pair[1]) >= LEAST]
+    kept = sorted(worth, key=lambda pair: -abs(pair[1]))[:most]
     whole = -1.0 if found.total < 0 else 1.0
     return sorted(kept, key=lambda pair: -pair[1]), whole - math.fsum(share for _, share in kept) if kept else 0.0
 
