@@ -17,7 +17,7 @@ from foreshock.report.experiments import attributed, replayed
 from foreshock.report.explained import explained
 from foreshock.report.explanation import explanation
 from foreshock.report.phrase import plain
-from foreshock.report.proof import blame_json
+from foreshock.report.proof import blame_json, replay_json
 from foreshock.run import Event, Run
 
 from .browser import needs_chromium, visit
@@ -204,6 +204,13 @@ def test_the_verdict_and_the_summary_say_what_the_replay_proved() -> None:
     run.add_finding(replay(event, reproducible=False, differs_at=190))
     sentence = plain(explained(run, event).sentence or ())
     assert "Replayed from the same state, it went another way." in sentence
+    run.add_finding(replay(event, reproducible=False, differs_at=190, returns=True, drawn=True))
+    found = explained(run, event)
+    assert "it does not come" in plain(found.sentence or ())
+    assert found.proof is not None
+    told = " ".join(str(replay_json(found.proof)["head"]).split())
+    assert "differ from the training's own from step 190 on, for want of the random numbers that were drawn" in told
+    assert "yet the event comes again. It does not come with `floor` and `beta2`." in told
 
 
 def test_an_event_in_focus_has_its_details_however_many_are_worse(tmp_path: Path) -> None:
@@ -260,7 +267,7 @@ def test_proof_blame_and_advice_are_drawn_and_answer_the_pointer(tmp_path: Path)
     assert seen["texts"][0] == "The quick brown fox</script>"
     assert "proved by the replay" in seen["remedy"]
     assert seen["wide"] <= 0
-    assert "it differs from the training's own from step 400 on" in seen["second"][0]
+    assert "they differ from the training's own from step 400 on" in seen["second"][0]
     assert seen["pictures"] == [14] * 8
     assert seen["later"] == 1
 

@@ -61,6 +61,8 @@ class Replayed:
         peak: its largest loss.
         reproducible: whether nothing changed gave the same bits; None where that is not known.
         differs_at: the first step that did not.
+        returns: whether the event came again with nothing changed; else the arms prove nothing.
+        drawn: whether it differs for want of the random numbers that the loop drew between steps.
         summary: what came of it, in a sentence or two.
         cures: arms that removed the event.
         arms: all of them, without the unchanged one, the best first.
@@ -74,6 +76,8 @@ class Replayed:
     peak: float
     reproducible: bool | None
     differs_at: int | None
+    returns: bool
+    drawn: bool
     summary: str
     cures: tuple[str, ...]
     arms: tuple[Arm, ...]
@@ -201,7 +205,7 @@ def _replayed(found: Mapping[str, Any]) -> Replayed:
     arms = [_arm(each) for each in _list(found.get("arms")) if isinstance(each, Mapping)]
     order = sorted((arm for arm in arms if arm.name != UNCHANGED), key=_rank)
     cures = tuple(str(name) for name in _list(found.get("cures")))
-    reproducible = found.get("reproducible")
+    reproducible, returns = found.get("reproducible"), found.get("returns")
     return Replayed(
         start=_whole(found.get("start")),
         steps=_steps(found.get("steps"), len(original), _whole(found.get("start"))),
@@ -210,6 +214,8 @@ def _replayed(found: Mapping[str, Any]) -> Replayed:
         peak=_float(found.get("peak")),
         reproducible=reproducible if isinstance(reproducible, bool) else None,
         differs_at=_whole(found.get("differs_at")),
+        returns=returns if isinstance(returns, bool) else reproducible is not False,
+        drawn=found.get("drawn") is True,
         summary=_text(found.get("summary")),
         cures=cures or tuple(arm.name for arm in order if arm.verdict == "removed"),
         arms=tuple(order),

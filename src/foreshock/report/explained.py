@@ -84,7 +84,7 @@ class Explained:
         proof = self.proof
         if proof is None:
             return []
-        if proof.reproducible is False:
+        if not proof.returns:
             return [Phrase("Replayed from the same state, it went "), Phrase("another way", "figure"), Phrase(".")]
         if not proof.cures:
             return []

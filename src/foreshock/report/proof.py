@@ -31,7 +31,6 @@ def replay_json(found: Replayed) -> dict[str, object]:
     known = [curve[np.isfinite(curve)] for curve in curves]
     return {
         "head": head(found),
-        "sound": found.reproducible,
         "base": encode.plain(found.base),
         "peak": encode.plain(found.peak),
         "original": _curve(found.steps, found.original),
@@ -82,7 +81,11 @@ def head(found: Replayed) -> str:
     steps = f"{count(n, 'step')} again{since}" if n else f"Replayed{since}"
     if found.reproducible is False:
         at = "" if found.differs_at is None else f" from step {found.differs_at:,} on"
-        return found.summary or f"{steps}; with nothing changed it differs from the training's own{at}."
+        drawn = ", for want of the random numbers that were drawn between them" if found.drawn else ""
+        steps += f"; with nothing changed they differ from the training's own{at}{drawn}"
+        if not found.returns:
+            return found.summary or f"{steps}."
+        steps += ", yet the event comes again"
     same = "; with nothing changed, bit for bit the training's own" if found.reproducible else ""
     if not found.arms:
         return f"{steps}{same}."

@@ -116,8 +116,8 @@ def remedy(
         proof: its replay; None where there was none.
         blame: its attribution; likewise.
     """
-    cures = () if proof is None or proof.reproducible is False else proof.cures
-    cause = "not_reproducible" if proof is not None and proof.reproducible is False else found.best.name
+    cures = () if proof is None or not proof.returns else proof.cures
+    cause = "not_reproducible" if proof is not None and not proof.returns else found.best.name
     change = _change(cause, cures)
     said = [_proved(event, proof, change)]
     if change in SAID:
@@ -142,7 +142,7 @@ def _proved(event: Event, proof: Replayed | None, change: str) -> str:
     """Returns what the replay says for the change, or against all of them; empty where there was none."""
     if proof is None:
         return ""
-    if proof.reproducible is False:
+    if not proof.returns:
         at = "" if proof.differs_at is None else f", from step {proof.differs_at:,} on"
         return f"The replay with nothing changed went another way than the training{at}."
     since = "" if proof.start is None else f" from step {proof.start:,}"
