@@ -11,7 +11,7 @@ import pytest
 from foreshock.diagnose import diagnose
 from foreshock.diagnose.base import Cause
 from foreshock.diagnose.schedule import schedule
-from foreshock.run import Event, Run
+from foreshock.run import ABSENT, Event, Run
 
 from .noting import noted
 
@@ -27,8 +27,6 @@ def run_with(notes: list[dict[str, Any]] | None = None, **signals: Any) -> Run:
     loss = np.where((STEP >= AT + 2) & (STEP < AT + 13), 3.0, 1.0) + 0.02 * draw.standard_normal(STEPS)
     gradient = np.exp(0.1 * draw.standard_normal(STEPS))
     columns = {"loss": loss, "grad_norm": gradient, "lr": np.full(STEPS, 0.1)} | signals
-    if "lr/group0" in columns and "lr" not in signals:
-        columns["lr"] = columns["lr/group0"]
     return noted({name: np.asarray(values) for name, values in columns.items()}, notes or ())
 
 
@@ -43,6 +41,9 @@ GUILTY: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "one group's learning rate": (
         {"lr/group0": np.full(STEPS, 0.1), "lr/group1": np.where(SINCE, 0.5, 0.01)},
         "The learning rate of parameter group1 went up 50-fold at once, to 0.5",
+    ),
+    "tensors moved to a group of their own": (
+        {"lr/group0": np.where(SINCE, 0.1, ABSENT), "lr/group1": np.where(SINCE, 5.0, ABSENT)}, "group1 went up 50-fold",
     ),
     "a warm-up cut short": ({"lr": np.where(SINCE, 0.1, 1e-3)}, "went up 100-fold"),
     "a loss scale": (

@@ -64,6 +64,15 @@ def rates(run: Run) -> list[str]:
     return [f"lr/{group}" for group in run.tensors("lr")] or (["lr"] if "lr" in run else [])
 
 
+def _since(run: Run, name: str) -> Series:
+    """Returns a group's learning rate; before there were groups, that of all parameters."""
+    rate, all_of_them = series(run, name), series(run, "lr")
+    if not len(rate) or not len(all_of_them) or all_of_them.steps[0] >= rate.steps[0]:
+        return rate
+    before = all_of_them.within(0, int(rate.steps[0]) - 1)
+    return Series(np.append(before.steps, rate.steps), np.append(before.values, rate.values))
+
+
 def longer(factor: float) -> float:
     """Returns the score of a step that got longer by this factor.
 
@@ -76,7 +85,7 @@ def longer(factor: float) -> float:
 def _rates(run: Run, rise: int) -> Iterator[Leap]:
     columns = rates(run)
     for name in columns:
-        rate = series(run, name)
+        rate = _since(run, name)
         factor, at, last = _grown(rate, rise - BEFORE, rise)
         if factor < RATIO:
             continue

@@ -30,7 +30,7 @@ BACK = 20  # steps before the rise of the loss in which a write counts: it is se
 SLACK, ROUNDING = 1.05, 2e-5  # of an update's norm, and of the parameters' norm in float32, that are no proof
 BEYOND = 1.5  # times its bound from which an update was none
 LATELY, HABIT, ALIKE = 128, 3, 5.0  # so many writes in the steps before, and times their median: some loops always do
-USUAL, BURST = 16, 2.5  # steps before that tell the usual update, and times that from which another one is unusual
+CLOSE, AFAR = 1.05, 0.45  # times their bounds that others come to under a tampered state; a burst takes Adam to 0.43
 ALONE = 0.5  # times such an update, that those around it may be
 CHANGES = ("added", "replaced", "resized", "removed")
 LEAST = 1e-3  # of a tensor's norm: less makes no event
@@ -206,15 +206,16 @@ def _alone(updates: Series, step: int, size: float) -> bool:
 
 
 def _burst(run: Run, held: Sequence[tuple[int, Written]], names: Sequence[str], step: int) -> bool:
-    """Returns whether the updates of other tensors were unusual too: then it was the optimizer's doing."""
-    own, unusual, others = {each.name for at, each in held if at == step}, 0, 0
+    """Returns whether other tensors came near their bounds as well: then it was the optimizer's doing."""
+    own, close, others = {each.name for at, each in held if at == step}, 0, 0
+    near = AFAR if optimizer(run).startswith("Adam") else CLOSE
     for name in names:
         updates = series(run, f"update_norm/{name}")
-        usual = updates.within(step - USUAL, step - 1).values
-        if name not in own and len(usual) and (now := updates.within(step, step).values).size:
+        limit = _bounds(run, f"/{name}", updates).get(step)
+        if name not in own and limit is not None:
             others += 1
-            unusual += bool(now[0] > BURST * np.median(usual))
-    return not others or unusual > others / 4
+            close += updates.at(step) > near * limit
+    return not others or close > others / 4
 
 
 def _exactly(values: Series) -> dict[int, float]:
