@@ -43,7 +43,8 @@ GUILTY: Mapping[str, tuple[Mapping[str, Any], str]] = {
         "The learning rate of parameter group1 went up 50-fold at once, to 0.5",
     ),
     "tensors moved to a group of their own": (
-        {"lr/group0": np.where(SINCE, 0.1, ABSENT), "lr/group1": np.where(SINCE, 5.0, ABSENT)}, "group1 went up 50-fold",
+        {"lr/group0": np.where(SINCE, 0.1, ABSENT), "lr/group1": np.where(SINCE, 5.0, ABSENT)},
+        "group1 went up 50-fold",
     ),
     "a warm-up cut short": ({"lr": np.where(SINCE, 0.1, 1e-3)}, "went up 100-fold"),
     "a loss scale": (
