@@ -42,7 +42,7 @@ def test_it_tells_mechanism_proof_guilt_and_what_to_change(foreshock, proved):
         "floor denominator of at least 0.0038 2.06 1 % ✓ removed",
         "clip_grad gradient norm at most twice the usual 9.86",
         "not applicable: exact_softmax (no softmax in the loss)", "failed: float64", "2.weight 56 % ████",
-        "momentum from before 36 %", "example 3 of step 200 52 % a picture, shown on the page",
+        "momentum from before 36 %", "Examples that pushed, at step 200 example 3 52 % a picture, shown on the page",
         "3 examples of 64 carry 90 % of what pushed", "What to change (proved by the replay)",
         "In the replay from step 170 floor alone removed the spike: 1 % of the rise is left; so did beta2.",
     ):  # fmt: skip

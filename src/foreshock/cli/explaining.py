@@ -178,12 +178,12 @@ def _examples(some: Sequence[Example]) -> Table:
     from rich.text import Text
 
     from foreshock.diagnose.wording import percent
-    from foreshock.report.proof import short
+    from foreshock.report.proof import one_step, short
 
-    grid = _grid()
+    grid, one = _grid(), one_step(some)
     for each in some:
         place = "?" if each.index is None else f"{each.index:,}"
-        where = f"example {place}" + ("" if each.step is None else f" of step {each.step:,}")
+        where = f"example {place}" + ("" if each.step is None or one is not None else f" of step {each.step:,}")
         told = " ".join(each.text.split()) if each.text else "a picture, shown on the page" if each.image else ""
         grid.add_row(Text(where), percent(each.share), Text(short(told, TEXT)))
     return grid

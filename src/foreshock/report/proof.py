@@ -20,7 +20,7 @@ BUCKETS = 300  # two points each, in every curve
 ARMS = 24  # most arms shown
 TENSORS = 12  # most tensors with a bar
 LEAST = 0.005  # share from which a part of the step is worth a line
-EXAMPLES = 12  # most examples of either kind
+EXAMPLES = 8  # most examples of either kind
 TEXT = 600  # most characters of an example
 IMAGES = 250_000  # most bytes of pictures of one event
 
@@ -56,7 +56,7 @@ def blame_json(found: Attributed, images: int = IMAGES) -> dict[str, object]:
     lists, room = [], images
     for title, some in examples(found):
         shown, room = _examples(some, room)
-        lists.append({"title": title, "rows": shown})
+        lists.append({"title": title, "one": one_step(some) is not None, "rows": shown})
     tensors, rest = largest(found, TENSORS)
     return {
         "step": found.step,
@@ -122,16 +122,29 @@ def parts(found: Attributed) -> list[tuple[str, float]]:
 
 
 def examples(found: Attributed) -> list[tuple[str, list[Example]]]:
-    """Returns the lists of examples with their titles, in the order in which they tell; no empty ones."""
-    before = "" if found.seen is None or not found.odd else f", in the batch of step {found.seen:,}"
-    lists = {
-        "Odd examples of the batch": found.suspects,
-        "Examples that pushed": found.culprits,
-        f"Examples that suffered{before}": found.victims,
-    }
-    told = list(lists.items())[: 1 if found.slight else None]
-    some = [(title, [each for each in rows if not each.share < LEAST]) for title, rows in told]
-    return [(title, rows) for title, rows in some if rows]
+    """Returns the lists of examples with their titles, in the order in which they tell; no empty ones.
+
+    Where all of a list are of one step, the title names it.
+    """
+    lists = (
+        ("Odd examples of the batch", " of", found.suspects),
+        ("Examples that pushed", ", at", found.culprits),
+        ("Examples that suffered", ", at", found.victims),
+    )
+    told = []
+    for title, joint, rows in lists[: 1 if found.slight else None]:
+        some = [each for each in rows if not each.share < LEAST]
+        decoded = [each for each in some if each.text or each.image]
+        step = one_step(some)
+        if some:
+            told.append((f"{title}{joint} step {step:,}" if step is not None else title, decoded or some))
+    return told
+
+
+def one_step(some: Sequence[Example]) -> int | None:
+    """Returns the step that all examples are of; None where they are of several, or it is not known."""
+    steps = {each.step for each in some}
+    return steps.pop() if len(steps) == 1 else None
 
 
 def sums(found: Attributed) -> str:

@@ -3,7 +3,7 @@ function blameView(holder, blame) {
   const left = el("div", { class: "who" }), right = el("div", { class: "who" });
   if (blame.tensors.length) left.append(el("h4", { text: "Tensors" }), shareBars([...blame.tensors, ...(Math.abs(blame.rest) >= 0.005 ? [{ name: "all others", share: blame.rest }] : [])]));
   if (blame.parts.length) left.append(el("h4", { text: "The updates were made of" }), shareBars(blame.parts, "words"));
-  for (const { title, rows } of blame.examples) right.append(el("h4", { text: title }), exampleList(rows));
+  for (const { title, one, rows } of blame.examples) right.append(el("h4", { text: title }), exampleList(rows, one));
   const columns = [left, right].filter((node) => node.childNodes.length);
   holder.append(el("h3", { text: "Who did it" }), el("p", { class: "told" }, blame.head), el("div", { class: `whogrid n${columns.length}` }, ...columns));
   if (blame.foot) holder.append(el("p", { class: "told after", text: blame.foot }));
@@ -21,10 +21,10 @@ function shareBars(rows, kind = "") {
   }));
 }
 
-function exampleList(list) {
+function exampleList(list, one) { // one: all are of the step in the title
   const pictures = list.some((each) => each.image);
   return el("ol", { class: pictures ? "examples pictures" : "examples" }, ...list.map((each) => {
-    const place = [each.index === null ? null : `example ${whole(each.index)}`, each.step === null ? null : `step ${whole(each.step)}`].filter(Boolean).join(", ");
+    const place = [each.index === null ? null : `example ${whole(each.index)}`, one || each.step === null ? null : `step ${whole(each.step)}`].filter(Boolean).join(", ");
     return el("li", {}, each.image ? picture(each.image, place) : null,
       el("span", { class: "where" }, el("b", { text: percent(real(each.share)) }), ` ${place}`),
       each.text ? el("q", { text: each.text }) : null);
