@@ -34,8 +34,9 @@ BEFORE: Mapping[str, int] = {
 USUALLY = 16  # because detectors wait until they are sure, those of a level longest, and numbers end last of all
 BASE = 128  # accepted records before those, which tell what is usual, at most
 AFTER = 32  # records after the peak, which tell how it went on
-RAISED, WAVER = 3.0, 3  # a stretch goes on while the median of so many records is so many deviations up
+RAISED, PART, WAVER = 3.0, 0.1, 3  # a stretch: the median of so many records is so far up, in deviations and of the top
 LEAPT, BEYOND = 0.5, 1e9  # part of the height; deviations beyond which heights are not told apart
+GROWN = 2 * OUT  # deviations that are no noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +209,20 @@ def _rise(track: Track | None, first: int, peak: int) -> int | None:
         return None
     places = np.flatnonzero((track.steps >= first) & (track.steps <= peak))
     z = np.clip(track.z[places], -BEYOND, BEYOND)
+    ended = np.flatnonzero(z == BEYOND)
+    if len(ended) and (z[: ended[0]] >= GROWN).any():
+        z = z[: ended[0]]  # what ends in infinity rose before
     if not (z >= OUT).any():
         return None
     before = [max([0.0, *z[max(0, place - WAVER) : place]]) for place in range(len(z))]
     leapt = int(np.argmax(z - before))
     if z[leapt] >= OUT and z[leapt] - before[leapt] >= LEAPT * z[leapt:].max():
         return int(track.steps[places[leapt]])
+    raised = max(RAISED, PART * float(z.max()))
     begin = int(np.flatnonzero(z >= OUT)[-1])
     for place in range(begin - 1, -1, -1):
         late = z[max(0, place - WAVER + 1) : place + 1]
-        if float(np.median(late)) < RAISED and (late < OUT).all():
+        if float(np.median(late)) < raised and (late < max(OUT, raised)).all():
             break
-        begin = place if z[place] >= RAISED else begin
+        begin = place if z[place] >= raised else begin
     return int(track.steps[places[begin]])

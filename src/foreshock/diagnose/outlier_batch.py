@@ -23,7 +23,7 @@ NEEDS = ("loss",)
 BETTER = ("grad_norm", "update_rms", "lr")
 # Log-odds, from planted faults of many kinds in small networks; nothing but a loss that leaps and is back gives 0.45.
 PRIOR = -1.5
-AT_ONCE, BY_AND_BY = 0.5, -1.5  # how much of the rise came in one record
+AT_ONCE, BY_AND_BY, BIT_BY_BIT = 0.5, -1.5, -3.0  # how much of the rise came in one record
 CALM, STEPPED_OUT, UNSEEN = 1.5, -4.0, 0.0  # what the steps before were like
 STRANGE, ODD, ORDINARY = 1.5, 0.7, -2.5  # what its gradient was like
 BACK, HARM, STAYS = 0.8, 0.0, -0.5  # how it went on
@@ -98,7 +98,8 @@ def _sudden(odds: Odds, found: Strike, loss: Reading) -> None:
     if found.share >= 0.6:
         odds.add(AT_ONCE, f"{percent(found.share)} of the rise came in this one record.")
     elif found.share < 0.3:
-        odds.add(BY_AND_BY, f"Only {percent(found.share)} of the rise up to the peak came in this record.")
+        weight = BY_AND_BY if found.share >= 0.15 else BIT_BY_BIT
+        odds.add(weight, f"Only {percent(found.share)} of the rise up to the peak came in this record.")
 
 
 def _steps_before(odds: Odds, found: Strike, leap: Leap | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,7 +27,7 @@ from foreshock.run.run import Run
 RULES: tuple[Rule, ...] = (
     Rule(
         "softmax_absorption", softmax_absorption.softmax_absorption, softmax_absorption.KINDS, softmax_absorption.NEEDS,
-        softmax_absorption.BETTER, explains=("preconditioner", "landscape"),
+        softmax_absorption.BETTER, explains=("outlier_batch", "update_burst", "preconditioner", "landscape"),
     ),
     Rule("preconditioner", preconditioner, edge.KINDS, edge.NEEDS, edge.BETTER),
     Rule("landscape", landscape, edge.KINDS, edge.NEEDS, edge.BETTER),
@@ -128,7 +129,7 @@ def _explained_away(judged: list[Cause], rules: Sequence[Rule]) -> list[Cause]:
 
 
 def _unexplained(run: Run, causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> Cause:
-    best = max((cause.score for cause in causes), default=0.0)
+    none = math.prod(1.0 - cause.score for cause in causes)  # as if each were judged by itself
     said = [f"Not {cause.title}: {cause.evidence[0]}" for cause in out]
     said += [f"Perhaps {cause.title} ({percent(cause.score)}): {cause.evidence[0]}" for cause in causes]
     advice = [] if any(cause.name == "outlier_batch" for cause in out) else [
@@ -142,7 +143,7 @@ def _unexplained(run: Run, causes: Sequence[Cause], out: Sequence[Cause], unjudg
     if lacking:
         named = ", ".join(f"`{name}`" for name in lacking)
         advice.append(f"Record more, so that the next one can be judged: {named}.")
-    return Cause("unexplained", 1.0 - best, tuple(said), advice=tuple(advice))
+    return Cause("unexplained", none, tuple(said), advice=tuple(advice))
 
 
 def _summary(event: Event, causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> str:

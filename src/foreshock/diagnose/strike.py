@@ -28,7 +28,8 @@ LEAP, FACTOR = 4.0, 0.4  # by so many deviations, and on the scale of the logari
 AT_ONE_GO = 0.5  # and this part of the way from the usual: what grows from step to step is left behind
 SET = ("lr", "loss_scale", "micro_batches", "batch_size")  # what somebody sets, and a larger step follows from
 STEADY = 0.9  # share of the free decay that second moments cannot fall below: they fall by beta2 at the most
-OPPOSED = -0.5  # cosine of successive gradients below which they alternate
+OPPOSED = -0.5  # cosine of successive gradients below which they alternate,
+UNUSUAL, CHANCE = 0.2, 0.05  # how often they may do so anyway; chance that a row of them is one
 BUILT_UP, PERHAPS = 4.0, 2.0  # log-odds of a build-up
 CLIMB = 12  # records before the rise in which a build-up is looked for
 GROWN = 1.5  # times as far out as some records earlier
@@ -70,7 +71,7 @@ class Strike:
         climbing: records before the rise (before the leap, if there is one) in which the gradient stood above its
             range already.
         growing: whether it was out of its range in the last of them, and had been far closer a few records earlier.
-        opposed: records before the rise whose gradients pointed against each other.
+        opposed: gradients in a row, up to the rise, that pointed against each other, unless they often do.
         back: records from the rise until the loss was back in its range; None where it has not come back.
     """
 
@@ -89,7 +90,7 @@ class Strike:
     @property
     def built(self) -> tuple[float, str]:
         """How much, in log-odds, speaks for a build-up over many steps, and what it was; (0, "") where none was."""
-        sure = (self.growing and self.climbing >= 2) or self.opposed >= 4
+        sure = (self.growing and self.climbing >= 2) or self.opposed >= 3
         if not sure and self.climbing <= 3 and self.opposed < 2:
             return 0.0, ""
         climbed = f"gradients were above their range for {count(self.climbing, 'record')}" if self.climbing else ""
@@ -240,13 +241,27 @@ def _climbing(order: Onset, rise: int, leap: Leap | None) -> tuple[int, bool]:
     return int((z >= RAISED).sum()), bool(z[-1] >= OUT and z[-1] >= GROWN * earlier)
 
 
+def turned(order: Onset, step: int) -> bool:
+    """Returns whether the gradient of a step pointed against the one before, in a training where that is unusual."""
+    found = order.at("grad_cosine", step)
+    return found is not None and found.value <= OPPOSED and _habit(order) < UNUSUAL
+
+
+def _habit(order: Onset) -> float:
+    """Returns how often gradients pointed against each other before the event: always, at the edge with large rates."""
+    track = order.tracks["grad_cosine"]
+    opposed = track.values[track.steps <= order.base[1]] <= OPPOSED
+    return float(opposed.sum() + 1) / (len(opposed) + 2)
+
+
 def _opposed(order: Onset, rise: int) -> int:
+    """Returns how many gradients in a row pointed against each other up to the rise; 0 where that happens by chance."""
     track = order.tracks.get("grad_cosine")
-    first = order.previous(rise, CLIMB)
-    if track is None or first is None:
+    if track is None:
         return 0
-    inside = (track.steps >= first) & (track.steps < rise)
-    return int(((track.values[inside] <= OPPOSED) & (track.z[inside] <= -RAISED)).sum())
+    opposed = track.values[(track.steps >= order.looked[0]) & (track.steps < rise)] <= OPPOSED
+    run = int(np.argmin(opposed[::-1])) if not opposed.all() else len(opposed)
+    return run if _habit(order) ** run <= CHANCE else 0
 
 
 def _back(order: Onset, rise: int) -> int | None:

@@ -12,7 +12,7 @@ import math
 from foreshock.diagnose.base import Cause
 from foreshock.diagnose.odds import Odds
 from foreshock.diagnose.onset import RAISED, Onset
-from foreshock.diagnose.strike import STEPPED, Leap, Strike, changed, strike
+from foreshock.diagnose.strike import STEPPED, Leap, Strike, changed, strike, turned
 from foreshock.diagnose.wording import count, number
 from foreshock.run.event import Event
 from foreshock.run.run import Run
@@ -22,12 +22,13 @@ KINDS = frozenset({"spike", "divergence", "nonfinite", "precursor"})
 NEEDS = ("grad_norm",)
 BETTER = ("update_rms", "grad_sq_over_v_max", "v_ratio", "lr")
 # Log-odds, from planted faults of many kinds in small networks.
-PRIOR = -1.0
+PRIOR = -1.5
 USUAL_LOSS, OWN_LOSS = 1.5, -2.0  # what the loss of its own batch was
-PER_FOLD, MOST = 0.4, 2.0  # for each factor of e that it was out of scale, at the most
+PER_FOLD, MOST = 0.5, 2.5  # for each factor of e that it was out of scale, at the most
 LOST = 3.0  # the second moment fell faster than it can
 AT_ONCE, SOON, LATE = 1.0, 0.3, -0.5  # records until the loss rose
 SET, SHAPED = -5.0, 0.5
+TURNED = -3.0  # its gradient pointed against the one before: the step before had gone too far already
 HARM = 1.0  # a batch whose own loss was off, and whose update made more of it
 NOTHING = 0.03
 REFERENCES = ("arXiv 2507.06464, section on the response to bursts", "Bai et al. 2025, arXiv 2506.04805")
@@ -59,6 +60,8 @@ def update_burst(run: Run, event: Event) -> Cause | None:
         odds.add(SET, moved, each.signal)
     if found.built[0]:
         odds.add(-found.built[0], found.built[1], "grad_norm")
+    if turned(found.order, leap.step):
+        odds.add(TURNED, "Its gradient pointed against the one before: that step had gone too far.", "grad_cosine")
     said = odds.pro if odds.total >= 0 or not odds.con else [*odds.con, *odds.pro]
     against = tuple(f"Here: {each[:1].lower()}{each[1:]}" for each in odds.con) if odds.total >= 0 else ()
     advice = _advice(leap) if odds.score >= NOTHING else ()
