@@ -20,7 +20,7 @@ BUCKETS = 300  # two points each, in every curve
 ARMS = 24  # most arms shown
 TENSORS = 12  # most tensors with a bar
 LEAST = 0.005  # share from which a part of the step is worth a line
-EXAMPLES = 8  # most examples of either kind
+EXAMPLES = 6  # most examples of either kind
 TEXT = 600  # most characters of an example
 IMAGES = 250_000  # most bytes of pictures of one event
 

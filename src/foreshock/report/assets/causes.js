@@ -7,7 +7,7 @@ function causesView(holder, found) {
     const name = `${cause.title[0].toUpperCase()}${cause.title.slice(1)}`;
     const summary = el("summary", {}, el("b", { text: name }), el("span", { class: "score", role: "img", "aria-label": `score ${percent(cause.score)}` }, bar), el("span", { class: "pct", text: percent(cause.score) }));
     const parts = [el("div", {}, el("h4", { text: "Evidence" }), list(cause.evidence))];
-    if (cause.advice.length) parts.push(el("div", { class: "todo" }, el("h4", { text: "What to change" }), list(cause.advice)));
+    if (cause.advice.length) parts.push(el("div", { class: "todo" }, el("h4", { text: "What helps" }), list(cause.advice)));
     if (cause.contradicts.length) parts.push(el("div", {}, el("h4", { text: "What would contradict it" }), list(cause.contradicts)));
     const sources = cause.references.length ? el("p", { class: "sources", text: cause.references.join("; ") }) : null;
     return el("details", { class: `cause${cause.name === "unexplained" ? " none" : ""}`, open: i === 0 ? "" : null }, summary, el("div", { class: "parts" }, ...parts), sources);
