@@ -114,6 +114,14 @@ def test_weights_that_the_program_drew_again_are_a_cold_start(name: str) -> None
     assert f"Before step {AT}" in best.evidence[0]
 
 
+def test_weights_that_were_loaded_are_neither() -> None:
+    """An older state, much like the one it replaced: nobody has drawn these weights, and no bit has flipped."""
+    run = trained(dict.fromkeys(SIZES, 0.9), {name: (0.2, size) for name, size in SIZES.items()})
+    fault, new = scores(run)
+    assert max(fault, new) < 0.5
+    assert "The cosine of" in " ".join(cold_start(run, EVENT).evidence)  # type: ignore[union-attr]
+
+
 def test_what_an_update_cannot_have_done_is_found_without_being_measured() -> None:
     """`.data` is not counted by torch, so that what it wrote shows as part of the update."""
     written = {"head.weight": 1.2, "head.bias": 1.1}

@@ -85,7 +85,7 @@ def cold_start(run: Run, event: Event) -> Cause | None:
     score = score if sure else min(score, BLIND)
     written = outside(run, event)
     if written is not None and written.fault < 1 - RULED_OUT:
-        score = 1 - (1 - score) * (1 - written.strength * (1 - written.fault))
+        score = 1 - (1 - score) * (1 - written.strength * (1 - written.fault) * written.drawn)
         said = _written(written) + said
     if not said or score < RULED_OUT:
         said = [_nothing(here), *against, *said]
@@ -183,8 +183,8 @@ def _before(how: Onset | None, rise: int) -> tuple[float, list[str]]:
 def _written(written: Outside) -> list[str]:
     said = [written.told()]
     if written.modules:
-        said.append(f"All tensors of {', '.join(f'`{name}`' for name in written.modules)} changed: initialised again.")
-    elif alike := likeness(written.tensors[0]):
+        said.append(f"All tensors of {', '.join(f'`{name}`' for name in written.modules)} changed.")
+    if alike := likeness(written.largest):
         said.append(alike)
     return said
 

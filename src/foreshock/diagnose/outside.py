@@ -35,7 +35,9 @@ ALONE = 0.5  # times such an update, that those around it may be
 CHANGES = ("added", "replaced", "resized", "removed")
 LEAST = 1e-3  # of a tensor's norm: less makes no event
 FEW = 16  # elements: a fault of memory strikes a few, who initialises writes rows
+WHOLE = 0.9  # share of a tensor's elements that is all of it: some come out as they were
 SCALED, FORGOTTEN = 0.9, 0.25  # cosines from which weights were scaled, and below which they were drawn again
+ANEW, LOADED = 0.98, 0.3  # how likely weights were drawn anew that have forgotten, or have not
 LARGER, HUGE = 3.0, 30.0  # times as large as they were: hardly an initialisation, and none
 
 
@@ -95,6 +97,20 @@ class Outside:
         """How likely it made the event, whoever wrote."""
         late = self.rise - self.step
         return 0.97 if late <= 1 else 0.85 if late <= 5 else 0.5
+
+    @property
+    def drawn(self) -> float:
+        """How likely a program that wrote them drew them anew, and did not load or scale what was there."""
+        cosine = self.largest.cosine
+        elements = sum(each.elements for each in self.tensors)
+        if math.isnan(cosine) or abs(cosine) < FORGOTTEN or elements < WHOLE * self.largest.size:
+            return ANEW
+        return LOADED if cosine >= SCALED else (ANEW + LOADED) / 2
+
+    @property
+    def largest(self) -> Written:
+        """The tensor of most elements."""
+        return _largest(self.tensors)
 
     def told(self) -> str:
         """Returns what was written, in a sentence."""
@@ -318,17 +334,22 @@ def _fault(tensors: Sequence[Written], modules: Sequence[str], alone: bool, rene
     grown = max(each.after / max(each.before, 1e-30) for each in tensors)
     odds += 3.0 if not grown < HUGE or not math.isfinite(first.change) else 1.5 if grown > LARGER else 0.0
     odds -= 4.0 * renewed + 2.5 * bool(modules)
+    largest = _largest(tensors)
+    if FEW < elements < WHOLE * largest.size:
+        return 1 / (1 + math.exp(2.5 - odds))  # rows, whatever became of the rest of their module
     odds += 1.2 if alone else 0.2 if len(tensors) == 1 else -1.0
-    cosine = max(tensors, key=lambda each: each.size if not math.isnan(each.size) else 0.0).cosine
-    if cosine >= SCALED and not elements < 0.9 * first.size:
+    cosine = largest.cosine
+    if cosine >= SCALED:
         odds += 1.5
     elif abs(cosine) < FORGOTTEN:
         odds -= 2.0
-    elif not math.isnan(cosine) and not elements < 0.9 * first.size:
+    elif not math.isnan(cosine):
         odds += 1.0
-    elif FEW < elements < 0.9 * first.size:
-        odds -= 2.5  # rows
     return 1 / (1 + math.exp(-odds))
+
+
+def _largest(tensors: Sequence[Written]) -> Written:
+    return max(tensors, key=lambda each: each.size if not math.isnan(each.size) else 0.0)
 
 
 def likeness(each: Written) -> str:
