@@ -84,6 +84,13 @@ def test_without_a_replay_nothing_moves() -> None:
     assert proven(run, EVENT, undecided(), ALL) == undecided()
 
 
+def test_a_later_replay_of_one_arm_leaves_the_others_standing() -> None:
+    run = run_with(typical("softmax_absorption"))
+    later = {"name": "own", "what": "my own", "verdict": "stays", "peak": 4.0}
+    run.add_finding({"kind": "replay", "event": EVENT.key, "reproducible": True, "peak": 4.0, "arms": [later]})
+    assert best(proven(run, EVENT, undecided(), ALL)).name == "softmax_absorption"
+
+
 def test_a_replay_of_another_event_says_nothing() -> None:
     other = Event("spike", 70, 70, 72, 80, 3.0, 30.0, "loss")
     assert proven(run_with(typical("schedule")), other, undecided(), ALL) == undecided()

@@ -75,7 +75,7 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
     found = run.findings_of(event, "replay")
     if not found:
         return list(judged)
-    finding = found[-1]
+    finding = _merged(found)
     if not finding.get("reproducible") and not finding.get("returns"):
         return _irreproducible(judged, finding)
     outcomes = _outcomes(finding)
@@ -109,6 +109,14 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
             if for_it or against else replace(cause, score=score)
         )
     return result
+
+
+def _merged(findings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the newest replay, with the arms of those before it that began and ended alike; the newest of each."""
+    newest = findings[-1]
+    like = [each for each in findings if all(each.get(name) == newest.get(name) for name in ("start", "reproducible"))]
+    arms = {str(arm.get("name")): arm for each in like for arm in _arms(each)}
+    return {**newest, "arms": list(arms.values())}
 
 
 def _outcomes(finding: Mapping[str, Any]) -> list[Outcome]:
