@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foreshock import Event, Monitor
+from foreshock import Event, Monitor, Snapshots
 from foreshock.history import History, Window
 
 
@@ -93,7 +93,8 @@ class Training:
     def watched(self, steps: range, stack: ExitStack, **options: Any) -> History:
         """Runs under a monitor with a history, both of which stay open."""
         monitor = stack.enter_context(Monitor(self.model, self.optimizer, probes=()))  # quick
-        history = stack.enter_context(History(monitor, scheduler=self.scheduler, **options))
+        ring = options.pop("snapshots", None) or Snapshots(every=20)  # not what the clock would make of it
+        history = stack.enter_context(History(monitor, scheduler=self.scheduler, snapshots=ring, **options))
         self.run(steps, monitor.observe)
         return history
 

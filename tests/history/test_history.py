@@ -216,7 +216,8 @@ def test_a_monitor_without_a_model_has_windows_too(stack):
     """The forward pass is not seen to begin then, so that the state of the step before has the random streams."""
     training = Training()
     monitor = stack.enter_context(Monitor(None, training.optimizer))
-    history = stack.enter_context(History(monitor, scheduler=training.scheduler))
+    ring = Snapshots(every=20)
+    history = stack.enter_context(History(monitor, scheduler=training.scheduler, snapshots=ring))
     training.run(range(60), monitor.observe)
     window = history.window(spike(50))
     assert exact(window, training.step) == len(window.steps)
@@ -291,10 +292,10 @@ def test_wrong_arguments_are_named(stack):
     ):  # fmt: skip
         with pytest.raises(UsageError, match=said):
             History(monitor, **wrong)
-    with pytest.raises(UsageError, match="a foreshock.Monitor is needed"):
+    with pytest.raises(UsageError, match=r"a foreshock\.Monitor is needed"):
         History(training.model)
     stack.enter_context(History(monitor))
     with pytest.raises(UsageError, match="has a history already"):
         History(monitor).__enter__()
-    with pytest.raises(UsageError, match="one of monitor.events"):
+    with pytest.raises(UsageError, match=r"one of monitor\.events"):
         monitor.history.window(3)

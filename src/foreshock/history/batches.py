@@ -117,7 +117,12 @@ def keep(batch: Any, *, copying: bool = False) -> Kept:
         return leaf
 
     tree = _mapped(batch, (Tensor, np.ndarray), kept, _DEPTH)
-    return Kept(tree, tuple(leaves), sum(leaf.value.nbytes for leaf in leaves))
+    return Kept(tree, tuple(leaves), sum(map(size_of, leaves)))
+
+
+def size_of(leaf: Leaf) -> int:
+    """Returns the bytes that a tensor or an array of a batch takes."""
+    return _size(leaf.value)
 
 
 def _of_tensor(tensor: Tensor, copying: bool) -> Leaf:
@@ -127,10 +132,25 @@ def _of_tensor(tensor: Tensor, copying: bool) -> Leaf:
         return _from_gpu(plain, grad)
     if device.type != "cpu":
         return Leaf(plain.cpu(), device, grad)
-    if copying or plain.nbytes <= SMALL or plain.is_shared() or (torch.cuda.is_initialized() and plain.is_pinned()):  # type: ignore[no-untyped-call]
+    if copying or _size(plain) <= SMALL or _scarce(plain):
         return Leaf(plain.clone(), device, grad)
     version = None if plain.is_inference() else plain._version
     return Leaf(plain, device, grad, version, _sample(plain))
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, Tensor) or value.layout is torch.strided:
+        return int(value.nbytes)
+    if value.layout is torch.jagged:
+        return int(value.values().nbytes)
+    return value._nnz() * (value.element_size() + 16)
+
+
+def _scarce(tensor: Tensor) -> bool:
+    """Returns whether a tensor is in memory that others wait for: shared with a worker, or pinned."""
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.is_shared() or (torch.cuda.is_initialized() and tensor.is_pinned())  # type: ignore[no-untyped-call]
 
 
 def _from_gpu(plain: Tensor, grad: bool) -> Leaf:

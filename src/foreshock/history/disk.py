@@ -21,7 +21,7 @@ from foreshock.guard.buffers import allocate
 from foreshock.guard.freeze import Freezer, Spec
 from foreshock.guard.snapshot import Snapshot, check_writable
 from foreshock.guard.thaw import MISSING, Thawer
-from foreshock.history.batches import Kept, Leaf
+from foreshock.history.batches import Kept, Leaf, size_of
 from foreshock.history.compare import Digest, digest
 from foreshock.history.pins import Pin
 from foreshock.history.state import State
@@ -149,7 +149,7 @@ def _entry(plain: Mapping[str, Any]) -> Entry:
     for tree in plain["batches"]:
         leaves: list[Leaf] = []
         made = _live(tree, leaves)
-        batches.append(Kept(made, tuple(leaves), sum(leaf.value.nbytes for leaf in leaves)))
+        batches.append(Kept(made, tuple(leaves), sum(map(size_of, leaves))))
     return Entry(
         plain["step"], losses=plain["losses"], batches=batches, unkept=plain["unkept"], rates=tuple(plain["rates"]),
         streams=tuple(map(Streams.from_plain, plain["streams"])), taken=plain["taken"], actions=tuple(plain["actions"]),
@@ -163,7 +163,7 @@ def _plain(value: Any) -> Any:
     Raises:
         UsageError: there is something else in it.
     """
-    if isinstance(value, Leaf):
+    if isinstance(value, Leaf) and getattr(value.value, "layout", torch.strided) is torch.strided:
         return (_LEAF, value.on_host(), None if value.device is None else str(value.device), value.grad)
     if isinstance(value, (dict, UserDict)):
         return {key: _plain(each) for key, each in value.items()}
@@ -175,9 +175,10 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, (torch.dtype, torch.device, np.generic)):
         return value
+    what = type(value.value if isinstance(value, Leaf) else value).__qualname__
     raise UsageError(
-        f"it holds a {type(value).__qualname__}, which no file can hold: give observe(batch=...) tensors, arrays, "
-        "numbers and strings in dicts, lists and tuples, or make batches again with History(batches=...)"
+        f"it holds a {what}, which no file can hold: give observe(batch=...) dense tensors, arrays, numbers and strings "
+        "in dicts, lists and tuples, or make batches again with History(batches=...)"
     )
 
 

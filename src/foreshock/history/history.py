@@ -23,7 +23,7 @@ from foreshock.history.spilling import Spilling
 from foreshock.history.state import State
 from foreshock.history.states import States, capturing
 from foreshock.history.stored import Stored
-from foreshock.history.streams import Reader, Streams, differ, filled
+from foreshock.history.streams import Reader, Streams, differ
 from foreshock.history.tape import Entry, Tape
 from foreshock.history.window import Window
 from foreshock.mishaps import Mishaps
@@ -215,7 +215,7 @@ class History:
             self._entry.streams = (after,)
             return
         now = self._reader.read(deep=beginning or not self._tape.entries)
-        self._entry.streams = (now,) if after is None or not differ(now, after) else (now, filled(after, now))
+        self._entry.streams = (now,) if after is None or not differ(now, after) else (now, after)
 
     def observed(self, loss: Tensor, batch: Any) -> None:
         """Takes the loss of an attempt, or of a micro-batch of it, and its batch; the monitor sees to it.

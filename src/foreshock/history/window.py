@@ -11,7 +11,7 @@ from foreshock.guard.holding import Holding
 from foreshock.history.arguments import Batches, made_again
 from foreshock.history.compare import Digest, digest
 from foreshock.history.state import State
-from foreshock.history.streams import Streams
+from foreshock.history.streams import Streams, filled
 from foreshock.history.tape import Entry, settled
 from foreshock.run.event import Event
 
@@ -124,7 +124,9 @@ class Window:
         it differs: something was drawn in between, by the loop (which a replay draws as well) or by its loader (which
         is not there). None where the step's beginning was not seen.
         """
-        return self._entry(step).streams
+        states = self._entry(step).streams
+        # what was not looked at has not moved since, or moves as it did: but it has to begin somewhere
+        return tuple(filled(each, states[0]) for each in states) if step == self.start else states
 
     def set_rng(self, state: Streams) -> None:
         """Sets all random streams of this process to one of the states that `rng` returned."""
