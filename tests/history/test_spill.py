@@ -151,6 +151,7 @@ def test_a_disk_that_cannot_be_written_is_said_once_and_training_goes_on(tmp_pat
     assert exact(history.window(spike(50)), training.step) > 50
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 on; the child only writes
 def test_a_kill_at_any_moment_leaves_whole_windows(tmp_path):
     with ExitStack() as stack:
         history = Training().watched(range(22), stack)

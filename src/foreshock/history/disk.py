@@ -177,8 +177,8 @@ def _plain(value: Any) -> Any:
         return value
     what = type(value.value if isinstance(value, Leaf) else value).__qualname__
     raise UsageError(
-        f"it holds a {what}, which no file can hold: give observe(batch=...) dense tensors, arrays, numbers and strings "
-        "in dicts, lists and tuples, or make batches again with History(batches=...)"
+        f"it holds a {what}, which no file can hold: give observe(batch=...) dense tensors, arrays, numbers, strings "
+        "in dicts, lists, tuples, or make batches again with History(batches=...)"
     )
 
 
