@@ -89,6 +89,8 @@ def _easy(odds: Odds, found: Strike, leap: Leap, loss: Reading) -> None:
     odds.add(EASY, f"The loss of step {leap.step:,} was unusually {way} before any update by it: {loss.told}.", "loss")
     first = leap.readings[0]
     odds.add(0.0, f"Its {first.name} was {first.told}.", first.signal)
+    if found.built[0]:
+        odds.add(-found.built[0], found.built[1], first.signal)
     if found.loss is not None and found.loss.step > leap.step:
         odds.add(0.0, f"The losses from step {found.loss.step:,} on are of the weights that it left.")
     _others(odds, found, leap.step)

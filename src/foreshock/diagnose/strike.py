@@ -30,6 +30,7 @@ SET = ("lr", "loss_scale", "micro_batches", "batch_size")  # what somebody sets,
 STEADY = 0.9  # share of the free decay that second moments cannot fall below: they fall by beta2 at the most
 OPPOSED = -0.5  # cosine of successive gradients below which they alternate,
 UNUSUAL, CHANCE = 0.2, 0.05  # how often they may do so anyway; chance that a row of them is one
+MANY = 4  # of the last, whose cosines were below all that is usual
 BUILT_UP, PERHAPS = 4.0, 2.0  # log-odds of a build-up
 CLIMB = 12  # records before the rise in which a build-up is looked for
 GROWN = 1.5  # times as far out as some records earlier
@@ -71,7 +72,7 @@ class Strike:
         climbing: records before the rise (before the leap, if there is one) in which the gradient stood above its
             range already.
         growing: whether it was out of its range in the last of them, and had been far closer a few records earlier.
-        opposed: gradients in a row, up to the rise, that pointed against each other, unless they often do.
+        opposed: gradients up to the rise that pointed against each other, beyond what they often do.
         back: records from the rise until the loss was back in its range; None where it has not come back.
     """
 
@@ -229,16 +230,30 @@ def _before(order: Onset, rise: int) -> Reading | None:
 
 
 def _climbing(order: Onset, rise: int, leap: Leap | None) -> tuple[int, bool]:
-    """Returns the records before the rise in which gradients stood above their range, and whether they grew there."""
-    track = order.tracks.get("grad_norm") or order.tracks.get("loss")
+    """Returns the records before the rise in which gradients stood above their range, and whether they grew there.
+
+    Updates that grow count as well, where it is by more: they wander, since momentum averages them.
+    """
     first, last = order.previous(rise, CLIMB), order.previous(rise if leap is None else leap.step)
-    if track is None or first is None or last is None:
+    if first is None or last is None:
         return 0, False
-    z = track.z[(track.steps >= first) & (track.steps <= last)]
-    if len(z) < CLIMB // 2:
-        return int((z >= RAISED).sum()), False
-    earlier = max(RAISED, float(np.median(z[: len(z) // 2])))
-    return int((z >= RAISED).sum()), bool(z[-1] >= OUT and z[-1] >= GROWN * earlier)
+    step = next((name for name in STEPPED if name in order.tracks), "loss")
+    names = {"grad_norm" if "grad_norm" in order.tracks else "loss": OUT, step: 2 * OUT}
+    found, grew = [0], False
+    for name, least in names.items():
+        if name not in order.tracks:
+            continue
+        track = order.tracks[name]
+        z = track.z[(track.steps >= first) & (track.steps <= last)]
+        climbing = int((z >= RAISED).sum())
+        if name != step or name == "grad_norm":
+            found.append(climbing)
+        if len(z) >= CLIMB // 2 and climbing >= 2:
+            earlier = max(RAISED, float(np.median(z[: len(z) // 2])))
+            if z[-1] >= max(least, GROWN * earlier):
+                found.append(climbing)
+                grew = True
+    return max(found), grew
 
 
 def turned(order: Onset, step: int) -> bool:
@@ -255,13 +270,18 @@ def _habit(order: Onset) -> float:
 
 
 def _opposed(order: Onset, rise: int) -> int:
-    """Returns how many gradients in a row pointed against each other up to the rise; 0 where that happens by chance."""
+    """Returns how many gradients in a row pointed against each other up to the rise, or how many of the last did.
+
+    0 where that happens by chance.
+    """
     track = order.tracks.get("grad_cosine")
     if track is None:
         return 0
     opposed = track.values[(track.steps >= order.looked[0]) & (track.steps < rise)] <= OPPOSED
     run = int(np.argmin(opposed[::-1])) if not opposed.all() else len(opposed)
-    return run if _habit(order) ** run <= CHANCE else 0
+    first = order.previous(rise, CLIMB)
+    far = int((track.z[(track.steps >= (first or 0)) & (track.steps < rise)] <= -OUT).sum())
+    return max(run if _habit(order) ** run <= CHANCE else 0, far if far >= MANY else 0)
 
 
 def _back(order: Onset, rise: int) -> int | None:
