@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -69,6 +69,7 @@ def explain(
     run = open_run(path, form=form, columns=columns)
     events = scan(console.counted(run, f"scanning {path}"))
     event = _chosen(run, events, number, step)
+    written = None if output is None else _page(run, events, event, output)  # first: a pipe may be closed meanwhile
     if event is None:
         nothing = explaining.nothing(run, events)
         click.echo(json.dumps({"run": path, "event": None, "said": nothing}) if as_json else f"{path}: {nothing}")
@@ -79,8 +80,8 @@ def explain(
             click.echo(json.dumps(console.plain_json(row), allow_nan=False))
         else:
             explaining.show(path, found, console.stdout())
-    if output is not None:
-        _page(run, events, event, output, err=as_json)
+    if written is not None:
+        click.echo(written, err=as_json)
 
 
 def _chosen(run: Run, events: Sequence[Event], number: int | None, step: int | None) -> Event | None:
@@ -118,18 +119,18 @@ def _distance(event: Event, step: int) -> int:
     return 0 if event.end is None else max(0, step - event.end)
 
 
-def _page(run: Run, events: Sequence[Event], event: Event | None, output: Path, *, err: bool) -> None:
+def _page(run: Run, events: Sequence[Event], event: Event | None, output: Path) -> str:
+    """Writes the page and returns where on it the event is."""
     from foreshock.cli import console
     from foreshock.errors import RunError
     from foreshock.report import write
     from foreshock.report.data import place_of
 
-    more: dict[str, Any] = {} if event is None else {"focus": event}
     with console.busy(f"writing {output}"):
         try:
-            page = write(run, output, events=events, **more)
+            page = write(run, output, events=events, focus=event)
         except OSError as error:
             raise RunError(f"the page {str(output)!r} cannot be written: {error.strerror or error}") from error
     place = None if event is None else place_of(run, events, event)
     at = "" if place is None else f"; at the event: {page}#run-1/event-{place}"
-    click.echo(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB){at}", err=err)
+    return f"page: {page} ({page.stat().st_size / 1e6:.1f} MB){at}"

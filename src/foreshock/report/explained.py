@@ -128,7 +128,7 @@ def lines(run: Run, events: Sequence[Event], most: int = 20) -> list[str]:
     told: dict[int, str] = {}
     others = []
     for event in sorted(events, key=lambda each: (each.kind not in HARM, -each.height)):  # a slide's largest tells it
-        found = slide(run, event) if event.kind in ASKED else None
+        found = slide(run, event) if event.kind in ASKED and event.kind != "precursor" else None
         since = None if found is None else found.since
         if found is None or since is None or (since not in told and not _by_softmax(run, event)):
             others.append(event)
