@@ -51,7 +51,7 @@ TORCH_SIDE: dict[str, set[str]] = {
     },
     "history": {"attach", "guard", "mishaps", "monitor", "run"},
     "replay": {"attach", "distributed", "guard", "history", "monitor", "run"},
-    "attribution": {"curvature", "stability", "distributed"},
+    "attribution": {"curvature", "stability", "distributed", "monitor", "history", "replay", "run"},
     "script": {"monitor"},
     "requeue": set(),
     "threads": set(),

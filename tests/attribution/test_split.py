@@ -249,15 +249,14 @@ def test_an_optimizer_nobody_has_described_leaves_all_in_the_rest():
     assert any("Odd" in note for note in found.notes)
 
 
-def test_batch_normalisation_is_split_with_the_statistics_held():
+def test_batch_normalisation_couples_examples_and_rows_add_up_all_the_same():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 4)).to(WIDE)
     step = trained(net, torch.optim.SGD(net.parameters(), lr=0.5), 2)[-1]
     found = attribute(losses_of(net, batch(1)), step.params, step.before, step.after, names=net, optimizer=step)
     assert found.completeness <= 1e-3
-    assert any("statistics of the batch held" in note for note in found.notes)
-    total = float(found.culprits.sum()) + found.history + found.decay + found.rest
-    assert total == pytest.approx(found.total, rel=1e-9)
+    assert any("statistics" in note for note in found.notes)
+    assert abs(found.rest) <= 1e-6 * abs(found.total)
     net.eval()
     found = attribute(losses_of(net, batch(1)), step.params, step.before, step.after, names=net)
     assert not found.notes

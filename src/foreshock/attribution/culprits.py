@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,6 @@ from foreshock.attribution.consumed import Scaling, fitting, scaling
 from foreshock.attribution.evaluate import Evaluation, Losses
 from foreshock.attribution.rows import row_products
 from foreshock.attribution.split import FITS, Source, StepSplit, split_step, thinned, working
-from foreshock.attribution.statistics import coupling, held_statistics
 from foreshock.attribution.terms import Factor
 
 __all__ = ["Pushed", "consumption", "pushed", "rows_along"]
@@ -162,21 +160,14 @@ def rows_along(
     model: nn.Module | None,
 ) -> tuple[Tensor, float, list[str]]:  # fmt: skip
     """Returns w_i <U, g_i> at the parameters as they are, float64 on the CPU; the coverage, and notes."""
-    norms, notes = coupling(evaluation.modules), []
-    with ExitStack() as stack:
-        if norms:
-            stack.enter_context(held_statistics(norms, lambda: evaluation.losses(losses)))
-            notes.append(
-                f"{len(norms)} batch normalisations couple the examples: culprits are computed with the statistics of "
-                "the batch held, and what goes through the statistics is in the rest"
-            )
-        leaves = [param for param, u in zip(evaluation.params, direction, strict=True) if u is not None]
-        for leaf in leaves:
-            leaf.requires_grad_()
-        if not leaves:
-            return torch.zeros(len(weights), dtype=torch.float64), 1.0, notes
-        found = row_products(losses, evaluation.params, direction, model=model, weights=weights)
+    leaves = [param for param, u in zip(evaluation.params, direction, strict=True) if u is not None]
+    if not leaves:
+        return torch.zeros(len(weights), dtype=torch.float64), 1.0, []
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found = row_products(losses, evaluation.params, direction, model=model, weights=weights)
     evaluation.gradients += 1
+    notes = [found.note] if found.note else []
     if found.missing:
         notes.append(
             f"the culprits cover {found.coverage:.1%} of what the batch did: nothing is known of "

@@ -41,6 +41,13 @@ class Attribution:
         loss: the loss before.
         clipped: what the batch's gradient was multiplied by before the optimizer consumed it; None where not known.
         labels: (step, index) of each culprit, where they are of several steps.
+        event: the key of the event that was attributed, and with it what follows.
+        step: the guilty step: whose update raised the loss, or whose batch is odd.
+        seen: the step of whose batch the victims are.
+        from_step, from_batch: the largest rise from a batch to the next, split into what the update did to that one
+            and what it has by itself.
+        suspects: where the batch is odd, the excess of each of its examples over the batch before, shape (n,).
+        shown: (step, index) -> what the user's `decode` made of the example, {"text": ...} or {"image": ...}.
         notes: what else is to be known, in sentences.
     """
 
@@ -59,6 +66,13 @@ class Attribution:
     loss: float
     clipped: float | None = None
     labels: tuple[tuple[int, int], ...] | None = None
+    event: tuple[str, str, int] | None = None
+    step: int | None = None
+    seen: int | None = None
+    from_step: float | None = None
+    from_batch: float | None = None
+    suspects: Tensor | None = None
+    shown: Mapping[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,6 +87,7 @@ class Attribution:
         return by_module(self.columns)
 
     @property
+
     def concentration(self) -> int:
         """The smallest number of victims that carries 90 % of what rose."""
         return concentration(self.rows)
@@ -86,6 +101,19 @@ class Attribution:
         """Returns the k culprits that pushed the loss up most, victims where there are no culprits; worst first."""
         return ranked(self.rows if self.culprits is None else self.culprits, k)
 
+    def blamed(self, k: int = TOP) -> list[tuple[int | None, int]]:
+        """Returns (step, index) of the k examples that did most: by what they pushed and, of an odd batch, exceeded."""
+        return [label for label, _ in self._blame()[:k]]
+
+    def _blame(self) -> list[tuple[tuple[int | None, int], float]]:
+        values: dict[tuple[int | None, int], float] = {}
+        if self.culprits is not None:
+            labels = self.labels or [(self.step, i) for i in range(len(self.culprits))]
+            values = {label: float(row) for label, row in zip(labels, self.culprits, strict=True)}
+        for i, row in enumerate(() if self.suspects is None else self.suspects):
+            values[self.step, i] = values.get((self.step, i), 0.0) + float(row)
+        return sorted(values.items(), key=lambda item: -item[1])
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, as they are kept with a run: the sums, the tensors, and the first of the rows."""
         result: dict[str, Any] = {
@@ -97,20 +125,25 @@ class Attribution:
             "columns": dict(sorted(self.columns.items(), key=lambda item: -abs(item[1]))[:TOP]),
             "modules": dict(sorted(self.modules.items(), key=lambda item: -abs(item[1]))[:TOP]),
             "projections": {name: found.to_dict() for name, found in self.projections.items()},
-            "victims": [{"index": i, "value": float(self.rows[i])} for i in ranked(self.rows, TOP)],
+            "victims": self._told(self.rows, [(self.seen, i) for i in range(len(self.rows))]),
             "victim_count": len(self.rows),
             "concentration": self.concentration,
             "notes": list(self.notes),
         }
+        if self.event is not None:
+            result |= {"kind": "attribution", "version": 1, "event": list(self.event), "step": self.step}
+            result |= {"seen": self.seen, "from_step": self.from_step, "from_batch": self.from_batch}
+            result["blamed"] = [
+                {"step": step, "index": index, "value": value, **self.shown.get((step or 0, index), {})}
+                for (step, index), value in self._blame()[:TOP]
+            ]
+        if self.suspects is not None:
+            result["suspects"] = self._told(self.suspects, [(self.step, i) for i in range(len(self.suspects))])
         if self.culprits is None:
             return result
         culprits = self.culprits
         return result | {
-            "culprits": [
-                {"index": i, "value": float(culprits[i])}
-                | ({} if self.labels is None else {"step": self.labels[i][0], "index": self.labels[i][1]})
-                for i in ranked(culprits, TOP)
-            ],
+            "culprits": self._told(culprits, self.labels or [(self.step, i) for i in range(len(culprits))]),
             "culprit_count": len(culprits),
             "culprit_concentration": self.culprit_concentration,
             "batch": float(culprits.sum()),
@@ -121,6 +154,15 @@ class Attribution:
             "coverage": self.coverage,
             "clipped": self.clipped,
         }
+
+    def _told(self, rows: Tensor, labels: Sequence[tuple[int | None, int]]) -> list[dict[str, Any]]:
+        """Returns the largest rows as plain values, with what they look like where that is known."""
+        told = []
+        for i in ranked(rows, TOP):
+            step, index = labels[i]
+            seen = {} if step is None else {"step": step, **self.shown.get((step, index), {})}
+            told.append({"index": index, "value": float(rows[i]), **seen})
+        return told
 
 
 def concentration(rows: Tensor | Sequence[float], share: float = 0.9) -> int:

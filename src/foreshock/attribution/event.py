@@ -1,0 +1,153 @@
+"""Who did it, for an event: goes back, to the step over which the loss rose most, and attributes that rise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from foreshock.attribution.course import Course, Rise
+from foreshock.attribution.evaluate import Evaluation
+from foreshock.attribution.examples import Decode, shown
+from foreshock.attribution.result import Attribution, ranked
+from foreshock.attribution.step import Nodes
+from foreshock.attribution.steps import attribute_steps
+from foreshock.errors import UsageError
+from foreshock.history import History, Window
+from foreshock.monitor import Monitor
+from foreshock.replay.aside import aside
+from foreshock.run.event import Event
+
+__all__ = ["attribute_event"]
+
+APART = 0.01  # relative difference of a loss and the mean of its examples' that is said
+SPAN = 6  # steps that are attributed together: half of what a gradient does with a momentum of 0.9
+
+
+def attribute_event(
+    source: Monitor | History | Window,
+    event: Event,
+    step_fn: Callable[[Any], Any],
+    per_example_loss: Callable[[Any], Tensor],
+    *,
+    decode: Decode | None = None,
+    top: int = 10,
+    span: int = SPAN,
+    directions: Mapping[str, Any] | None = None,
+    nodes: Nodes = "auto",
+    memory: int | None = None,
+) -> Attribution:
+    """Returns who made the loss rise in an event: examples as (step, index), tensors, momentum; kept with the run.
+
+    The steps from a snapshot before the event are taken again. Where the loss rises most from a batch to the next, the
+    rise is split, L_b(theta_b) - L_a(theta_a) = from_step + from_batch, into what the update did to a batch from before
+    the event and what b has beyond that. If the update did it, the victims are b's examples, and culprits those of the
+    event's steps up to it. If b is another kind of batch, `suspects` splits its excess over its examples; victims are
+    then the examples from before the event, and culprits those of b and of the steps after it while the victims' loss
+    rises. `blamed` ranks by both. Afterwards the live training is what it was, bit for bit::
+
+        found = fs.attribute_event(monitor, monitor.events[0], step, lambda batch: F.cross_entropy(
+            model(batch[0]), batch[1], reduction="none"), decode=lambda batch, i: batch[0][i, 0])
+
+    Args:
+        source: the monitor, if a `History` is attached to it; that history; or a window of it.
+        event: one of `monitor.events`.
+        step_fn: `step_fn(batch)` takes one step of the training on the live objects, as for `replay`.
+        per_example_loss: `per_example_loss(batch)` returns the losses of a batch's examples, (n,).
+        decode: `decode(batch, index)` or `decode(example)` returns a text or an image, (H, W) or (H, W, 3).
+        top: how many examples are written down.
+        span: how many steps are attributed together, at most; each takes six copies of the parameters meanwhile.
+        directions: as for `attribute`.
+        nodes: as for `attribute`.
+        memory: bytes of host memory that the present state may take meanwhile.
+
+    Raises:
+        UsageError: there is no window for this event, or no rise in it.
+    """
+    if not callable(step_fn) or not callable(per_example_loss):
+        raise UsageError("attribute_event(step_fn, per_example_loss): both must be functions of a batch")
+    if span < 1 or top < 1:
+        raise UsageError(f"attribute_event: span and top are at least 1, got {span} and {top}")
+    window, history = _window(source, event)
+    monitor = None if history is None else history.monitor
+    with aside(window.holding, monitor=monitor, memory=memory):
+        course = Course(window, step_fn, per_example_loss)
+        rise = course.rise()
+        steps = list(rise.pushing[:span] if rise.odd else rise.pushing[-span:])
+        seen = rise.calm if rise.odd else rise.after
+        kept = course.kept(steps)
+        found = attribute_steps(
+            kept, course.losses(seen), [course.losses(step) for step in steps], numbers=steps,
+            names=window.holding.model, directions=directions, nodes=nodes,
+        )  # fmt: skip
+        notes = [*found.notes, *_said(course, steps)]
+        suspects = _excess(course, rise, kept[0].before) if rise.odd else None
+        found = replace(
+            found, event=event.key, step=rise.after if rise.odd else rise.step, seen=seen, from_step=rise.from_step,
+            from_batch=rise.from_batch, suspects=suspects, notes=tuple(notes),
+        )  # fmt: skip
+        found = replace(found, shown=_shown(found, course, decode, top))
+    if monitor is not None:
+        monitor.run.add_finding(found.to_dict())
+    return found
+
+
+def _window(source: Monitor | History | Window, event: Event) -> tuple[Window, History | None]:
+    if isinstance(source, Window):
+        return source, None
+    history = source.history if isinstance(source, Monitor) else source
+    if not isinstance(history, History):
+        raise UsageError(
+            "attribute_event: nothing was kept to go back to; attach a history to the monitor while it watches: "
+            "`with fs.Monitor(model, optimizer) as monitor, fs.History(monitor):`, and give batches to "
+            "monitor.observe(loss, batch=batch)"
+        )
+    return history.window(event), history
+
+
+def _said(course: Course, steps: Sequence[int]) -> list[str]:
+    """Returns notes where the steps, taken again, may not be those that were taken."""
+    notes = []
+    for step in steps:
+        did = course.window.actions(step)
+        if did:
+            notes.append(f"at step {step} a guard did {', '.join(did)}, which step_fn does not do")
+        recorded, again = course.window.loss(step), course.own.get(step, math.nan)
+        if abs(again - recorded) > APART * abs(recorded):
+            notes.append(
+                f"at step {step} per_example_loss has a mean of {again:.6g}, and {recorded:.6g} was observed: it is "
+                "not the loss that was trained, or the steps do not repeat"
+            )
+    return notes
+
+
+def _excess(course: Course, rise: Rise, before: Sequence[Tensor]) -> Tensor:
+    """Returns the excess of each example of the odd batch over the mean of the one before, at the same weights."""
+    evaluation = Evaluation(course.params, course.modules)
+    with evaluation.opened():
+        evaluation.put(before, before, 0.0)
+        own, usual = evaluation.losses(course.losses(rise.after)), evaluation.losses(course.losses(rise.step))
+    return ((own - usual.mean()) / len(own)).cpu()
+
+
+def _shown(
+    found: Attribution, course: Course, decode: Decode | None, top: int
+) -> dict[tuple[int, int], dict[str, str]]:
+    """Returns what the first of the culprits, victims and suspects look like."""
+    if decode is None:
+        return {}
+    wanted: list[tuple[int, int]] = []
+    if found.culprits is not None and found.labels is not None:
+        wanted += [found.labels[i] for i in ranked(found.culprits, top)]
+    if found.seen is not None:
+        wanted += [(found.seen, i) for i in ranked(found.rows, top)]
+    if found.suspects is not None and found.step is not None:
+        wanted += [(found.step, i) for i in ranked(found.suspects, top)]
+    window = course.window
+    return {
+        (step, index): shown(decode, window.batch(step), len(window.losses(step)), index)
+        for step, index in dict.fromkeys(wanted)
+    }
