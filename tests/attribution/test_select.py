@@ -305,3 +305,29 @@ def test_what_cannot_be_selected_is_refused(problem, change, message):
 def test_a_budget_holds_shares(shares):
     with pytest.raises(UsageError, match="|".join(shares)):
         Budget(**shares)
+
+
+def test_layouts_proven_on_one_batch_serve_the_next_unless_data_sends_activations_about():
+    """Experts get other tokens in every batch, so nothing that one of them proves holds for the next."""
+    torch.manual_seed(0)
+    gate, experts = nn.Linear(4, 2).double(), nn.ModuleList(nn.Linear(4, 4) for _ in range(2)).double()
+    params = [*gate.parameters(), *experts.parameters()]
+    first = torch.randn(2, 2, 4).double()
+
+    def losses(x):
+        flat = x.flatten(0, 1)
+        shares = gate(flat).softmax(-1)
+        out = torch.zeros_like(flat)
+        for k, expert in enumerate(experts):
+            mine = (shares.argmax(-1) == k).nonzero()[:, 0]
+            out = out.index_add(0, mine, expert(flat[mine]) * shares[mine, k, None])
+        return out.view_as(x).square().sum((1, 2))
+
+    pool = [first, *(torch.randn(2, 2, 4).double() for _ in range(12))]
+    v = [torch.randn_like(p) for p in params]
+    rows = [
+        sum((g * u).sum() for g, u in zip(torch.autograd.grad(loss, params, allow_unused=True), v, strict=True)
+            if g is not None)
+        for x in pool for loss in (losses(x)[0], losses(x)[1])
+    ]  # fmt: skip
+    torch.testing.assert_close(select(losses, pool, v, params=params).psi, torch.stack(rows).detach())

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from foreshock import distributed
-from foreshock.attribution.ghost import CoupledError, ghost_rows
+from foreshock.attribution.catching import CoupledError
+from foreshock.attribution.ghost import Known, ghost_rows
 from foreshock.attribution.naming import modules_and_names
 from foreshock.attribution.whole import double_rows, each_rows, forward_rows
 from foreshock.curvature.gathered import Gathered, slots_of
@@ -52,6 +53,7 @@ class Asked:
         moves: U by place in `params`, without zeros, float32 or wider.
         model: the module that is run, if it was given.
         looked: functions whose code names the modules; by default the closure.
+        known: what other batches of the same losses taught.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Asked:
         moves: dict[int, Tensor],
         model: nn.Module | None,
         looked: Sequence[Callable[..., Tensor]] = (),
+        known: Known | None = None,
     ) -> None:
         self._closure, self._params = closure, list(params)
+        self._known = Known() if known is None else known
         roots, self._names = modules_and_names(model, params, looked or [closure])
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
         most = max((float(u.abs().amax()) for u in moves.values()), default=1.0)
@@ -86,7 +90,7 @@ class Asked:
             return Answer(self._wide(self._losses().detach()) * 0.0, "forward")
         places = frozenset(self._moves)
         if method == "auto":
-            found = self._first(_ORDER, places)
+            found = self._first(_ORDER[1:] if self._known.coupled else _ORDER, places)
         else:
             try:
                 found = self._by(method, places)
@@ -108,26 +112,23 @@ class Asked:
                 if method == methods[-1]:
                     raise
                 continue
-            if found.missing:
-                more = self._first(_REST, found.missing)
-                named = f"{found.method}, {more.method}"
-                return Answer(found.values + more.values, named, frozenset(), found.missing, more.note or note)
-            return Answer(found.values, found.method, note=found.note or note)
+            return self._completed(found, note)
         raise AssertionError("the last method raises")
+
+    def _completed(self, found: Answer, note: str) -> Answer:
+        """Returns an answer with what it leaves out from another method."""
+        if not found.missing:
+            return Answer(found.values, found.method, note=found.note or note)
+        more = self._first(_REST, found.missing)
+        method = f"{found.method}, {more.method}"
+        return Answer(found.values + more.values, method, rest=found.missing, note=more.note or found.note or note)
 
     def _by(self, method: str, places: frozenset[int]) -> Answer:
         """Returns the rows of some parameters by one method."""
-        if method == "ghost" and self._sharded:
-            raise RuntimeError("sharded parameters are gathered for each pass")
         ours = sorted(places)
         moves = [self._moves[place] for place in ours]
         if method == "ghost":
-            tangents = {id(self._params[place]): move for place, move in zip(ours, moves, strict=True)}
-            values, rest = ghost_rows(
-                self._graphed, tangents, self._all(self._params), lambda: self._evaluating(ours, exact=False)
-            )
-            missing = frozenset(place for place in ours if id(self._params[place]) in rest)
-            return Answer(self._wide(values), "ghost", missing, note=self._note())
+            return self._ghost(ours, ())[0]
         with self._evaluating(ours, exact=True) as some:
             if method == "forward":
                 values, moved, coupled = forward_rows(self._checked, some, moves)
@@ -136,6 +137,36 @@ class Asked:
                 return Answer(self._wide(values), "forward", note=_COUPLED if coupled else "")
             values = (double_rows if method == "double" else each_rows)(self._graphed, some, moves)
             return Answer(self._wide(values.detach()), method, note=self._note())
+
+    def _ghost(self, ours: Sequence[int], wanted: Sequence[int]) -> tuple[Answer, list[Tensor | None]]:
+        """Returns the rows by ghost products, and the gradient of the sum of the losses by some parameters."""
+        if self._sharded:
+            raise RuntimeError("sharded parameters are gathered for each pass")
+        tangents = {id(self._params[place]): self._moves[place] for place in ours}
+        try:
+            found = ghost_rows(
+                self._graphed, tangents, self._all(self._params),
+                lambda: self._evaluating([*ours, *wanted], exact=False), known=self._known,
+                wanted=[self._params[place] for place in wanted],
+            )  # fmt: skip
+        except (CoupledError, RuntimeError):
+            self._known.coupled = True
+            raise
+        missing = frozenset(place for place in ours if id(self._params[place]) in found.rest)
+        return Answer(self._wide(found.rows), "ghost", missing, note=self._note()), list(found.grads)
+
+    def both(self) -> tuple[Answer, list[Tensor | None]]:
+        """Returns the rows, and the gradient of the sum of the losses by all parameters; in one pass where it can."""
+        everything = range(len(self._params))
+        if self._moves and not self._known.coupled:
+            try:
+                found, grads = self._ghost(sorted(self._moves), everything)
+            except (CoupledError, RuntimeError):
+                pass
+            else:
+                found = self._completed(found, "")
+                return Answer(found.values / self._unit, found.method, rest=found.rest, note=found.note), grads
+        return self.answer("auto"), self.gradient(everything)
 
     def _note(self) -> str:
         return _COUPLED if any(isinstance(m, _BatchNorm) and m.training for m in self._modules) else ""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foreshock.attribution.arguments import arguments_of, by_frequency, replaced
+from foreshock.attribution.arguments import arguments_of, by_frequency, replaced, tensors_of
 from foreshock.errors import UsageError
 
 Tangents = Mapping[int, Tensor]  # by the id of a parameter, or of what was made of parameters
@@ -41,6 +41,11 @@ _SUMS = frozenset({
 })  # fmt: skip
 # inputs of these are rounded to the output's type before, under autocast
 _ROUNDED = frozenset({F.linear, *_CONVOLUTIONS, *_MATMULS})
+_ROUTING = frozenset({
+    "index_select", "index_add", "index_add_", "index_copy", "index_copy_", "index_put", "index_put_", "gather",
+    "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "take", "take_along_dim", "masked_select",
+    "masked_scatter", "masked_scatter_", "sort", "argsort", "topk", "nonzero", "unique",
+})  # fmt: skip
 # Python functions made of others that have parameters
 _COMPOSED = frozenset({F.multi_head_attention_forward})
 
@@ -73,6 +78,14 @@ def opened(function: Any) -> Any:
 
 def _never(*_: Any) -> bool:
     return False
+
+
+def routes(function: Any, args: Sequence[Any]) -> bool:
+    """Returns whether an operation moves activations to where data, or other activations, send them."""
+    name = getattr(function, "__name__", "")
+    if name in ("__getitem__", "__setitem__"):
+        return len(args) > 1 and next(tensors_of([args[1]]), None) is not None
+    return name in _ROUTING
 
 
 def movement(

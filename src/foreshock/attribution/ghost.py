@@ -22,203 +22,49 @@ parameters are covered; 3. the layout is proven.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from foreshock.attribution.arguments import arguments_of, tensors_of
-from foreshock.attribution.caught import along, movement, opened, plain
-from foreshock.attribution.layouts import dimensions, layouts, places
-from foreshock.curvature.harmless import random_state, restore_random_state
-from foreshock.errors import UsageError
+from foreshock.attribution.catching import Catch, CoupledError, Met
+from foreshock.attribution.layouts import Layout, dimensions, layouts
 
 # By how much, relative to its size, an output may miss the factors of its slices. They are powers of two: only numbers
 # too small for their type, and sums in another order, miss them at all.
 _CLOSE, _CLOSE_HALF = 1e-5, 2e-3
 _CODES = (1.0, 2.0, 0.5, 4.0, 1.0, 0.5, 4.0, 2.0, 2.0, 1.0, 4.0)  # 11 in turn: no layout has a period of 11 by chance
 _ROUNDS = 8  # forward passes: parameters that are not caught and outputs without slices are found on the way
-_MADE, _STILL, _OTHER = 1, 2, 0  # of parameters with tangents alone; of none; of other things as well
 _HALF_SCALE = 2.0**12  # the losses' factor where float16 is about, as a scaler has it
 
 
-class CoupledError(UsageError):
-    """A loss depends on activations of other examples, so that no slice of an output is an example's."""
-
-
-class Tag(torch.autograd.Function):
-    """Leaves an output as it is, and meets its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, meet: Callable[[Tensor], None], over: bool) -> Tensor:
-        ctx.meet = meet
-        if not over:
-            return output.clone()
-        ctx.mark_dirty(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.meet(grads[0])
-        return grads[0], None, None, None
-
-
 @dataclass(slots=True)
-class Met:
-    """An output with a tangent, and what each backward pass made of the two, place by place."""
-
-    shape: tuple[int, ...]
-    half: bool
-    number: int
-    parts: list[Tensor] = field(default_factory=list)
-
-
-class Catch(TorchFunctionMode):
-    """Ties the outputs of operations on parameters to the tangents of those.
-
-    Args:
-        tangents: U, by the id of each parameter that has one.
-        params: all parameters there are.
-        deep: operations whose outputs' second dimension may have to do with examples, by their numbers among all
-            calls of the forward pass.
-        leave: operations to leave alone, likewise.
+class Known:
+    """What a batch has taught about a model, for the next one.
 
     Attributes:
-        anchor: what every tied output depends on, so that a backward pass to it goes through them.
-        met: the outputs.
-        count: n, the examples, to be set before a backward pass.
+        deep: operations, by their numbers, whose outputs' second dimension may have to do with examples.
+        leave: those to leave alone.
+        rest: ids of parameters that cannot be caught.
+        proven: layouts of outputs, by n, the number of the operation and the shape.
+        coupled: whether ghost products are of no use here.
     """
 
-    def __init__(
-        self, tangents: dict[int, Tensor], params: Sequence[Tensor], deep: AbstractSet[int] = frozenset(),
-        leave: AbstractSet[int] = frozenset(),
-    ) -> None:
-        super().__init__()
-        self.anchor = torch.zeros((), requires_grad=True)
-        self.met: list[Met] = []
-        self._tangents = dict(tangents)
-        self._params = {id(param): param for param in params}
-        self.count = 0
-        self._deep, self._leave, self._number = deep, leave, 0
-        self._states: dict[Any, int] = {}
-        self._inputs: dict[Any, list[Any]] = {}  # what a tied operation was given beside parameters, by its node
-        self._alive: list[Tensor] = []  # whose ids must not be used again
+    deep: set[int] = field(default_factory=set)
+    leave: set[int] = field(default_factory=set)
+    rest: set[int] = field(default_factory=set)
+    proven: dict[tuple[int, int, tuple[int, ...]], Layout] = field(default_factory=dict)
+    coupled: bool = False
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or getattr(function, "__name__", "") == "__get__":
-            return function(*args, **kwargs)
-        self._number += 1
-        inside = opened(function)
-        if inside is not None:
-            with self:
-                return inside(*args, **kwargs)
-        given = list(tensors_of((args, kwargs)))
-        states = {id(each): self._state_of(each) for each in given}
-        if _MADE not in states.values() or all(state == _MADE for state in states.values()):
-            return function(*args, **kwargs)
-        if function is F.batch_norm and arguments_of(function, args, kwargs)["training"]:
-            raise CoupledError("statistics of the batch couple the examples")
-        return self._mixed(function, args, kwargs, [each for each in given if states[id(each)] == _MADE], given)
 
-    def _mixed(self, function: Any, args: Any, kwargs: Any, weights: list[Tensor], given: list[Tensor]) -> Any:
-        """Runs an operation on parameters and other tensors, and ties its outputs."""
-        number = self._number
-        own = {id(each) for each in weights}
-        inputs = [each.grad_fn for each in given if id(each) not in own and each.grad_fn is not None]
-        before = None if plain(function) else random_state()
-        result = function(*args, **kwargs)
-        outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (list, tuple)) else []
-        ours = [i for i, each in enumerate(outputs) if isinstance(each, Tensor) and each.grad_fn and each.dim()]
-        if number in self._leave or not ours:
-            return result
-        after = None if before is None else random_state()
-        try:
-            moves = {id(each): self._tangent_of(each) for each in weights}
-            if before is not None:
-                restore_random_state(before)
-            found = movement(function, args, kwargs, moves, outputs[ours[0]].dtype)
-        except (NotImplementedError, RuntimeError):
-            self._states.update((outputs[i].grad_fn, _OTHER) for i in ours)
-            return result
-        finally:
-            if after is not None:
-                restore_random_state(after)
-        over = plain(function)
-        for i in ours:
-            tied = self._tied(outputs[i], found[i], inputs, number, over)
-            outputs[i] = tied
-        if isinstance(result, Tensor):
-            return outputs[0]
-        return type(result)(*outputs) if hasattr(result, "_fields") else type(result)(outputs)
+@dataclass(frozen=True, slots=True)
+class Ghosts:
+    """Rows, shape (n,); the ids of parameters that are left out of them, with all their uses; gradients asked for."""
 
-    def _tied(self, output: Tensor, tangent: Tensor | None, inputs: list[Any], number: int, over: bool) -> Tensor:
-        self._inputs[output.grad_fn] = inputs
-        met = Met(tuple(output.shape[:2]), output.dtype == torch.float16, number)
-        self.met.append(met)
-
-        def meet(gradient: Tensor) -> None:
-            if tangent is not None and self.count:  # not in a gradient that is part of the losses
-                dims = dimensions(met.shape, self.count, second=number in self._deep)
-                met.parts.append(places(gradient, tangent, dims))
-
-        tie: Any = Tag.apply
-        tied: Tensor = tie(output, self.anchor, meet, over and not output._is_view())
-        self._states[tied.grad_fn] = _OTHER
-        return tied
-
-    def _state_of(self, tensor: Tensor) -> int:
-        """Returns what a tensor is made of: parameters with tangents alone, other things as well, or constants."""
-        if id(tensor) in self._tangents:
-            return _MADE
-        if not tensor.requires_grad:
-            return _STILL
-        if tensor.grad_fn is None:
-            return _STILL if id(tensor) in self._params else _OTHER
-        return self._state(tensor.grad_fn)
-
-    def _state(self, node: Any) -> int:
-        known = self._states.get(node)
-        if known is None:
-            leaf = getattr(node, "variable", None)
-            if leaf is not None:
-                known = self._state_of(leaf)
-            else:
-                within = {self._state(following) for following, _ in node.next_functions if following is not None}
-                known = _OTHER if _OTHER in within else _MADE if _MADE in within else _STILL
-            self._states[node] = known
-        return known
-
-    def _tangent_of(self, tensor: Tensor) -> Tensor:
-        """Returns the tangent of a parameter, or of what was made of parameters alone."""
-        known = self._tangents.get(id(tensor))
-        if known is None:
-            pairs = [(param, self._tangents[key]) for key, param in self._params.items() if key in self._tangents]
-            (known,) = along([tensor], [param for param, _ in pairs], [tangent for _, tangent in pairs])
-            assert known is not None
-        return known
-
-    def uncaught(self, losses: Tensor) -> set[int]:
-        """Returns the ids of the parameters with tangents that losses depend on other than through tied outputs."""
-        found: set[int] = set()
-        seen: set[Any] = set()
-        waiting = [losses.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) in self._tangents:
-                found.add(id(leaf))
-            inputs = self._inputs.get(node)
-            waiting += [following for following, _ in node.next_functions] if inputs is None else inputs
-        return found
+    rows: Tensor
+    rest: frozenset[int]
+    grads: tuple[Tensor | None, ...]
 
 
 def ghost_rows(
@@ -226,70 +72,91 @@ def ghost_rows(
     tangents: dict[int, Tensor],
     params: Sequence[Tensor],
     within: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> tuple[Tensor, set[int]]:
-    """Returns <U, g_i>, shape (n,), and the ids of the parameters that are left out of it, with all uses of them.
+    *,
+    known: Known | None = None,
+    wanted: Sequence[Tensor] = (),
+) -> Ghosts:
+    """Returns <U, g_i> of all examples.
 
     Args:
         closure: returns the losses, shape (n,), the same each time: a surprise is met by calling it again.
         tangents: U, by the id of each parameter that has one.
         params: all parameters there are.
         within: makes the block in which each call, and what is differentiated of it, takes place.
+        known: what earlier batches taught; layouts that were proven for the same shapes are not proven again, unless
+            activations are sent about by data, as to experts.
+        wanted: parameters whose gradient of the sum of the losses is taken in the same backward pass.
 
     Raises:
         CoupledError: the losses share activations.
         RuntimeError: the parameters are used by other means than torch functions alone.
     """
-    deep: set[int] = set()
-    leave: set[int] = set()
-    rest: set[int] = set()
+    known = Known() if known is None else known
     for _ in range(_ROUNDS):
         with within():
-            catch = Catch({key: each for key, each in tangents.items() if key not in rest}, params, deep, leave)
+            inner = {key: each for key, each in tangents.items() if key not in known.rest}
+            catch = Catch(inner, params, known.deep, known.leave)
             with catch:
                 losses = closure()
             catch.count = losses.numel()
             uncaught = catch.uncaught(losses)
             shapeless = {met.number for met in catch.met if not dimensions(met.shape, catch.count)}
             if not uncaught and not shapeless:
-                rows, wrong = _passes(catch, losses)
+                rows, wrong, grads = _passes(catch, losses, known, wanted)
                 if not wrong:
-                    return rows, rest
-                leave |= wrong & deep
-                deep |= wrong
-        rest |= uncaught
-        leave |= shapeless
-        if len(rest) == len(tangents):
+                    return Ghosts(rows, frozenset(known.rest), grads)
+                known.leave |= wrong & known.deep
+                known.deep |= wrong
+        known.rest |= uncaught
+        known.leave |= shapeless
+        if known.rest >= set(tangents):
             break
-    if not deep:
+    if not known.deep:
         raise RuntimeError("these parameters are used by operations that cannot be caught")
     raise CoupledError("the losses share activations, so that no slice of an output is an example's")
 
 
-def _passes(catch: Catch, losses: Tensor) -> tuple[Tensor, set[int]]:
-    """Returns the rows, and the numbers of the operations whose outputs have no slices for examples."""
+def _passes(
+    catch: Catch, losses: Tensor, known: Known, wanted: Sequence[Tensor]
+) -> tuple[Tensor, set[int], tuple[Tensor | None, ...]]:
+    """Returns the rows, the numbers of the operations whose outputs have no slices for examples, and gradients."""
     count, wide = catch.count, torch.promote_types(losses.dtype, torch.float32)
     codes = torch.tensor([_CODES[i % len(_CODES)] for i in range(count)], dtype=losses.dtype, device=losses.device)
     half = losses.dtype == torch.float16 or any(met.half for met in catch.met)
     used: list[Met] = []
+    grads: Sequence[Tensor | None] = ()
+    proven = False
     for scale in (_HALF_SCALE, 1.0) if half else (1.0,):
         for met in catch.met:
             met.parts.clear()
-        for weights in (torch.ones_like(codes), codes):
-            total = (losses * (weights * scale)).sum()
-            torch.autograd.grad(total, catch.anchor, retain_graph=True, allow_unused=True)
+        (_, *grads) = torch.autograd.grad(
+            losses.sum() * scale, [catch.anchor, *wanted], retain_graph=True, allow_unused=True
+        )
         used = [met for met in catch.met if met.parts]
-        if not half or all(bool(torch.isfinite(part).all()) for met in used for part in met.parts):
+        proven = not catch.routed and all((count, met.number, met.shape) in known.proven for met in used)
+        if not proven:
+            torch.autograd.grad((losses * (codes * scale)).sum(), catch.anchor, retain_graph=half, allow_unused=True)
+        finite = [bool(torch.isfinite(part).all()) for met in used for part in met.parts] if half else []
+        if all(finite):
             break
     rows = losses.detach().new_zeros(count, dtype=wide)
     wrong: set[int] = set()
     for met in used:
-        plainly, coded = met.parts
-        least = (_CLOSE_HALF if half else _CLOSE) * torch.linalg.vector_norm(coded)
-        for layout in layouts(plainly.shape, count):
-            missed = torch.linalg.vector_norm(coded - layout.scaled(plainly, codes.to(plainly)))
-            if not missed > least:
-                rows += layout.rows(plainly, count).to(rows) / scale
-                break
-        else:
+        key = (count, met.number, met.shape)
+        layout = known.proven[key] if proven else _layout(met, codes, count, _CLOSE_HALF if half else _CLOSE)
+        if layout is None:
             wrong.add(met.number)
-    return rows, wrong
+        else:
+            known.proven[key] = layout
+            rows += layout.rows(met.parts[0], count).to(rows) / scale
+    return rows, wrong, tuple(None if grad is None else grad.to(wide) / scale for grad in grads)
+
+
+def _layout(met: Met, codes: Tensor, count: int, close: float) -> Layout | None:
+    """Returns the layout by which an output's gradient follows the weights of the examples, None if there is none."""
+    plainly, coded = met.parts
+    least = close * torch.linalg.vector_norm(coded)
+    for layout in layouts(plainly.shape, count):
+        if not torch.linalg.vector_norm(coded - layout.scaled(plainly, codes.to(plainly))) > least:
+            return layout
+    return None

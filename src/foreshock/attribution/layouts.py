@@ -75,11 +75,6 @@ def dimensions(shape: Sequence[int], count: int, *, second: bool = False) -> int
 
 def places(gradient: Tensor, tangent: Tensor, dims: int) -> Tensor:
     """Returns gradient * tangent, summed over all but the first one or two dimensions: shape (d0, 1) or (d0, d1)."""
-    gradient = gradient.to(tangent.dtype)
-    if gradient.shape == tangent.shape and gradient.dim() > dims:
-        left, right = gradient.flatten(dims), tangent.flatten(dims)
-        found = torch.einsum("...m,...m->...", left, right)
-    else:
-        product = gradient * tangent
-        found = product.flatten(dims).sum(dims) if product.dim() > dims else product
+    product = gradient.to(tangent.dtype) * tangent  # then summed: a batched product is six times slower on a CPU
+    found = product.flatten(dims).sum(dims) if product.dim() > dims else product
     return found.reshape(found.shape[0], -1)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from foreshock import distributed
 from foreshock.attribution.asked import Answer, Asked
+from foreshock.attribution.ghost import Known
 from foreshock.attribution.mask import Budget, top_entries
 from foreshock.attribution.naming import modules_and_names
 from foreshock.attribution.pool import passed
@@ -96,13 +97,14 @@ def select(
 ) -> Selection:
     """Returns scores of all examples of a pool and of all parameters for a target, and the best of both.
 
-    Two passes over the pool, of about one and two gradients a batch; five vectors of the size of the model at most.
-    Nothing is left behind. On several ranks each has its own part of the pool: psi and `examples` are the rank's, G is
-    added up over the ranks of the model's wrapper (or over all where parameters are sharded), and with it phi and mask.
+    One pass over the pool, of about 1.5 gradients a batch, and for order 2 another one before it, of one; five vectors
+    of the size of the model at most. Nothing is left behind. On several ranks each has its own part of the pool: psi
+    and `examples` are the rank's, G is added up over the ranks of the model's wrapper (or over all where parameters are
+    sharded), and with it phi and the mask.
 
     Args:
         per_example_loss: called with a batch, returns the losses of its examples, shape (n,), with their graph.
-        batches: of the pool; gone through twice, in the same order.
+        batches: of the pool; for order 2, and for scoring again, gone through twice, in the same order.
         target: v, tensors like the parameters, e.g. of `validation_direction`; float16 is up-cast.
         params: what the losses are differentiated by; by default the model's that require gradients.
         model: the module that is run; by default those that the closure's code names.
@@ -132,23 +134,34 @@ def select(
     looked: list[Callable[..., Tensor]] = [per_example_loss]
     roots, names = modules_and_names(model, params, looked)
 
+    known = Known()
+
     def asked(batch: Batch, moves: dict[int, Tensor]) -> Asked:
-        return Asked(lambda: per_example_loss(batch), params, moves, model, looked)
+        return Asked(lambda: per_example_loss(batch), params, moves, model, looked, known)
 
     G = [torch.zeros_like(each) for each in v]
 
-    def summed(batch: Batch) -> None:
-        for sum_, grad in zip(G, asked(batch, {}).gradient(range(len(params))), strict=True):
+    def summed(grads: Sequence[Tensor | None]) -> None:
+        for sum_, grad in zip(G, grads, strict=True):
             if grad is not None:
                 sum_ += grad.to(sum_)
 
-    passed(batches, summed)
+    def first_order(batch: Batch) -> Answer:
+        answer, grads = asked(batch, moves).both()
+        summed(grads)
+        return answer
+
     group = distributed.group_of(roots)
-    if group is not None:
-        G = [distributed.sum_(each, group) for each in G]
-    u, second = _second_order(v, G, params, lr, curvature) if order == 2 else (v, 0.0)
-    moves = moves_of(params, u)
-    found = passed(batches, lambda batch: asked(batch, moves).answer("auto"))
+    if order == 1:
+        u, second, moves = v, 0.0, moves_of(params, v)
+        found = passed(batches, first_order)
+        _over_ranks(G, group)
+    else:
+        passed(batches, lambda batch: summed(asked(batch, {}).gradient(range(len(params)))))
+        _over_ranks(G, group)
+        u, second = _second_order(v, G, params, lr, curvature)
+        moves = moves_of(params, u)
+        found = passed(batches, lambda batch: asked(batch, moves).answer("auto"))
     psi = torch.cat([each.values.detach().cpu() for each in found])
     if budget.rescored:
         best = iter(_split(torch.argsort(psi, descending=True, stable=True)[: budget.rescored], found))
@@ -168,6 +181,12 @@ def select(
         second_order=second, method="; ".join(dict.fromkeys(each.method for each in found)),
         notes=tuple(dict.fromkeys(each.note for each in found if each.note)),
     )  # fmt: skip
+
+
+def _over_ranks(tensors: Sequence[Tensor], group: distributed.Group | None) -> None:
+    if group is not None:
+        for each in tensors:
+            distributed.sum_(each, group)
 
 
 def _second_order(
