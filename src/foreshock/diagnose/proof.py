@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foreshock.diagnose.base import Cause
+from foreshock.diagnose.base import RULED_OUT, Cause
 from foreshock.diagnose.wording import number, percent
 from foreshock.run.event import Event
 from foreshock.run.run import Run
@@ -103,7 +103,8 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
             said = tuple(for_it) or ("The record does not tell; what the arms of the replay did fits it.",)
             result.append(Cause(name, score, said, tuple(against), (), (REFERENCE,), ()))
             continue
-        evidence = (*for_it, *cause.evidence) if score >= cause.score else (*against, *cause.evidence)
+        likely = score >= max(cause.score, RULED_OUT)
+        evidence = (*(for_it if likely else against), *cause.evidence)
         result.append(
             replace(cause, score=score, evidence=evidence, contradicts=(*against, *cause.contradicts))
             if for_it or against else replace(cause, score=score)
