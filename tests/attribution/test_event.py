@@ -21,7 +21,7 @@ BAD = (3, 11, 20)
 class Training:
     """A small classifier on noisy linear classes; something may be wrong at one step."""
 
-    def __init__(self, seed: int = 0, *, at: int = 40, wrong: str = "rows", dropout: float = 0.0) -> None:
+    def __init__(self, seed: int = 0, *, at: int = 60, wrong: str = "rows", dropout: float = 0.0) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 4))
@@ -47,7 +47,7 @@ class Training:
         loss.backward()
         if self.wrong == "moments" and self.optimizer.state[self.model[0].weight].get("step", 0) == self.at:
             for state in self.optimizer.state.values():
-                state["exp_avg_sq"].mul_(1e-6)
+                state["exp_avg_sq"].mul_(1e-8)
         self.optimizer.step()
         return loss.detach()
 
@@ -60,7 +60,7 @@ class Training:
         return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict())), torch.get_rng_state()
 
 
-def spoilt(steps: int = 50, **settings):
+def spoilt(steps: int = 70, **settings):
     """Returns a training, its monitor and an event around the largest loss from the plant on."""
     training = Training(**settings)
     monitor = fs.Monitor(training.model, training.optimizer)

@@ -21,7 +21,8 @@ __all__ = ["Course", "Rise"]
 
 MOST = 60  # steps that are looked at, the last before the peak
 EARLIER = 3  # steps before the onset that are looked at as well
-NOISY = 30  # losses before them that tell what is usual
+NOISY = 30  # losses before them that tell how far two are apart
+USUAL = 9  # losses before them whose median is usual
 ODD = 5.0  # robust standard deviations above it that make a batch odd, as they make a spike
 SHARE = 0.1  # of what an event rises: less is nothing
 
@@ -120,15 +121,16 @@ class Course:
         the event still has the loss it had.
         """
         before = [self.window.loss(step) for step in self.taken if step < seen[0]][-NOISY:]
-        usual = statistics.median(before) if before else self.own[seen[0]]
-        noise = 1.4826 * statistics.median([abs(loss - usual) for loss in before]) if before else 0.0
+        usual = statistics.median(before[-USUAL:]) if before else self.own[seen[0]]
+        apart = [abs(b - a) for a, b in pairwise(before)]  # differences, so that a trend is no noise
+        noise = 1.4826 * statistics.median(apart) / math.sqrt(2.0) if apart else 0.0
         rise = max(self.own[step] for step in seen) - usual
         damage = {step: still[step] - still[seen[0]] for step in seen}
         found = [
             (self.own[b] - usual - damage[b], (a, b)) for a, b in pairwise(seen) if damage[b] <= SHARE * rise
         ]  # fmt: skip
         excess, pair = max(found, default=(0.0, None))
-        return pair if excess > max(ODD * noise, SHARE * rise) else None
+        return pair if excess > SHARE * rise and (excess > ODD * noise or excess > rise / 2.0) else None
 
     def kept(self, steps: Sequence[int]) -> list[Step]:
         """Returns some of the steps, captured, from a course of its own.
