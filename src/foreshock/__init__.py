@@ -29,7 +29,8 @@ from foreshock.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreshock import landscape, numerics, policies, probes, report
+    from foreshock import attribution, landscape, numerics, policies, probes, report
+    from foreshock.attribution import Attribution, attribute, attribute_event
     from foreshock.curvature import (
         EdgeTracker,
         GaussNewton,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from foreshock.numerics.cross_entropy import cross_entropy
     from foreshock.numerics.linear import linear_cross_entropy
     from foreshock.probes import every
-    from foreshock.replay import what_if
+    from foreshock.replay import Replay, what_if
     from foreshock.replay.replay import replay
     from foreshock.requeue import Requeue
     from foreshock.run import Event, Run
@@ -59,6 +60,7 @@ __version__ = "0.1.0.dev0"
 
 # name -> module; an empty string stands for the module of that name itself (`foreshock.report(run, path)` is callable).
 _LAZY = {
+    "Attribution": "foreshock.attribution",
     "Edge": "foreshock.curvature",
     "EdgeTracker": "foreshock.curvature",
     "Event": "foreshock.run",
@@ -67,10 +69,14 @@ _LAZY = {
     "Hessian": "foreshock.curvature",
     "History": "foreshock.history",
     "Monitor": "foreshock.monitor",
+    "Replay": "foreshock.replay",
     "Requeue": "foreshock.requeue",
     "Run": "foreshock.run",
     "Snapshots": "foreshock.guard.snapshots",
     "absorption": "foreshock.numerics",
+    "attribute": "foreshock.attribution",
+    "attribute_event": "foreshock.attribution",
+    "attribution": "",
     "cross_entropy": "foreshock.numerics",
     "diagnose": "",
     "edge": "foreshock.curvature",
@@ -92,6 +98,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Attribution",
     "CorruptRunError",
     "Edge",
     "EdgeTracker",
@@ -105,6 +112,7 @@ __all__ = [
     "ImportFormatError",
     "MissingExtraError",
     "Monitor",
+    "Replay",
     "Requeue",
     "Run",
     "RunError",
@@ -113,6 +121,9 @@ __all__ = [
     "UsageError",
     "__version__",
     "absorption",
+    "attribute",
+    "attribute_event",
+    "attribution",
     "cross_entropy",
     "diagnose",
     "edge",
