@@ -3,8 +3,8 @@
 Run with `python benchmarks/attribution_rows.py [--quick] [--json PATH]`. The unit is one gradient (forward and backward
 pass) of the summed loss on the same batch, taken before and after what is measured, in CPU time on one thread; printed
 is the median of the quotients over the repetitions, and the largest error against float64 (one backward pass for each
-example), relative to the largest row. "ghost, a pool" is what one of many batches costs within `select`, the gradient of
-the sum of the losses included.
+example), relative to the largest row. "ghost, a pool" is what one of many batches costs within `select`, the gradient
+of the sum of the losses included.
 
 Nets: an MLP on 256 vectors, a convolutional net with GroupNorm on 32 images, a GPT on 16 sequences of 64 tokens;
 seeded, synthetic data. Peers, where they are installed (`pip install opacus captum`): `torch.func.vmap(grad)`, Opacus'

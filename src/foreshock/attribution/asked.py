@@ -33,6 +33,11 @@ _COUPLED = (
 )
 
 
+def largest(tensor: Tensor) -> float:
+    """Returns the largest magnitude in a tensor, NaN where there is one, 0 without entries; one pass over it."""
+    return float(torch.stack(torch.aminmax(tensor)).abs().amax()) if tensor.numel() else 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Rows, shape (n,), how they were found, and the places of parameters left out of them, or left to others."""
@@ -69,7 +74,7 @@ class Asked:
         self._known = Known() if known is None else known
         roots, self._names = modules_and_names(model, params, looked or [closure])
         self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
-        most = max((float(u.abs().amax()) for u in moves.values()), default=1.0)
+        most = max(map(largest, moves.values()), default=1.0)
         # the largest entry near 1: small ones survive a cast to 16 bits, and so do their products with gradients
         self._unit = 2.0 ** -math.floor(math.log2(most))
         self._moves = {place: u * self._unit for place, u in moves.items()}

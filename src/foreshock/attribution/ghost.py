@@ -156,7 +156,7 @@ def _layout(met: Met, codes: Tensor, count: int, close: float) -> Layout | None:
     """Returns the layout by which an output's gradient follows the weights of the examples, None if there is none."""
     plainly, coded = met.parts
     least = close * torch.linalg.vector_norm(coded)
-    for layout in layouts(plainly.shape, count):
+    for layout in layouts(tuple(plainly.shape), count):
         if not torch.linalg.vector_norm(coded - layout.scaled(plainly, codes.to(plainly))) > least:
             return layout
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,18 +32,23 @@ class Layout:
         return parts * codes[self.owners.to(codes.device)]
 
 
-def layouts(shape: Sequence[int], count: int) -> Iterator[Layout]:
-    """Yields the ways in which n examples may lie in an output, likelier ones first.
+@lru_cache(maxsize=256)
+def layouts(shape: tuple[int, ...], count: int) -> tuple[Layout, ...]:
+    """Returns the ways in which n examples may lie in an output, likelier ones first.
 
     >>> [layout.name for layout in layouts((6, 4), 3)]
     ['dimension 0', 'dimension 0, examples inmost']
-    >>> next(layouts((6, 4), 3)).owners.flatten().tolist()
+    >>> layouts((6, 4), 3)[0].owners.flatten().tolist()
     [0, 0, 1, 1, 2, 2]
 
     Args:
         shape: of the output, or of its first two dimensions.
         count: n.
     """
+    return tuple(_layouts(shape, count))
+
+
+def _layouts(shape: tuple[int, ...], count: int) -> Iterator[Layout]:
     first, second = (*shape, 1, 1)[:2]
     if not first or not second:
         return
@@ -59,7 +65,8 @@ def layouts(shape: Sequence[int], count: int) -> Iterator[Layout]:
         yield Layout("dimension 1, examples inmost", (torch.arange(second) % count)[None])
 
 
-def dimensions(shape: Sequence[int], count: int, *, second: bool = False) -> int:
+@lru_cache(maxsize=1024)
+def dimensions(shape: tuple[int, ...], count: int, *, second: bool = False) -> int:
     """Returns how many of an output's first dimensions n examples may be spread over: 0 for none.
 
     The first alone where that can be, unless it turned out that it is not: see `second`.

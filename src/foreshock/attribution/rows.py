@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock import distributed
-from foreshock.attribution.asked import METHODS, Asked
+from foreshock.attribution.asked import METHODS, Asked, largest
 from foreshock.errors import UsageError
 
 
@@ -114,8 +114,9 @@ def moves_of(params: Sequence[Tensor], direction: Sequence[Tensor | None], metho
                 f"{tuple(param.shape)}"
             )
         tensor = distributed.whole(given.detach())
-        if not bool(torch.isfinite(tensor).all()):
+        most = largest(tensor)
+        if not math.isfinite(most):
             raise UsageError(f"row_products(direction): entry {i} is not finite everywhere")
-        if bool((tensor != 0).any()):
+        if most:
             moves[i] = tensor.to(param.device, torch.promote_types(tensor.dtype, torch.float32))
     return moves
