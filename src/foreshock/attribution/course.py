@@ -23,6 +23,7 @@ MOST = 60  # steps that are looked at, the last before the peak
 EARLIER = 3  # steps before the onset that are looked at as well
 NOISY = 30  # losses before them that tell how far two are apart
 USUAL = 9  # losses before them whose median is usual
+NEAR = 2.0  # robust standard deviations that a batch is above what is usual before anything happened
 ODD = 5.0  # robust standard deviations above it that make a batch odd, as they make a spike
 SHARE = 0.1  # of what an event rises: less is nothing
 
@@ -35,9 +36,9 @@ class Rise:
         step: a, whose update lies in between.
         after: b, the next step; where a batch is odd, that one.
         odd: whether b is another kind of batch: it came while a batch from before the event was still as it had been.
-        from_step: L_c(theta_b) - L_c(theta_a), what the update did to c, that batch from before the event. It neither
-            falls where a is odd and the update fits it, nor rises where b is odd and very sensitive.
-        from_batch: the rest, what b has beyond that.
+        from_step: what the update did: the rise without from_batch. Where b is odd, L_c(theta_b) - L_c(theta_a) for c,
+            that batch from before the event, which does not rise because b is very sensitive.
+        from_batch: what b has more than a with the weights from before the event. Where it is odd, all beyond from_step.
         calm: the step of batch c.
         pushing: the steps that are to be attributed: from the odd batch, or the step before the onset, to the one whose
             update raised c most.
@@ -60,6 +61,12 @@ class Course:
         step_fn: takes one.
         per_example_loss: batch -> losses, (n,).
         candidate: which of the states of the random streams a step begins with.
+
+    Attributes:
+        params, modules: the optimizer's parameters and what is run.
+        taken: the steps that were taken.
+        own: step -> the loss of its batch when it came.
+        early: step -> the loss of its batch with the weights from before the event.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Course:
         self.modules = [] if holding.model is None else [holding.model]
         self._done = False
         self.own: dict[int, float] = {}
+        self.early: dict[int, float] = {}
         self.taken = [step for step in window.steps if window.taken(step)]
 
     def losses(self, step: int) -> Losses:
@@ -97,6 +105,8 @@ class Course:
         calm = next((step for step in reversed(self.taken) if step < seen[0]), seen[0])
         still: dict[int, float] = {}
         for step in self._walk(last):
+            if step == seen[0]:
+                self.early = {each: self._mean(each) for each in seen}
             if step >= seen[0]:
                 self.own[step], still[step] = self._mean(step), self._mean(calm)
         seen = [step for step in seen if math.isfinite(self.own[step]) and math.isfinite(still[step])]
@@ -111,14 +121,15 @@ class Course:
             pushing = [step for step in seen if b <= step <= pushed] or [b]
         else:
             pushing = [step for step in seen if event.onset - 1 <= step <= a] or [a]
-        moved = still[b] - still[a]
-        return Rise(a, b, odd is not None, moved, self.own[b] - self.own[a] - moved, calm, tuple(pushing))
+        rise = self.own[b] - self.own[a]
+        moved = rise - (self.early[b] - self.early[a]) if odd is None else still[b] - still[a]
+        return Rise(a, b, odd is not None, moved, rise - moved, calm, tuple(pushing))
 
     def _odd(self, seen: Sequence[int], still: Mapping[int, float]) -> tuple[int, int] | None:
         """Returns the step of a batch that is odd by itself, after the step before it; None where there is none.
 
         It is one whose loss is far above what is usual, by noise and by what the event rises, while a batch from before
-        the event still has the loss it had.
+        the event still has the loss it had; and with the weights from before the event it was above it as well.
         """
         before = [self.window.loss(step) for step in self.taken if step < seen[0]][-NOISY:]
         usual = statistics.median(before[-USUAL:]) if before else self.own[seen[0]]
@@ -126,9 +137,12 @@ class Course:
         noise = 1.4826 * statistics.median(apart) / math.sqrt(2.0) if apart else 0.0
         rise = max(self.own[step] for step in seen) - usual
         damage = {step: still[step] - still[seen[0]] for step in seen}
+        least = max(NEAR * noise, SHARE * rise / 2.0)
         found = [
-            (self.own[b] - usual - damage[b], (a, b)) for a, b in pairwise(seen) if damage[b] <= SHARE * rise
-        ]  # fmt: skip
+            (self.own[b] - usual - damage[b], (a, b))
+            for a, b in pairwise(seen)
+            if damage[b] <= SHARE * rise and self.early[b] - usual > least
+        ]
         excess, pair = max(found, default=(0.0, None))
         return pair if excess > SHARE * rise and (excess > ODD * noise or excess > rise / 2.0) else None
 

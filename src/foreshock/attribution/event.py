@@ -43,11 +43,11 @@ def attribute_event(
     """Returns who made the loss rise in an event: examples as (step, index), tensors, momentum; kept with the run.
 
     The steps from a snapshot before the event are taken again. Where the loss rises most from a batch to the next, the
-    rise is split, L_b(theta_b) - L_a(theta_a) = from_step + from_batch, into what the update did to a batch from before
-    the event and what b has beyond that. If the update did it, the victims are b's examples, and culprits those of the
-    event's steps up to it. If b is another kind of batch, `suspects` splits its excess over its examples; victims are
-    then the examples from before the event, and culprits those of b and of the steps after it while the victims' loss
-    rises. `blamed` ranks by both. Afterwards the live training is what it was, bit for bit::
+    rise is split, L_b(theta_b) - L_a(theta_a) = from_step + from_batch, into what the update did and what b has by
+    itself. If updates did it, the victims are b's examples, and culprits those of the event's steps up to it. If b is
+    odd (far above what is usual while a batch from before the event is not), `suspects` splits its excess over its
+    examples; victims are then the examples from before the event, and culprits those of b and of the steps after it up
+    to the one that hurt the victims most. `blamed` ranks by both. The live training stays what it was, bit for bit::
 
         found = fs.attribute_event(monitor, monitor.events[0], step, lambda batch: F.cross_entropy(
             model(batch[0]), batch[1], reduction="none"), decode=lambda batch, i: batch[0][i, 0])
