@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from foreshock.errors import UsageError
 from foreshock.guard.holding import Holding
 from foreshock.guard.snapshots import Snapshots
 from foreshock.monitor import Monitor
+from foreshock.replay.slots import Kept
 
 MODULE_HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
@@ -23,7 +24,9 @@ MODULE_HOOKS = (
 
 
 @contextmanager
-def aside(holding: Holding, *, monitor: Monitor | None = None, memory: int | None = None) -> Iterator[None]:
+def aside(
+    holding: Holding, *, monitor: Monitor | None = None, memory: int | None = None, beside: Sequence[Kept] = ()
+) -> Iterator[None]:
     """Lets the training be used for something else inside.
 
     Put back at the end, also after an error: parameters, buffers, the optimizer with its options and state, scheduler,
@@ -34,6 +37,7 @@ def aside(holding: Holding, *, monitor: Monitor | None = None, memory: int | Non
         holding: the live objects.
         monitor: what watches them; it sleeps meanwhile.
         memory: bytes of host memory that the present state may take; None for a quarter of what is available.
+        beside: what else is put back, as it was kept before.
 
     Raises:
         UsageError: the state does not fit.
@@ -55,6 +59,8 @@ def aside(holding: Holding, *, monitor: Monitor | None = None, memory: int | Non
         try:
             yield
         finally:
+            for each in beside:
+                each.put_back()
             for module, mode in modes:
                 module.training = mode
             for param, _, wanted in grads:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from foreshock.guard.snapshots import Snapshots
 from foreshock.guard.update import first_after
 from foreshock.replay.scene import NotApplicable, Scene, StepFunction, value_of
 
@@ -37,14 +38,16 @@ def run(
     """
     losses: dict[int, float] = {}
     window, lost = scene.window, 0
+    for each in scene.beside:
+        each.put_back()
     window.restore()
     for param in scene.params:
         param.grad = None
     with ExitStack() as stack:
         left_out, batches = (frozenset[int](), None) if arm is None else _changed(scene, arm, stack)
         for step in scene.steps if not left_out else _longer(scene, len(left_out)):
-            by_guard = not window.taken(step) and window.actions(step)
-            if step in left_out or by_guard:
+            by_guard = not window.taken(step) and bool(window.actions(step))
+            if step in left_out or (by_guard and step < scene.onset):
                 continue
             scene.step = step
             if told is not None:
@@ -53,12 +56,25 @@ def run(
             if states := window.rng(step):
                 window.set_rng(states[min(candidate, len(states) - 1)])
             batch = batch if arm is None or arm.cast is None else arm.cast(batch)
-            with nullcontext() if window.taken(step) else _refused(scene):
-                losses[step] = loss = value_of(step_fn(batch))
+            with nullcontext() if window.taken(step) else _undone(scene) if by_guard else _refused(scene):
+                losses[step] = loss = _taken(scene, step_fn, batch)
             lost = 0 if math.isfinite(loss) else lost + 1
             if arm is not None and scene.anywhere(lost == LOST):
                 break
     return losses
+
+
+def _taken(scene: Scene, step_fn: StepFunction, batch: Any) -> float:
+    try:
+        return value_of(step_fn(batch))
+    except Exception as error:
+        if len(scene.window.losses(scene.step)) > 1 and isinstance(batch, list):
+            error.add_note(
+                f"foreshock: step {scene.step} has {len(batch)} micro-batches, and step_fn was given the list of them. "
+                "If the loop does not accumulate gradients it left steps out by itself: clear gradients before each "
+                "forward pass, or call monitor.refuse() for a step that is not taken"
+            )
+        raise
 
 
 def _changed(scene: Scene, arm: Arm, stack: ExitStack) -> tuple[frozenset[int], Mapping[int, Any] | None]:
@@ -89,6 +105,22 @@ def _refused(scene: Scene) -> AbstractContextManager[None]:
             param.grad = None
 
     return around(scene, hide)
+
+
+@contextmanager
+def _undone(scene: Scene) -> Iterator[None]:
+    """Leaves nothing of a step that a guard refused but its loss, as the guard did."""
+    holding, state = scene.window.holding, Snapshots(keep=1)
+    state.attach(
+        holding.model, holding.optimizer, scheduler=holding.scheduler, scaler=holding.scaler, ema=holding.ema
+    )
+    if not state.take(scene.step):
+        raise NotApplicable(state.refused)
+    try:
+        with _refused(scene):
+            yield
+    finally:
+        state.restore(scene.step)
 
 
 def _longer(scene: Scene, more: int) -> list[int]:

@@ -18,6 +18,8 @@ from foreshock.replay.arm import Arm
 from foreshock.replay.scene import NotApplicable, Scene
 
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
+CASTS_AWAY = frozenset({"float", "half", "bfloat16"})
+CASTS = CASTS_AWAY | {"to", "type", "type_as"}
 LOSSES: frozenset[Callable[..., Any]] = frozenset(
     {
         F.cross_entropy, F.nll_loss, F.log_softmax, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div,
@@ -68,7 +70,7 @@ def _wide_model(scene: Scene) -> Iterator[None]:
     buffers = [(module, name, each) for module in modules for name, each in module._buffers.items() if each is not None]
     held = [(param, param.data) for param in narrow]
     states = {param: dict(state) for param, state in scene.optimizer.state.items() if isinstance(state, dict)}
-    default = torch.get_default_dtype()
+    default, kinds = torch.get_default_dtype(), _Kinds()
     try:
         for param, data in held:
             param.data = data.double()
@@ -77,7 +79,8 @@ def _wide_model(scene: Scene) -> Iterator[None]:
         for param, state in states.items():
             scene.optimizer.state[param] = {k: each if k == "step" else wider(each) for k, each in state.items()}
         torch.set_default_dtype(torch.float64)
-        yield
+        with kinds:
+            yield
     finally:
         torch.set_default_dtype(default)
         for param, data in held:
@@ -90,6 +93,58 @@ def _wide_model(scene: Scene) -> Iterator[None]:
                 scene.optimizer.state[param] = states[param]
             else:
                 del scene.optimizer.state[param]
+
+
+class _Kinds(TorchFunctionMode):
+    """Keeps what is wide wide, where a model casts it, or has numbers of its own that are narrow."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in CASTS and args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            return args[0] if name in CASTS_AWAY else func(*_unnarrowed(args), **_unnarrowed(kwargs))
+        kinds = {each.dtype for each in _tensors((args, kwargs))}
+        if torch.float64 not in kinds or kinds.isdisjoint(NARROW):
+            return func(*args, **kwargs)
+        if name.endswith("_") and not name.endswith("__"):  # in place: as what is written to
+            kind = next(iter(_tensors(args))).dtype
+            return func(*_as(args, kind), **_as(kwargs, kind))
+        return func(*wider(args), **wider(kwargs))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yields the floating-point tensors in arguments."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+
+
+def _as(value: Any, kind: torch.dtype) -> Any:
+    """Returns arguments with all floating-point tensors in them of one type; those that are stay themselves."""
+    if isinstance(value, Tensor):
+        return value.to(kind) if value.is_floating_point() and value.dtype != kind else value
+    if type(value) in (list, tuple):
+        return type(value)(_as(each, kind) for each in value)
+    return {key: _as(each, kind) for key, each in value.items()} if type(value) is dict else value
+
+
+def _unnarrowed(value: Any) -> Any:
+    """Returns arguments of a cast in which it casts to float64 where it would to less."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in NARROW else value
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value in NARROW else value
+    if type(value) is tuple:
+        return tuple(_unnarrowed(each) for each in value)
+    return {key: _unnarrowed(each) for key, each in value.items()} if type(value) is dict else value
 
 
 class _WideLoss(TorchFunctionMode):

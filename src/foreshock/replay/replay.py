@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from foreshock import distributed
 from foreshock.errors import UsageError
 from foreshock.history import History, Stored, Window
+from foreshock.history.entrance import Entrance
 from foreshock.monitor import Monitor
 from foreshock.replay import course, parallel, what_if
 from foreshock.replay.arm import Arm
 from foreshock.replay.aside import aside
+from foreshock.replay.beside import beside
 from foreshock.replay.result import ArmResult, Replay, judged, largest
 from foreshock.replay.scene import NotApplicable, Scene, StepFunction
+from foreshock.replay.slots import changed
 from foreshock.run.event import Event
 
 if TYPE_CHECKING:
@@ -77,8 +81,10 @@ def replay(
         raise UsageError(f"replay: the batches of the event at step {event.onset} are not kept; the last is of "
                          f"step {scene.last}")  # fmt: skip
     monitor = None if history is None else history.monitor
-    with aside(window.holding, monitor=monitor, memory=memory):
+    scene.beside = beside(step_fn, window.holding)
+    with aside(window.holding, monitor=monitor, memory=memory, beside=scene.beside):
         original, candidate, differs, repeats = _unchanged(scene, step_fn)
+        unheld = () if differs is None else changed(scene.beside)
         drawn = differs is not None and any(len(window.rng(step)) > 1 for step in scene.steps)
         base, peak, usual = scene.level(original), largest(original, event.onset), scene.usual(original)
         returns = scene.anywhere(differs is None or _returns(scene, original))
@@ -89,7 +95,8 @@ def replay(
 
             results = parallel.run(tried, chosen, processes) if processes > 1 else [tried(arm) for arm in chosen]
     found = Replay(
-        event, window.start, original, base, peak, differs is None, differs, repeats, returns, drawn, tuple(results)
+        event, window.start, original, base, peak, differs is None, differs, repeats, returns, drawn, tuple(results),
+        unheld,
     )
     if monitor is not None and _writes(scene):
         _run(monitor).add_finding(found.to_dict())
@@ -159,13 +166,15 @@ def _unchanged(scene: Scene, step_fn: StepFunction) -> tuple[dict[int, float], i
     candidates = 1 + scene.anywhere(any(len(window.rng(step)) > 1 for step in scene.steps))
     best: tuple[dict[int, float], int, int] | None = None
     for candidate in range(candidates):
-        stray: list[int] = []
+        stray: set[int] = set()
+        with course.gauged(scene), ExitStack() as watch:
 
-        def told(step: int, stray: list[int] = stray) -> None:
-            if step in window.checkpoints and not window.same(step):
-                stray.append(step - 1)
+            def told(step: int, stray: set[int] = stray, watch: ExitStack = watch) -> None:
+                watch.close()
+                if step in window.checkpoints and not window.same(step):
+                    stray.add(step - 1)
+                    watch.enter_context(_again(scene, step, stray))
 
-        with course.gauged(scene):
             losses = course.run(scene, step_fn, candidate=candidate, told=told)
         apart = [step for step, loss in losses.items() if not _same(scene, step, loss)]
         first = min([*apart, *stray], default=None)
@@ -179,6 +188,26 @@ def _unchanged(scene: Scene, step_fn: StepFunction) -> tuple[dict[int, float], i
     repeats = all(again[step] == loss or (math.isnan(loss) and math.isnan(again[step]))
                   for step, loss in best[0].items())  # fmt: skip
     return best[0], best[1], best[2], repeats
+
+
+@contextmanager
+def _again(scene: Scene, step: int, stray: set[int]) -> Iterator[None]:
+    """Compares once more at the step's first forward pass, where snapshots are taken: loops set rates before it."""
+
+    def look() -> None:
+        entrance.close()
+        if scene.window.same(step):
+            stray.discard(step - 1)
+
+    if scene.model is None:
+        yield
+        return
+    entrance = Entrance(scene.model, look)
+    entrance.open()
+    try:
+        yield
+    finally:
+        entrance.close()
 
 
 def _returns(scene: Scene, losses: dict[int, float]) -> bool:

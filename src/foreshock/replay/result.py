@@ -61,6 +61,7 @@ class Replay:
         returns: whether the event came again; else there are no arms.
         drawn: whether it may differ for want of the random numbers that the loop drew between steps.
         rows: the arms, in the order in which they were tried.
+        beside: where it was not: what `step_fn` changes and the history does not hold, by name.
     """
 
     event: Event
@@ -74,6 +75,7 @@ class Replay:
     returns: bool
     drawn: bool
     rows: tuple[ArmResult, ...]
+    beside: tuple[str, ...] = ()
 
     @property
     def arms(self) -> dict[str, float]:
@@ -107,8 +109,11 @@ class Replay:
                 f"Run again from its snapshot, unchanged, the training differs from what was recorded at step "
                 f"{self.differs_at:,}, and a second try gives {again}.{drawn}"
             ]
+            if self.beside:
+                said.append(f"`step_fn` changes {_listed(list(self.beside))}, which the history does not hold: give it "
+                            "as `scheduler=`, `scaler=` or `ema=`, or make it part of the model.")  # fmt: skip
             if not self.returns:
-                return f"{said[0]} The {self.event.kind} does not come again."
+                return f"{' '.join(said)} The {self.event.kind} does not come again."
             said.append(f"The {self.event.kind} comes again all the same.")
         removed, weakened = (self._named(verdict) for verdict in ("removed", "weakened"))
         stays = self._named("stays") + self._named("worse")
@@ -125,7 +130,7 @@ class Replay:
             "steps": list(self.original), "original": list(self.original.values()), "base": self.base,
             "peak": self.peak, "reproducible": self.reproducible, "differs_at": self.differs_at,
             "repeats": self.repeats, "returns": self.returns,
-            "drawn": self.drawn, "summary": self.summary, "cures": self.cures,
+            "drawn": self.drawn, "beside": list(self.beside), "summary": self.summary, "cures": self.cures,
             "arms": [row.to_dict() for row in self.rows],
         }  # fmt: skip
 

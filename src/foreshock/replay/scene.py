@@ -18,6 +18,7 @@ from foreshock.run.event import Event
 
 if TYPE_CHECKING:
     from foreshock.history import Window
+    from foreshock.replay.slots import Kept
 
 BEYOND = 10  # steps after the peak that are run as well, and as many again as the event took to its peak
 LONGEST = 200  # of them, from the onset on
@@ -41,6 +42,7 @@ class Scene:
         window: the state they begin from, their batches, what their losses were.
         event: what happened in them.
         group: the ranks that train the model together; None where there is this one only.
+        beside: what `step_fn` uses and the window does not hold; every course begins with it as it is now.
         step: the one under way.
         rates: step -> learning rate of each group, in the run without a change.
         norms: step -> norm of the gradient there.
@@ -50,6 +52,7 @@ class Scene:
     window: Window
     event: Event
     group: distributed.Group | None = None
+    beside: Sequence[Kept] = ()
     step: int = -1
     rates: dict[int, list[float]] = field(default_factory=dict)
     norms: dict[int, float] = field(default_factory=dict)
