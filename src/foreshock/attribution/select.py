@@ -151,7 +151,7 @@ def select(
         summed(grads)
         return answer
 
-    group = distributed.group_of(roots)
+    group = distributed.group_of(module for root in roots for module in root.modules())
     if order == 1:
         u, second, moves = v, 0.0, moves_of(params, v)
         found = passed(batches, first_order)
