@@ -79,6 +79,20 @@ def test_the_guide_to_the_guard_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert Path("guarded.html").stat().st_size > 10_000
 
 
+def test_the_guide_to_explaining_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng(devices=[]):
+        for block in blocks((ROOT / "docs" / "explain.md").read_text(encoding="utf-8"), "python"):
+            exec(compile(block, "explain.md", "exec"), names)
+    assert names["proof"].reproducible
+    assert set(names["proof"].cures) == {"skip", "other_batches"}
+    assert set(names["worst"].topk(3).indices.tolist()) == {3, 14, 25}
+    assert names["found"].best.name == "outlier_batch"
+    assert {finding["kind"] for finding in Run.load("runs/a").findings} == {"replay", "attribution"}
+    assert "less_momentum" in capsys.readouterr().out
+
+
 def test_the_run_format_reads_with_numpy_alone(loop):
     exec(compile(blocks(README, "python")[0], "README.md", "exec"), loop)
     (reader,) = blocks((ROOT / "docs" / "run-format.md").read_text(encoding="utf-8"), "python")
@@ -128,6 +142,17 @@ def test_the_guarded_digits_survive_their_faults(example):
     assert loss < 1.0  # unguarded it is NaN: a weight is flipped at step 360
     assert {action.kind for action in run.actions} >= {"skip", "cut_lr", "rollback"}
     assert np.isfinite(run.accepted("loss")[run.taken]).all()
+
+
+def test_the_broken_scanner_is_found_out(example, capsys):
+    proof, blame = example("explain_a_spike.py")("a", 160)
+    assert proof.reproducible
+    assert {"skip", "other_batches"} <= set(proof.cures)
+    assert not {"cut_lr", "float64"} & set(proof.cures)
+    assert set(blame.suspects.topk(2).indices.tolist()) <= {5, 23, 41}
+    assert "The spike at step 120 was made by" in capsys.readouterr().out
+    assert main(["explain", "a"], standalone_mode=False) is None
+    assert "proved by the replay" in capsys.readouterr().out
 
 
 def test_the_detector_of_ones_own_finds_what_it_was_told_to(example, capsys):

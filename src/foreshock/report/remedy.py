@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from foreshock.detect.second_moment import betas, groups, optimizer
-from foreshock.diagnose import Advice, Diagnosis
+from foreshock.diagnose import Advice, Cause, Diagnosis
 from foreshock.diagnose.wording import percent
 from foreshock.report.experiments import Arm, Attributed, Example, Replayed
 from foreshock.report.wording import count, listing
@@ -60,6 +61,11 @@ SAID: Mapping[str, str] = {
     "history": "Keep what a replay needs, so that the next one can be tried out with one thing changed at a time.",
 }
 """change -> what it is, in a sentence or two."""
+OWN: Mapping[str, int] = {"schedule": 1, "nonfinite": 2, "not_reproducible": 1, "outlier_batch": 1, "update_burst": 1}
+"""cause -> how many of its rule's advices say it better than the table, because they know the event."""
+ADDED = frozenset({"outlier_batch", "update_burst"})  # the table's words follow where the rule's hold no code
+BRINGS = frozenset({"schedule", "not_reproducible"})  # causes of many kinds: code only where the rule's words end in it
+SNIPPET = re.compile(r": `([^`]*\([^`]*)`\.$")
 IN_PLACE = "guard.step() in place of optimizer.step()"
 CODE: Mapping[str, str] = {
     "exact_softmax": "loss = foreshock.cross_entropy(logits, target)    # in place of F.cross_entropy(logits, target)",
@@ -116,18 +122,34 @@ def remedy(
         proof: its replay; None where there was none.
         blame: its attribution; likewise.
     """
-    cures = () if proof is None or not proof.returns else proof.cures
-    cause = "not_reproducible" if proof is not None and not proof.returns else found.best.name
-    change = _change(cause, cures)
-    said = [_proved(event, proof, change)]
-    if change in SAID:
-        said.append(SAID[change])
-    elif proof is not None and (arm := proof.arm(change)) is not None:
-        said.append(f"Change it so for good: {arm.what or arm.name}.")
-    if found.best.name not in (*FITTING, "unexplained") and found.best.advice and change not in cures:
-        said = [_proved(event, proof, change), found.best.advice[0]]  # a rule of somebody else's
-    said.append(_examples(blame))
-    return Remedy(" ".join(filter(None, said)), _code(run, event, change, held), change, change in cures)
+    differs = proof is not None and not proof.returns
+    cures = () if proof is None or differs else proof.cures
+    change = "deterministic" if differs else _change(found.best.name, cures)
+    text, code = _said(found.best, change, proof)
+    said = [_proved(event, proof, change), text, _examples(blame)]
+    return Remedy(" ".join(filter(None, said)), _code(run, event, change, held) if code is None else code, change,
+                  change in cures)  # fmt: skip
+
+
+def _said(best: Cause, change: str, proof: Replayed | None) -> tuple[str, str | None]:
+    """Returns what to do, in words, and a line of code where the words bring their own; None where they do not.
+
+    Where the change fits the cause, the rule's own words know more of this event than those of the table.
+    """
+    own = SAID.get(change, "")
+    if not own and proof is not None and (arm := proof.arm(change)) is not None:
+        own = f"Change it so for good: {arm.what or arm.name}."
+    count = OWN.get(best.name, 0 if best.name in FITTING or best.name == "unexplained" else 1)
+    fits = change in FITTING.get(best.name, ("history",))
+    words = " ".join(best.advice[:count]) if fits else ""
+    if not words:
+        return own, None
+    if best.name in ADDED and "`" not in words:
+        return f"{words} {own}", None
+    if best.name not in BRINGS:
+        return words, None
+    found = SNIPPET.search(words)
+    return (words, "") if found is None else (f"{words[: found.start()]}.", found[1])
 
 
 def _change(cause: str, cures: Sequence[str]) -> str:

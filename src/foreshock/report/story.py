@@ -120,9 +120,9 @@ def _ahead(how: Approach) -> str:
     if how.lead_turn is None:
         return ""
     turn = f"{count(how.lead_turn, 'step')} before the loss turned" if how.lead_turn > 0 else "as the loss turned"
-    if how.lead_rise is not None:
+    if how.lead_rise is not None and how.lead_rise > 0:
         return f"{turn} and {how.lead_rise:,} before it had risen 1.5 times"
-    return turn if how.lead_peak is None else f"{turn} and {how.lead_peak:,} before its peak"
+    return turn if how.lead_peak is None or how.lead_peak <= 0 else f"{turn} and {how.lead_peak:,} before its peak"
 
 
 def _largest(how: Approach) -> Sequence[tuple[str, float]]:
