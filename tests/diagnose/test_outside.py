@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from foreshock.diagnose import diagnose, leaps, outside
+from foreshock.diagnose import diagnose, leaps, outside, written
 from foreshock.diagnose.cold_start import cold_start
 from foreshock.diagnose.not_reproducible import not_reproducible
-from foreshock.diagnose.outside import Written
+from foreshock.diagnose.written import Written
 from foreshock.monitor import Monitor
 from foreshock.probes import FREE
 from foreshock.run import ABSENT, Event, Run
@@ -26,7 +26,7 @@ SIZES = {"body.weight": 4096, "body.bias": 64, "head.weight": 640, "head.bias": 
 EVENT = Event("spike", AT + 1, AT, AT + 2, AT + 30, 3.0, 80.0, "loss")
 
 
-@pytest.mark.parametrize("module", [leaps, outside])
+@pytest.mark.parametrize("module", [leaps, written])
 def test_the_docstrings_are_true(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert (result.failed, result.attempted > 0) == (0, True)
@@ -124,15 +124,15 @@ def test_weights_that_were_loaded_are_neither() -> None:
 
 def test_what_an_update_cannot_have_done_is_found_without_being_measured() -> None:
     """`.data` is not counted by torch, so that what it wrote shows as part of the update."""
-    written = {"head.weight": 1.2, "head.bias": 1.1}
+    moves = {"head.weight": 1.2, "head.bias": 1.1}
     for optimizer in ("Adam", "AdamW", "SGD"):
-        run = trained({"head.weight": 0.7, "head.bias": 0.6}, updates=written, optimizer=optimizer)
+        run = trained({"head.weight": 0.7, "head.bias": 0.6}, updates=moves, optimizer=optimizer)
         found = outside.outside(run, EVENT)
         assert found is not None
         assert {each.how for each in found.tensors} == {"bound"}
         assert found.modules == ("head",)
         assert cold_start(run, EVENT).score > 0.75  # type: ignore[union-attr]
-    assert outside.outside(trained({}, updates=written, optimizer="Unheard"), EVENT) is None
+    assert outside.outside(trained({}, updates=moves, optimizer="Unheard"), EVENT) is None
 
 
 def test_an_optimizer_gone_wild_is_nobody_else() -> None:
@@ -168,14 +168,14 @@ def test_weights_that_moved_by_their_updates_rule_a_fault_out() -> None:
     [(1.0, 2.0, 1.0), (math.sqrt(2), 1.0, 0.0), (1.0, math.sqrt(2), math.sqrt(0.5)), (2.0, 1.0, -1.0)],
 )
 def test_the_cosine_comes_from_three_norms(change: float, after: float, cosine: float) -> None:
-    written = Written("w", change, 1.0, after, 0.0, 9, 9, "measured")
-    assert written.cosine == pytest.approx(cosine)
+    change_of = Written("w", change, 1.0, after, 0.0, 9, 9, "measured")
+    assert change_of.cosine == pytest.approx(cosine)
 
 
 def test_the_cosine_of_real_weights_is_theirs() -> None:
     a, b = torch.randn(2, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    written = Written("w", float((b - a).norm()), float(a.norm()), float(b.norm()), 0.0, 500, 500, "measured")
-    assert written.cosine == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)))
+    found = Written("w", float((b - a).norm()), float(a.norm()), float(b.norm()), 0.0, 500, 500, "measured")
+    assert found.cosine == pytest.approx(float(torch.cosine_similarity(a, b, dim=0)))
 
 
 MADE: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
