@@ -15,7 +15,7 @@ import numpy as np
 
 from foreshock.detect.second_moment import betas
 from foreshock.detect.series import near
-from foreshock.diagnose.onset import BEYOND, RAISED, Onset, onset, tensors
+from foreshock.diagnose.onset import BEYOND, PART, RAISED, Onset, onset, tensors
 from foreshock.diagnose.usual import LARGEST, OUT, Reading
 from foreshock.diagnose.wording import count
 from foreshock.run.event import Event
@@ -69,8 +69,8 @@ class Strike:
         before: the update furthest above its range in the records before; None where none was recorded.
         leap: the largest leap of gradient or update before the rise (before the peak, where the loss has not risen).
         own: the same at the rise itself.
-        climbing: records before the rise (before the leap, if there is one) in which the gradient stood above its
-            range already.
+        climbing: records before the rise (before the leap, if there is one) in which the gradient had come a tenth of
+            the way already.
         growing: whether it was out of its range in the last of them, and had been far closer a few records earlier.
         opposed: gradients up to the rise that pointed against each other, beyond what they often do.
         back: records from the rise until the loss was back in its range; None where it has not come back.
@@ -230,30 +230,31 @@ def _before(order: Onset, rise: int) -> Reading | None:
 
 
 def _climbing(order: Onset, rise: int, leap: Leap | None) -> tuple[int, bool]:
-    """Returns the records before the rise in which gradients stood above their range, and whether they grew there.
+    """Returns the records before the rise in which gradients were on their way, and whether they grew there.
 
     Updates that grow count as well, where it is by more: they wander, since momentum averages them.
     """
-    first, last = order.previous(rise, CLIMB), order.previous(rise if leap is None else leap.step)
+    struck = rise if leap is None else leap.step
+    first, last = order.previous(rise, CLIMB), order.previous(struck)
     if first is None or last is None:
         return 0, False
-    step = next((name for name in STEPPED if name in order.tracks), "loss")
-    names = {"grad_norm" if "grad_norm" in order.tracks else "loss": OUT, step: 2 * OUT}
-    found, grew = [0], False
-    for name, least in names.items():
-        if name not in order.tracks:
+    most, grew = 0, False
+    gradient = "grad_norm" if "grad_norm" in order.tracks else "loss"
+    step = next((name for name in STEPPED if name in order.tracks), gradient)
+    for name in dict.fromkeys((gradient, step)):
+        track = order.tracks.get(name)
+        if track is None:
             continue
-        track = order.tracks[name]
+        top = track.at(struck)
         z = track.z[(track.steps >= first) & (track.steps <= last)]
-        climbing = int((z >= RAISED).sum())
-        if name != step or name == "grad_norm":
-            found.append(climbing)
+        climbing = int((z >= max(RAISED, PART * min(top.z, BEYOND) if top is not None else 0.0)).sum())
+        grows = False
         if len(z) >= CLIMB // 2 and climbing >= 2:
             earlier = max(RAISED, float(np.median(z[: len(z) // 2])))
-            if z[-1] >= max(least, GROWN * earlier):
-                found.append(climbing)
-                grew = True
-    return max(found), grew
+            grows = bool(z[-1] >= max(OUT if name == gradient else 2 * OUT, GROWN * earlier))
+        if name == gradient or grows:
+            most, grew = max(most, climbing), grew or grows
+    return most, grew
 
 
 def turned(order: Onset, step: int) -> bool:
