@@ -148,3 +148,23 @@ def test_without_a_history_or_a_step_it_says_so():
     bare = fs.Monitor(other.model, other.optimizer)
     with pytest.raises(UsageError, match="history"):
         attribute_event(bare, Event("spike", 5, 5, 5, 6, 1.0, 9.0, "loss"), other.step, other.each)
+
+
+def test_attributing_between_two_steps_does_not_disturb_a_history():
+    """Its passes at other weights are not taken for the beginning of a step."""
+    training = Training(wrong="")
+    monitor = fs.Monitor(training.model, training.optimizer)
+    with monitor, fs.History(monitor) as history:
+        for step in range(30):
+            batch = training.batch(step)
+            before = [p.detach().clone() for p in training.model.parameters()]
+            training.step(batch, monitor.observe)
+            after = [p.detach().clone() for p in training.model.parameters()]
+            losses = lambda batch=batch: training.each(batch)  # noqa: E731
+            fs.attribute(losses, list(training.model.parameters()), before, after, names=training.model, nodes=1)
+        window = history.window(Event("spike", 25, 25, 25, None, 1.0, 9.0, "loss"))
+    window.restore()
+    for step in window.steps:
+        assert step not in window.checkpoints or window.same(step)
+        window.set_rng(window.rng(step)[0])
+        assert training.step(window.batch(step)).item() == window.loss(step)

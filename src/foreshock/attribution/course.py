@@ -38,7 +38,7 @@ class Rise:
         odd: whether b is another kind of batch: it came while a batch from before the event was still as it had been.
         from_step: what the update did: the rise without from_batch. Where b is odd, L_c(theta_b) - L_c(theta_a) for c,
             that batch from before the event, which does not rise because b is very sensitive.
-        from_batch: what b has more than a with the weights from before the event. Where it is odd, all beyond from_step.
+        from_batch: what b has more than a with the weights from before the event; all beyond from_step where it is odd.
         calm: the step of batch c.
         pushing: the steps that are to be attributed: from the odd batch, or the step before the onset, to the one whose
             update raised c most.

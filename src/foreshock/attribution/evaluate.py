@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from foreshock.attribution.unseen import unseen
 from foreshock.attribution.wide import widened
 from foreshock.curvature.harmless import harmless, random_state, restore_random_state
 from foreshock.curvature.surroundings import surroundings
@@ -48,7 +49,7 @@ class Evaluation:
     def opened(self) -> Iterator[Evaluation]:
         """Lets values be written and losses be computed inside; puts everything back."""
         copies = [param.detach().clone() for param in self.params]
-        with harmless(self.params, self.modules):
+        with harmless(self.params, self.modules), unseen(self.modules):
             try:
                 with widened(self.params, self.dtype or torch.float32):
                     yield self
@@ -92,6 +93,7 @@ class Evaluation:
     def _once(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(harmless(self.params, self.modules))
+            stack.enter_context(unseen(self.modules))
             restore_random_state(self._start)
             stack.enter_context(surroundings(self.modules, self.params[0].device, exact=False))
             yield
