@@ -166,7 +166,28 @@ def low_rank() -> Made:
     return net, lambda: F.cross_entropy(net(x), y, reduction="none") + 0.1 * net.base.square().sum()
 
 
-NETS = (mlp, conv, signals, decoder, heads, recurrent, bags, experts, low_rank)
+def products() -> Made:
+    """Layers written as products (`addmm`, `einsum`, `bmm`), arguments by name, and what has no formula of its own."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(6))
+            self.c, self.d = nn.Parameter(torch.randn(6, 2, 3)), nn.Parameter(torch.randn(3, 3))
+            self.scale, self.power = nn.Parameter(torch.rand(3) + 1), nn.Parameter(torch.rand(()) + 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(torch.addmm(self.b, x, self.a))
+            h = torch.einsum("ni,ijk->njk", h, self.c)
+            h = torch.bmm(h, self.d.expand(len(x), 3, 3))
+            h = F.layer_norm(input=h, normalized_shape=(3,), weight=self.scale - 1, bias=None)
+            h = torch.add(h, self.scale, alpha=0.5) / self.scale
+            return F.linear(input=torch.pow(h.abs() + 0.1, self.power).mean(1), weight=self.d)
+
+    return _classified(Net(), torch.randn(N, 5))
+
+
+NETS = (products, mlp, conv, signals, decoder, heads, recurrent, bags, experts, low_rank)
 
 
 def batch_statistics() -> Made:

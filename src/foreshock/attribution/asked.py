@@ -33,6 +33,12 @@ _COUPLED = (
 )
 
 
+def inner(a: Tensor, b: Tensor) -> float:
+    """Returns <a, b>, added up in float64 where the device has it."""
+    wide = torch.float32 if a.device.type == "mps" else torch.float64
+    return float((a.to(wide) * b.to(wide)).sum())
+
+
 def largest(tensor: Tensor) -> float:
     """Returns the largest magnitude in a tensor, NaN where there is one, 0 without entries; one pass over it."""
     return float(torch.stack(torch.aminmax(tensor)).abs().amax()) if tensor.numel() else 0.0
@@ -180,7 +186,7 @@ class Asked:
         """Returns sum_i w_i <U, g_i> over some parameters."""
         ours = sorted(places)
         pairs = zip(ours, self.gradient(ours, weights), strict=True)
-        return sum(float((g.double() * self._moves[i].double()).sum()) for i, g in pairs if g is not None) / self._unit
+        return sum(inner(g, self._moves[i]) for i, g in pairs if g is not None) / self._unit
 
     def gradient(self, places: Sequence[int], weights: Tensor | None = None) -> list[Tensor | None]:
         """Returns sum_i w_i g_i by some parameters, None where the losses do not depend on one; a gradient's cost."""

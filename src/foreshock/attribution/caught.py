@@ -33,14 +33,15 @@ _LINEAR: dict[Any, tuple[tuple[str, int], ...]] = {
 }
 # operations linear in each factor by itself
 _MATMULS = frozenset({
-    torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__, Tensor.__rmatmul__,
+    torch.matmul, torch.mm, torch.bmm, torch.einsum, torch.tensordot,
+    Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__, Tensor.__rmatmul__,
 })  # fmt: skip
 _PRODUCTS = _MATMULS | {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 _SUMS = frozenset({
     torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__,
 })  # fmt: skip
 # inputs of these are rounded to the output's type before, under autocast
-_ROUNDED = frozenset({F.linear, *_CONVOLUTIONS, *_MATMULS})
+_ROUNDED = frozenset({F.linear, torch.addmm, *_CONVOLUTIONS, *_MATMULS})
 _ROUTING = frozenset({
     "index_select", "index_add", "index_add_", "index_copy", "index_copy_", "index_put", "index_put_", "gather",
     "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "take", "take_along_dim", "masked_select",
@@ -52,7 +53,7 @@ _COMPOSED = frozenset({F.multi_head_attention_forward})
 
 def plain(function: Any) -> bool:
     """Returns whether an operation's output may be written over: the operation itself does not need it again."""
-    return function in _LINEAR or function in _PRODUCTS or function in _SUMS
+    return function in _LINEAR or function in _PRODUCTS or function in _SUMS or function is torch.addmm
 
 
 def in_place(function: Any) -> bool:
@@ -118,13 +119,20 @@ def movement(
             found = _linear(function, args, kwargs, moves, still, wide)
             if found is not None:
                 return [found]
-        elif (function in _PRODUCTS or function in _SUMS) and not kwargs:
-            factors = [each for each in args if isinstance(each, Tensor)]
-            mine = [id(each) in moves for each in factors]
-            if len(args) == len(factors) == 2 and sum(mine) == 1:
-                if function in _SUMS:
-                    return [moves[id(factors[mine.index(True)])].to(wide)]
-                return [function(*(moves[id(each)].to(wide) if id(each) in moves else still(each) for each in factors))]
+        elif function in _PRODUCTS or function in _SUMS:
+            factors = list(tensors_of((args, kwargs)))
+            mine = [each for each in factors if id(each) in moves]
+            if len(mine) == 1 and function in _PRODUCTS:
+                arguments, names = replaced(
+                    (args, kwargs), lambda each: moves[id(each)].to(wide) if each is mine[0] else still(each)
+                )
+                return [function(*arguments, **names)]
+            if len(mine) == 1 and not kwargs and len(args) == len(factors) == 2:
+                return [moves[id(mine[0])].to(wide)]
+        elif function is torch.addmm and not kwargs and id(args[1]) not in moves:
+            bias, inputs, weight = args
+            found = inputs.new_zeros((), dtype=wide) if id(bias) not in moves else moves[id(bias)].to(wide)
+            return [found if id(weight) not in moves else found + still(inputs) @ moves[id(weight)].to(wide)]
         if in_place(function):
             raise NotImplementedError(f"{function.__name__} writes to its argument")
         return _general(function, args, kwargs, moves, still, wide)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock import distributed
-from foreshock.attribution.asked import Answer, Asked
+from foreshock.attribution.asked import Answer, Asked, inner
 from foreshock.attribution.ghost import Known
 from foreshock.attribution.mask import Budget, top_entries
 from foreshock.attribution.naming import modules_and_names
@@ -168,9 +168,9 @@ def select(
         again = passed(batches, lambda batch: _once_more(asked(batch, moves), next(best)))
         exact = torch.cat([each.cpu() for each in again])
         psi = torch.where(torch.isnan(exact), psi, exact)
-    along = sum(float((each.double() * total.double()).sum()) for each, total in zip(u, G, strict=True))
+    along = sum(inner(each, total) for each, total in zip(u, G, strict=True))
     scores = {name: total.mul_(each) for name, each, total in zip(names, u, G, strict=True)}
-    phi = {name: float(each.double().sum()) for name, each in scores.items()}
+    phi = {name: inner(each, each.new_ones(()).expand_as(each)) for name, each in scores.items()}
     sum_psi = float(psi.double().sum())
     if group is not None:
         sum_psi = float(distributed.sum_(torch.tensor(sum_psi, dtype=torch.float64, device=v[0].device), group))
@@ -202,8 +202,8 @@ def _second_order(
     first, second, u = 0.0, 0.0, []
     for i, (each, total) in enumerate(zip(v, G, strict=True)):
         term = c[i] * total * (lr / 2)
-        first += float(each.double().square().sum())
-        second += float(term.double().square().sum())
+        first += inner(each, each)
+        second += inner(term, term)
         u.append(each - term)
     share = (second / first) ** 0.5 if first else float("inf")
     if share < _NOTHING:
