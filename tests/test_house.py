@@ -49,7 +49,7 @@ TORCH_SIDE: dict[str, set[str]] = {
         "monitor", "policies", "curvature", "stability", "numerics", "probes", "detect", "run", "distributed",
         "attach", "mishaps",
     },
-    "history": {"attach", "guard", "mishaps", "monitor", "run"},
+    "history": {"attach", "curvature", "guard", "mishaps", "monitor", "run"},
     "replay": {"attach", "distributed", "guard", "history", "monitor", "run"},
     "attribution": {"curvature", "stability", "distributed", "monitor", "history", "replay", "run"},
     "script": {"monitor"},
@@ -140,7 +140,7 @@ run = fs.Run.load("a")
 assert [event.peak for event in fs.scan(run) if event.kind == "spike"] == [300]
 fs.report(run, "a.html")
 from foreshock.cli import main
-for arguments in (["--help"], ["info", "a"], ["report", "a"], ["scan", "a"]):
+for arguments in (["--help"], ["info", "a"], ["report", "a"], ["scan", "a"], ["explain", "a"]):
     try:
         main(arguments)
     except SystemExit as ending:

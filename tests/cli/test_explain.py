@@ -108,6 +108,7 @@ def test_json_holds_all_of_it_and_no_bare_nan(foreshock, proved):
     other = json.loads(foreshock("explain", "run", "--event", "2", "--json").output)
     assert other["replay"] is None
     assert other["attribution"] is None
+    assert json.loads(foreshock("info", "run", "--json").output)["findings"] == {"replay": 1, "attribution": 1}
 
 
 def test_the_page_leads_to_the_event(foreshock, proved, tmp_path):

@@ -237,6 +237,7 @@ def test_proof_blame_and_advice_are_drawn_and_answer_the_pointer(tmp_path: Path)
     const text = (what) => all(what).map((node) => node.textContent);
     const extra = {arms: text(".arms .arm b"), words: text(".arms td.word"), idle: text(".armsbox p")};
     extra.charts = all(".proofchart canvas").length;
+    extra.tried = text(".tried");
     const drawn = () => all(".proofchart canvas")[0].toDataURL();
     const before = drawn(), row = article.querySelector('tr[data-arm="cut_lr"]');
     row.dispatchEvent(new MouseEvent("mouseenter"));
@@ -268,6 +269,7 @@ def test_proof_blame_and_advice_are_drawn_and_answer_the_pointer(tmp_path: Path)
     assert seen["texts"][0] == "The quick brown fox</script>"
     assert "proved by the replay" in seen["remedy"]
     assert seen["wide"] <= 0
+    assert seen["tried"] == ["proved", "replayed"]
     assert "they differ from the training's own from step 400 on" in seen["second"][0]
     assert seen["pictures"] == [14] * 8
     assert seen["later"] == 1

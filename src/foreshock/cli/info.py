@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections import Counter
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def describe(run: Run) -> dict[str, Any]:
     from foreshock.report.interventions import totals
 
     acted = totals(run.actions)
+    findings = dict(Counter(finding["kind"] for finding in run.findings))
     return {
         "path": None if run.path is None else str(run.path),
         "steps": len(run),
@@ -75,6 +77,7 @@ def describe(run: Run) -> dict[str, Any]:
         "ranks": list(run.ranks),
         "stored events": len(run.events),
         **({"interventions": acted, "steps taken": int(run.taken.sum())} if acted else {}),
+        **({"findings": findings} if findings else {}),
         "columns": [column for column in run.columns if "/" not in column],
         "per tensor": sorted({column.partition("/")[0] for column in run.columns if "/" in column}),
         "problems": [str(problem) for problem in run.problems],

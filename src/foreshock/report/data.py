@@ -133,6 +133,7 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
     rank = {id(event): place for place, event in enumerate(severe)}
     listed = _in_order(severe)
     place = {id(item.detail.span.event): index for index, item in enumerate(shown)}
+    tried = {id(item.detail.span.event): tag for item in shown if (tag := _tried(item.story))}
     heats = [whole(run, signal, rows=budget.rows, columns=budget.columns) for signal in tensor_signals(run)]
     return {
         "n": len(steps),
@@ -144,6 +145,7 @@ def run_json(run: Run, events: Sequence[Event], shown: Sequence[Shown], budget: 
         "signals": _small_curves(run, budget),
         "events": [
             _event(event, peak, rank[id(event)], place.get(id(event)), lost.get(event.key))
+            | ({"tried": tried[id(event)]} if id(event) in tried else {})
             for event, peak in zip(listed, peak_values(run, listed), strict=True)
         ],
         "unlisted": len(events) - len(listed),
@@ -181,6 +183,13 @@ def _curve(column: str, steps: Ints, values: Floats, buckets: int) -> dict[str, 
     x, y = steps[kept], values[kept]
     log = wants_log(y)
     return {"column": column, **describe(column), "log": log, "x": encode.steps(x), "y": encode.floats(y)}
+
+
+def _tried(story: Explained) -> str:
+    """Returns in a word what experiments there are about an event; empty without any."""
+    if story.proof is None:
+        return "attributed" if story.blame is not None else ""
+    return "proved" if story.remedy is not None and story.remedy.proved else "replayed"
 
 
 def _event(event: Event, peak: float, rank: int, place: int | None, fate: Fate | None) -> dict[str, object]:

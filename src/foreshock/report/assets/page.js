@@ -63,6 +63,7 @@ function eventTable(section, data, select) {
       el("td", { text: whole(event.place) }),
       el("td", {}, el("span", { class: "kind" }, glyph(event.kind), kindName(event.kind),
         event.signal !== "loss" || event.width ? el("small", { text: event.signal !== "loss" ? event.signal : event.width }) : null,
+        event.tried ? el("small", { class: `tried${event.tried === "proved" ? " proved" : ""}`, title: "experiments were made about it, see below" }, event.tried === "proved" ? verdictMark("removed") : null, event.tried) : null,
         event.fate ? el("small", { class: "fate", title: event.fate.said, text: `· ${event.fate.short}` }) : null)),
       el("td", { text: whole(event.onset) }), el("td", { text: whole(event.peak) }), el("td", { text: length }),
       el("td", {}, ...(event.kind === "nonfinite" ? [shown ? number(event.value) : "not finite"]
