@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from foreshock import ForeshockWarning, Monitor, UsageError
+from foreshock.curvature.harmless import harmless
 from foreshock.guard.snapshots import Snapshots
 from foreshock.history import History
 from foreshock.history.pins import Pin
@@ -246,6 +247,20 @@ def test_evaluating_in_between_leaves_no_mark(stack):
         with torch.no_grad():
             training.model(torch.zeros(2, 6))
         training.model.train()
+    window = history.window(spike(50))
+    assert exact(window, training.step) == len(window.steps)
+
+
+def test_measuring_at_other_weights_in_between_leaves_no_mark(stack):
+    training = Training()
+    history = training.watched(range(0), stack)
+    for step in range(60):
+        training.run(range(step, step + 1), history.monitor.observe)
+        with harmless(list(training.model.parameters()), training.model, values=True), torch.no_grad():
+            for param in training.model.parameters():
+                param.mul_(1.5)
+            with torch.enable_grad():
+                training.model(torch.zeros(2, 6))
     window = history.window(spike(50))
     assert exact(window, training.step) == len(window.steps)
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Hooks = dict[Any, Any]
 
+_under_way: list[None] = []  # one for each `harmless` block that is open
+
 _HOOK_TABLES = (
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks",
@@ -59,6 +61,11 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def under_way() -> bool:
+    """Returns whether what runs now is inside `harmless`: no step of a training, whatever its weights are."""
+    return bool(_under_way)
+
+
 @contextmanager
 def harmless(
     params: Sequence[Tensor], model: nn.Module | Sequence[nn.Module] | None = None, *, values: bool = False
@@ -92,9 +99,11 @@ def harmless(
     for param, grad in zip(params, grads, strict=True):
         if grad is not None:
             param.grad = None
+    _under_way.append(None)
     try:
         yield
     finally:
+        _under_way.pop()
         for param, copy in zip(params, copies, strict=False):
             param.data.copy_(copy)
         for param, grad, wanted in zip(params, grads, wants, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foreshock.curvature.harmless import under_way
 from foreshock.errors import UsageError
 from foreshock.guard.memory import available
 from foreshock.guard.snapshots import Snapshots
@@ -186,8 +187,9 @@ class History:
         return dict(sorted(entries.items())), dict(sorted(states.items()))
 
     def _awake(self) -> bool:
-        """Returns whether the monitor is attached, and this is its process: no replay and no worker of a loader."""
-        return self._going and bool(self.monitor._hooks) and os.getpid() == self.monitor._process
+        """Returns whether this is the training: no replay, no worker of a loader, no measurement at other weights."""
+        watched = self._going and bool(self.monitor._hooks) and os.getpid() == self.monitor._process
+        return watched and not under_way()
 
     def _forward(self) -> None:
         """Is told that a forward pass of the model is about to begin."""

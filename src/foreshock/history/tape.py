@@ -74,12 +74,15 @@ class Tape:
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
+        self._first = self._next = 0  # numbers of the first attempt and of that to come; they are consecutive
         self.nbytes = 0
 
     def append(self, entry: Entry) -> None:
         """Adds the attempt that follows the last; after a gap, or at an earlier one, the tape begins anew."""
-        if self._entries and entry.step != next(reversed(self._entries)) + 1:
+        if not self._entries or entry.step != self._next:
             self.clear()
+            self._first = entry.step
+        self._next = entry.step + 1
         self._entries[entry.step] = entry
         self.nbytes += entry.nbytes
 
@@ -90,12 +93,12 @@ class Tape:
         """
         short = None
         while self._entries:
-            step = next(iter(self._entries))
-            old = before is None or step < before
+            old = before is None or self._first < before
             if not old and self.nbytes <= memory:
                 break
-            self.nbytes -= self._entries.pop(step).nbytes
-            short = short if old else step
+            self.nbytes -= self._entries.pop(self._first).nbytes
+            short = short if old else self._first
+            self._first += 1
         return short
 
     def clear(self) -> None:
