@@ -29,6 +29,8 @@ START = -3.0
 AGAINST, MOSTLY = -0.5, -0.9  # cosines of successive gradients that point against each other, and nearly so
 OPPOSED, STRONGLY, ALONG = 2.5, 3.5, -2.0  # most of the last ones did, nearly all were opposite; hardly one did
 ALONE, ALMOST, GROWS = 4.5, 3.5, 1.1  # gradient that grew and turned: over 4 records, or 2; growth that is some
+DECAYED, LONGER = 0.8, 0.2  # weight of a second moment that made steps 20 % longer, beside one of the others
+EARLIER, AGREED, LATER = 50, 0.2, 0.4  # steps in which they came to; cosine that agrees; share of a leap's weight then
 HABIT = 0.5  # part of that weight that is lost where they always did
 SHARE, FULL, HARDLY = 0.5, 0.75, 0.1
 CLIMBED, STEEP, LEAPT = 1.0, 0.5, -2.5  # loss climbed over 4 or 8 records; or it made most of its rise in one
@@ -80,19 +82,24 @@ def signs(run: Run, event: Event) -> Signs | None:
     rise = event.onset if how is None or how.rise is None else min(how.rise, event.onset)
     secant = series(run, "chi_secant")
     turned, bent = _opposed(cosine, rise, event.peak), _secant(secant, rise, event.peak)
-    grown = _grown(run, rise, event.peak)
+    swung = _swung(cosine, rise)
+    turned, grown = max(turned, swung) if swung[0] > 0 else turned, _grown(run, rise, event.peak)
     climb = (0.0, "") if grown[0] > 0 else _climb(run, event, rise)
+    if swung[0] > 0 and climb[0] < 0:  # it may leap once the mode has left the quadratic part
+        climb = climb[0] * LATER, climb[1]
     found = [max(turned, grown) if turned[0] * grown[0] > 0 else turned, climb, bent, _far(chi, rise)]
     if turned[0] * grown[0] <= 0:
         found.append(grown)
     leapt = [leap for leap in leaps(run, rise) if leap.score >= 0.5]
     odds = START + sum(weight for weight, _ in found)
+    shares, by, longer = _shares(run, rise, bool(leapt))
+    if longer >= LONGER and max(turned[0], grown[0]) > 0:
+        odds += DECAYED
     if not len(cosine):
         odds += OPPOSED / 2  # not recorded is not absent
     strength = min(UNREAD, 1 / (1 + math.exp(-odds)))
     said = [told for weight, told in found if told and weight > 0]
     against = [told for weight, told in found if told and weight <= 0]
-    shares, by = _shares(run, rise, bool(leapt))
     read = tuple(name for name in ("grad_cosine", "loss", "chi_secant", "chi", "v_ratio", "lr") if name in run)
     return Signs(strength, shares, (*said, *([by] if by else [])), tuple(against), read)
 
@@ -114,6 +121,19 @@ def _opposed(cosine: Series, rise: int, peak: int) -> tuple[float, str]:
     if habit >= SHARE:
         said = f"{said[:-1]}; but so did {percent(habit)} of the {WINDOW} before."
     return weight * (1 - HABIT * min(1.0, habit / share)), said
+
+
+def _swung(cosine: Series, rise: int) -> tuple[float, str]:
+    """Returns whether gradients that used to agree came to oppose each other some time before the rise."""
+    usual, late = cosine.within(rise - EARLIER - WINDOW, rise - EARLIER - 1), cosine.within(rise - EARLIER, rise)
+    against = late.values <= MOSTLY
+    if len(usual) < FEW or np.median(usual.values) < AGREED or against.sum() < FEW:
+        return 0.0, ""
+    ago = rise - int(late.steps[np.argmax(against)])
+    return STRONGLY, (
+        f"Successive gradients, which had agreed (cosine {float(np.median(usual.values)):.2f}), pointed against each "
+        f"other from {count(ago, 'step')} before the rise on: {int(against.sum())} of them nearly opposite."
+    )
 
 
 def _grown(run: Run, rise: int, peak: int) -> tuple[float, str]:
@@ -187,9 +207,10 @@ def _far(chi: Series, rise: int) -> tuple[float, str]:
     return 0.0, ""
 
 
-def _shares(run: Run, rise: int, leapt: bool) -> tuple[dict[str, float], str]:
-    """Returns who drove chi, as far as learning rate and second moments tell, and that in a sentence."""
-    rate = 0.0
+def _shares(run: Run, rise: int, leapt: bool) -> tuple[dict[str, float], str, float]:
+    """Returns who drove chi, as far as learning rate and second moments tell, that in a sentence, and the growth of
+    ln 1/sqrt(v)."""
+    rate = grown = 0.0
     if columns := rates(run):
         lr = series(run, columns[0])
         now, then = lr.at(rise), lr.at(rise - WINDOW)
@@ -210,7 +231,7 @@ def _shares(run: Run, rise: int, leapt: bool) -> tuple[dict[str, float], str]:
             f"made steps {percent(math.expm1(max(0.0, grown)))} longer."
         )
     own = 0.8 if leapt else rate / (rate + DROVE) if rate > RAISED else 0.0
-    return {name: part * (1 - own) for name, part in driven.items()} | {"learning rate": own}, said
+    return {name: part * (1 - own) for name, part in driven.items()} | {"learning rate": own}, said, grown
 
 
 def _pace(chi: Series, rise: int) -> float:
