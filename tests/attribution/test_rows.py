@@ -269,6 +269,24 @@ def test_a_wrapper_for_distributed_training_is_passed_by():
     close(rows.values, one_by_one(lambda: model(x).square().sum(1), params, direction))
 
 
+def test_hooks_of_a_monitor_see_nothing_and_those_of_users_run():
+    model, losses, params, direction = made(nets.mlp)
+    seen = []
+
+    def ours(*_):
+        seen.append("ours")
+
+    ours.__module__ = "foreshock.probes.some"
+    model.register_forward_hook(ours)
+    model[1].register_forward_hook(lambda module, inputs, out: 2 * out)
+    for method in ("auto", "double"):
+        rows = row_products(losses, params, direction, method=method)
+        assert seen == []
+        close(rows.values, one_by_one(losses, params, direction))
+        seen.clear()
+    assert len(model._forward_hooks) == 1
+
+
 @pytest.mark.parametrize("method", ["auto", "forward", "ghost", "double", "each"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_behind(method, fails):

@@ -16,6 +16,7 @@ from foreshock import distributed
 from foreshock.attribution.catching import CoupledError
 from foreshock.attribution.ghost import Known, ghost_rows
 from foreshock.attribution.naming import modules_and_names
+from foreshock.attribution.unseen import unseen
 from foreshock.attribution.whole import double_rows, each_rows, forward_rows
 from foreshock.curvature.gathered import Gathered, slots_of
 from foreshock.curvature.harmless import harmless, muted
@@ -214,6 +215,7 @@ class Asked:
         with ExitStack() as stack:
             stack.enter_context(harmless(self._params, self._modules, values=renormed))
             stack.enter_context(muted(hooks))
+            stack.enter_context(unseen(self._modules))
             stack.enter_context(surroundings(self._modules, self._params[0].device, exact=exact))
             if not exact and "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
