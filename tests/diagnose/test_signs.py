@@ -105,6 +105,39 @@ def test_who_drove_it_follows_the_second_moment_and_the_rate() -> None:
         assert sum(found.shares.values()) == pytest.approx(1.0)
 
 
+def overshooting(first: int, against: int) -> Run:
+    """Returns the calm run with gradients that grow tenfold from step `first` to 300, `against` of them opposed."""
+    cosine, norm = np.full(400, 0.9), np.ones(400)
+    grown = np.arange(300 - first + 1)
+    norm[first:301] = 10 ** (grown / len(grown))
+    norm[301:] = norm[300]
+    cosine[301 - against : 301] = -0.95
+    return noise(grad_cosine=cosine, grad_norm=norm)
+
+
+def test_a_gradient_that_grows_and_turns_against_itself_is_an_unstable_mode() -> None:
+    strengths = []
+    for against in (8, 2, 0):
+        found = signs(overshooting(292, against), LEAP)
+        assert found is not None
+        strengths.append(found.strength)
+    assert strengths[0] > 0.7 > strengths[1] > strengths[2]
+    assert strengths[2] < 0.05
+
+
+def test_gradients_that_came_to_oppose_each_other_before_say_so() -> None:
+    cosine = np.full(400, 0.9)
+    cosine[265:275] = -0.95
+    before, habit = signs(noise(grad_cosine=cosine), LEAP), signs(noise(grad_cosine=np.full(400, -0.95)), LEAP)
+    calm = signs(noise(), LEAP)
+    assert before is not None
+    assert habit is not None
+    assert calm is not None
+    assert calm.strength < before.strength
+    assert habit.strength < before.strength
+    assert any("from 35 steps before the rise on: 10 of them" in line for line in before.said)
+
+
 def test_without_signals_of_an_edge_nobody_knows() -> None:
     assert signs(without(noise(), "grad_cosine"), LEAP) is None
     assert verdict(without(noise(), "grad_cosine"), LEAP) is None
