@@ -146,6 +146,40 @@ def test_a_number_that_was_misread_is_unexplained(seed: int, factor: float) -> N
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_norm_that_the_loop_clips_does_not_speak_against_a_bad_batch(seed: int) -> None:
+    run = bad_batch(seed)
+    records = {name: run[name] for name in ("loss", "lr", "update_rms")}
+    clipped = Run.from_arrays(records | {"grad_norm": np.minimum(run["grad_norm"], 0.8)})
+    assert np.mean(clipped["grad_norm"] == 0.8) > 0.2
+    assert diagnose(clipped, spike(AT)).best.name == "outlier_batch"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_updates_that_grow_before_the_loss_does_are_a_build_up(seed: int) -> None:
+    records = calm(seed, noise=0.03)
+    records["update_rms"][AT - 4 : AT + 10] *= np.array([1.4, 1.8, 2.5, 4.0, *[8.0] * 10])
+    records["loss"][AT : AT + 10] *= 5
+    times(records, 4.0, "grad_norm", steps=10)
+    found = strike(Run.from_arrays(records, optimizers=[ADAM]), spike(AT))
+    assert found.growing
+    assert outlier_batch(Run.from_arrays(records, optimizers=[ADAM]), spike(AT)).score < 0.3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_alternating_gradients_count_where_a_training_does_not_have_them_anyway(seed: int) -> None:
+    runs = []
+    for usual in (0.1, -0.7):
+        records = calm(seed)
+        records["grad_cosine"] += usual - 0.1
+        records["grad_cosine"][AT - 6 : AT] = -0.9
+        times(records, 5.0, "loss", "grad_norm")
+        runs.append(Run.from_arrays(records, optimizers=[ADAM]))
+    rare, habit = (outlier_batch(run, spike(AT)).score for run in runs)
+    assert rare < 0.3
+    assert habit > 0.5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_with_a_loss_alone_a_lone_spike_is_weakly_a_bad_batch(seed: int) -> None:
     lone = diagnose(only(bad_batch(seed), "loss"), spike(AT))
     assert 0.3 < lone["outlier_batch"].score < 0.6

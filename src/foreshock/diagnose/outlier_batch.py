@@ -25,7 +25,7 @@ BETTER = ("grad_norm", "update_rms", "lr")
 PRIOR = -1.5
 AT_ONCE, BY_AND_BY, BIT_BY_BIT = 0.5, -1.5, -3.0  # how much of the rise came in one record
 CALM, STEPPED_OUT, UNSEEN = 1.5, -4.0, 0.0  # what the steps before were like
-STRANGE, ODD, ORDINARY = 1.5, 0.7, -2.5  # what its gradient was like
+STRANGE, ORDINARY = 1.5, -2.5  # what its gradient was like, beyond or within so many deviations
 BACK, HARM, STAYS = 0.8, 0.0, -0.5  # how it went on
 PLANNED = -3.0  # settings that changed
 EASY = 3.5  # a batch whose loss was off itself, on either side, and whose step did the harm
@@ -33,7 +33,7 @@ FEW = 0.2  # share of the examples that are few
 CONCENTRATED = 2.0
 RULED_OUT = 0.02
 SOON = 3  # records until it is back
-STRANGE_Z, ODD_Z = 5.0, 3.5
+STRANGE_Z, PLAIN_Z = 5.0, 1.5
 REFERENCES = ("Chowdhery et al. 2022, arXiv 2204.02311", "Ling team 2025, arXiv 2503.05139")
 CONTRADICTS = (
     "The same event in a rerun from before it without this batch, or with another one in its place.",
@@ -129,13 +129,14 @@ def _gradient(odds: Odds, found: Strike, loss: Reading) -> None:
         return
     first = found.gradient[0]
     signal = first.signal.partition("/")[0]
-    if abs(first.z) >= ODD_Z:
-        weight = STRANGE if abs(first.z) >= STRANGE_Z else ODD
+    part = (min(abs(first.z), STRANGE_Z) - PLAIN_Z) / (STRANGE_Z - PLAIN_Z)
+    weight = ORDINARY + (STRANGE - ORDINARY) * max(0.0, part)
+    if weight >= 0:
         odds.add(weight, f"Its gradient was unusual too: {first.name} {first.told}.", signal)
     else:
         odds.add(
-            ORDINARY, f"Its gradient was as usual ({first.name} {first.told}), as if only the number were wrong "
-            "that was reported.", signal,
+            weight, f"Its gradient was as usual ({first.name} {first.told}), as if only the number were wrong that was "
+            "reported.", signal,
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from foreshock.run.run import Run
 
 STEPPED = ("update_in_lr", "update_norm", "grad_norm")  # what tells how far a step went; the first that was recorded
 LEAPT = ("grad_norm", "update_in_lr", "update_norm", "effective_step")
+AT_CLIP, PINNED = 1e-3, 0.05  # how near to the largest norm is at it, and share of the records there that shows a clip
 SINCE = 3  # records that a leap must exceed all of
 LEAP, FACTOR = 4.0, 0.4  # by so many deviations, and on the scale of the logarithm: 1.5 times,
 AT_ONE_GO = 0.5  # and this part of the way from the usual: what grows from step to step is left behind
@@ -217,8 +218,19 @@ def _gradient(run: Run, event: Event, step: int) -> tuple[Reading, ...]:
     order = onset(run, event)
     assert order is not None
     found = [order.at(name, step) for name in ("grad_norm", "grad_sq_over_v_mean", "grad_cosine")]
+    if _clipped(order, found[0]):
+        found = found[1:]
     found += tensors(run, event, "grad_norm", step)[:1]
     return tuple(sorted((each for each in found if each is not None), key=lambda each: -abs(each.z)))
+
+
+def _clipped(order: Onset, norm: Reading | None) -> bool:
+    """Returns whether the norm of a gradient is what the loop clips it to, so that it says nothing."""
+    if norm is None:
+        return False
+    track = order.tracks["grad_norm"]
+    usual = track.values[track.steps <= order.base[1]]
+    return norm.value <= (1 + AT_CLIP) * usual.max() and float((usual >= (1 - AT_CLIP) * norm.value).mean()) >= PINNED
 
 
 def _before(order: Onset, rise: int) -> Reading | None:
