@@ -87,7 +87,7 @@ def test_the_guide_to_explaining_runs_from_top_to_bottom(tmp_path, monkeypatch, 
             exec(compile(block, "explain.md", "exec"), names)
     assert names["proof"].reproducible
     assert set(names["proof"].cures) == {"skip", "other_batches"}
-    assert set(names["worst"].topk(3).indices.tolist()) == {3, 14, 25}
+    assert set(names["blame"].blamed(3)) == {(120, 3), (120, 14), (120, 25)}
     assert names["found"].best.name == "outlier_batch"
     assert {finding["kind"] for finding in Run.load("runs/a").findings} == {"replay", "attribution"}
     assert "less_momentum" in capsys.readouterr().out
