@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import doctest
+import math
 
 import numpy as np
 import pytest
 
 from foreshock.diagnose import onset as module
 from foreshock.diagnose.onset import OUT, onset, tensors
+from foreshock.diagnose.usual import Reading
 from foreshock.run import Event, Run, absent
 
 from .struck import AT, TENSORS, bad_batch, build_up, burst, calm, only, spike, times
@@ -166,3 +168,7 @@ def test_whatever_a_run_holds_it_is_read(kind: str, seed: int) -> None:
 def test_a_build_up_is_seen_in_the_gradient_before_the_loss() -> None:
     found = onset(build_up(), spike(AT - 2, peak=AT))
     assert found.left("grad_norm").step < found.rise <= AT
+
+
+def test_what_is_no_number_is_not_told_in_deviations() -> None:
+    assert "deviations" not in Reading("grad_norm", 3, math.inf, 1.0, math.inf).told

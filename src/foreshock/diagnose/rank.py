@@ -58,6 +58,12 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 """The rules of the shipped causes."""
 
+CALLED = {
+    "nonfinite": "value that is no number", "watch": "passage of chi above 1", "imminent": "warning of the edge",
+    "transient": "short passage of chi above 1", "absorbing": "absorption", "inflating": "inflation of the head",
+}  # fmt: skip
+"""Kinds of events in a sentence, where the kind itself is no noun."""
+
 SURE = 0.9  # and from which on the summary says nothing of those that were not judged
 
 
@@ -148,7 +154,7 @@ def _unexplained(run: Run, causes: Sequence[Cause], out: Sequence[Cause], unjudg
 
 def _summary(event: Event, causes: Sequence[Cause], out: Sequence[Cause], unjudged: Sequence[Unjudged]) -> str:
     best = causes[0]
-    where = f"The {event.kind} at step {event.peak:,}"
+    where = f"The {CALLED.get(event.kind, event.kind)} at step {event.peak:,}"
     if best.name == "unexplained":
         said = [f"{where} is unexplained by what was recorded."]
     else:

@@ -52,7 +52,7 @@ def update_burst(run: Run, event: Event) -> Cause | None:
     if leap is None or not leap.readings:
         return Cause(NAME, NOTHING, (_calm(found),), CONTRADICTS, (), REFERENCES, _read(found.order))
     odds = Odds(PRIOR)
-    _size(odds, leap)
+    _size(odds, leap, known=found.order.at("grad_norm", leap.step) is not None)
     _loss(odds, found, leap)
     _lag(odds, found, leap)
     for each in changed(found.order, leap.step):
@@ -68,8 +68,8 @@ def update_burst(run: Run, event: Event) -> Cause | None:
     return Cause(NAME, odds.score, tuple(said), (*against, *CONTRADICTS), advice, REFERENCES, tuple(odds.signals))
 
 
-def _size(odds: Odds, leap: Leap) -> None:
-    """Adds how far the step was out of scale, and what of it was."""
+def _size(odds: Odds, leap: Leap, *, known: bool) -> None:
+    """Adds how far the step was out of scale, and what of it was; `known` is whether its gradient was measured."""
     by_name = {each.signal: each for each in leap.readings}
     gradient, update = by_name.get("grad_norm"), by_name.get("update_in_lr") or by_name.get("update_norm")
     first = max((each for each in (gradient, update) if each is not None), key=lambda each: each.z, default=None)
@@ -79,7 +79,7 @@ def _size(odds: Odds, leap: Leap) -> None:
     if gradient is not None and update is not None:
         other = update if first is gradient else gradient
         odds.add(0.0, f"The {other.name} was {other.told}.", other.signal)
-    elif update is not None:
+    elif update is not None and known:
         odds.add(SHAPED, "Its gradient was as usual: the optimizer's state made the step what it was.", "grad_norm")
     if leap.lost is not None:
         odds.add(

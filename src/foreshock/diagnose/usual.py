@@ -68,6 +68,8 @@ class Reading:
     @property
     def told(self) -> str:
         """The value, the usual one and the distance, in words."""
+        if not math.isfinite(self.value):
+            return f"{number(self.value)} (usually {number(self.usual)})"
         off = f"{abs(self.z):.1f} deviations {'above' if self.z > 0 else 'below'}"
         if self.signal.startswith("grad_cosine") or not 0 < self.ratio < math.inf:
             return f"{number(self.value)} (usually {number(self.usual)}; {off})"
