@@ -119,6 +119,20 @@ def test_random_numbers_that_are_lost_are_no_fault_of_the_hardware() -> None:
     assert "random numbers" in " ".join(found.evidence)
 
 
+def test_objects_that_were_not_brought_back_are_no_fault_of_the_hardware() -> None:
+    run = run_with({}, reproducible=False, returns=False, beside=["scheduler"], differs_at=51, repeats=True)
+    found = {cause.name: cause for cause in proven(run, EVENT, undecided(), ALL)}["not_reproducible"]
+    assert found.score < 0.5
+    assert "`scheduler`" in " ".join(found.evidence)
+    assert "hardware" not in " ".join(found.evidence)
+
+
+def test_signs_in_the_record_make_a_replay_that_differs_surer() -> None:
+    run = run_with({}, reproducible=False, returns=False, differs_at=51, repeats=True)
+    seen = [Cause("not_reproducible", 0.8, ("weights moved",)), *undecided()]
+    assert best(proven(run, EVENT, seen, ALL)).score > best(proven(run, EVENT, undecided(), ALL)).score
+
+
 def test_a_replay_that_repeats_rules_irreproducibility_out() -> None:
     judged = [Cause("not_reproducible", 0.8, ("weights moved",)), *undecided()]
     found = {cause.name: cause for cause in proven(run_with(typical("schedule")), EVENT, judged, ALL)}

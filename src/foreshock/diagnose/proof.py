@@ -46,8 +46,9 @@ MAKES_NO_SENSE = {  # an arm, a word of why it makes no sense -> the cause that 
     "floor": ("no second moments", "preconditioner"),
 }
 UNLIKELY = 0.1  # factor on that cause
-FAILS = 0.95  # score of `not_reproducible` where the unchanged replay differs, and the event does not come again
-DOUBTFUL = 0.6  # and where random numbers that cannot be drawn again may be the reason
+FAILS = 0.95  # score of `not_reproducible` where the unchanged replay differs, the event does not come again ...
+SEEN = 0.3  # ... and the rules had this much of a sign of it as well
+ALONE, DOUBTFUL, LACKING = 0.85, 0.6, 0.4  # without; with random numbers, or objects, that could not be brought back
 REPEATED = 0.1  # factor on it where the unchanged replay is bit for bit the record
 REFERENCE = "replay of this run"
 
@@ -202,9 +203,11 @@ def _repeated(cause: Cause, finding: Mapping[str, Any]) -> Cause:
 
 def _irreproducible(judged: Sequence[Cause], finding: Mapping[str, Any]) -> list[Cause]:
     """Returns the causes with that of a replay that differs on top, and all others less likely by as much."""
-    fails = DOUBTFUL if finding.get("drawn") else FAILS
-    said, again = _differs(finding)
     old = next((cause for cause in judged if cause.name == "not_reproducible"), None)
+    fails = FAILS if old is not None and old.score >= SEEN else ALONE
+    if finding.get("beside") or finding.get("drawn"):
+        fails = LACKING if finding.get("beside") else DOUBTFUL
+    said, again = _differs(finding)
     made = Cause("not_reproducible", fails, (said,)) if old is None else old
     evidence = (said, again, *(() if old is None else old.evidence))
     note = f"The replay differs from the record ({percent(fails)} `not_reproducible`)."
@@ -220,6 +223,13 @@ def _differs(finding: Mapping[str, Any]) -> tuple[str, str]:
     at = finding.get("differs_at")
     where = f" at step {at:,}" if isinstance(at, int) else ""
     said = f"Run again from the same state on the same batches, the training differs from the record{where}"
+    beside = finding.get("beside")
+    if beside and isinstance(beside, (list, tuple)):
+        names = ", ".join(f"`{each}`" for each in beside)
+        return f"{said}.", (
+            f"`step_fn` changes {names}, which the history does not hold, so that they could not be brought back: give "
+            "them to `History(...)`."
+        )
     if finding.get("drawn"):
         return f"{said}.", "The loop draws random numbers between its steps, which could not be drawn again."
     again = {
