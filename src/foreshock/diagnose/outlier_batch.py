@@ -129,7 +129,8 @@ def _gradient(odds: Odds, found: Strike, loss: Reading) -> None:
         return
     first = found.gradient[0]
     signal = first.signal.partition("/")[0]
-    part = (min(abs(first.z), STRANGE_Z) - PLAIN_Z) / (STRANGE_Z - PLAIN_Z)
+    off = sum(min(abs(each.z), 2 * STRANGE_Z) for each in found.gradient) / len(found.gradient)
+    part = (min(off, STRANGE_Z) - PLAIN_Z) / (STRANGE_Z - PLAIN_Z)
     weight = ORDINARY + (STRANGE - ORDINARY) * max(0.0, part)
     if weight >= 0:
         odds.add(weight, f"Its gradient was unusual too: {first.name} {first.told}.", signal)

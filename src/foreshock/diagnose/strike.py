@@ -66,7 +66,8 @@ class Strike:
         order: the order in which signals left their range.
         loss: where the loss rose; None where it has not.
         share: part of the rise up to the peak that came in that one record, 0 to 1, on the scale of the noise.
-        gradient: what was unusual about the gradient of that batch, the furthest first, be it in range.
+        gradient: what was unusual about the gradients of that batch and of those after it whose losses were high (3
+            at most), one reading for each, the furthest first, be it in range.
         before: the update furthest above its range in the records before; None where none was recorded.
         leap: the largest leap of gradient or update before the rise (before the peak, where the loss has not risen).
         own: the same at the rise itself.
@@ -214,7 +215,21 @@ def _share(order: Onset, rise: int, last: int) -> float:
 
 
 def _gradient(run: Run, event: Event, step: int) -> tuple[Reading, ...]:
-    """Returns what the gradient of a step was like: its norm, its size against v, its tensors' norms, its direction."""
+    """Returns what the gradients were like from a step on while losses were out of their range, for 3 records at most.
+
+    Of each record what was furthest off, the furthest first: norm, size against v, norms of tensors, direction.
+    """
+    order = onset(run, event)
+    assert order is not None
+    track, found = order.tracks["loss"], list[Reading]()
+    for place in range(int(np.searchsorted(track.steps, step)), len(track.steps))[:SINCE]:
+        if track.z[place] < OUT and track.steps[place] != step:
+            break
+        found += _one_gradient(run, event, int(track.steps[place]))[:1]
+    return tuple(sorted(found, key=lambda each: -abs(each.z)))
+
+
+def _one_gradient(run: Run, event: Event, step: int) -> tuple[Reading, ...]:
     order = onset(run, event)
     assert order is not None
     found = [order.at(name, step) for name in ("grad_norm", "grad_sq_over_v_mean", "grad_cosine")]
