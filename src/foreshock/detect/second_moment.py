@@ -33,13 +33,17 @@ def optimizer(run: Run) -> str:
 
 
 def betas(run: Run) -> tuple[float | None, float | None]:
-    """Returns beta1 and beta2, None where the metadata do not say or groups differ."""
+    """Returns beta1 and beta2, None where the metadata do not say or groups differ, or nothing would be forgotten."""
     said = [found for each in groups(run) if isinstance(found := each.get("betas"), (list, tuple))]
     pairs = {tuple(beta for beta in each[:2] if isinstance(beta, (int, float))) for each in said}
     if len(pairs) == 1 and len(pair := pairs.pop()) == 2:
-        return float(pair[0]), float(pair[1])
+        return float(pair[0]), _forgets(pair[1])
     alphas = {each["alpha"] for each in groups(run) if isinstance(each.get("alpha"), float) and _of_squares(each)}
-    return (0.0, float(alphas.pop())) if len(alphas) == 1 else (None, None)  # type: ignore[arg-type]
+    return (0.0, _forgets(alphas.pop())) if len(alphas) == 1 else (None, None)
+
+
+def _forgets(beta: object) -> float | None:
+    return float(beta) if isinstance(beta, (int, float)) and beta < 1 else None
 
 
 def has_second_moment(run: Run) -> bool:

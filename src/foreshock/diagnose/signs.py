@@ -43,6 +43,7 @@ UNREAD = 0.85  # most that this can be worth without a reading
 BACK, WINDOW = 12, 100  # steps before the rise whose gradients count; and whose second moments do
 FREE, HALF = 0.75, 0.4  # share of the free decay 1 - beta2 that is one; of the steps, from which v drove chi
 DRIVEN, UNDRIVEN, DROVE = 0.8, 0.15, 0.12  # shares of the second moment with and without; ln 1/sqrt(v) that is enough
+MOST_GROWN = 7.0  # ln of a thousand: more is said as that
 SPAN = 30  # steps over which readings must reach to tell how chi grew
 RAISED = 0.02  # growth of ln lr over the window that counts
 
@@ -228,7 +229,7 @@ def _shares(run: Run, rise: int, leapt: bool) -> tuple[dict[str, float], str, fl
         driven = {"preconditioner": share, "landscape": 1 - share}
         said = (
             f"In {percent(freely)} of the {WINDOW} steps before, the second moment decayed freely at beta2; its decay "
-            f"made steps {percent(math.expm1(max(0.0, grown)))} longer."
+            f"made steps {percent(math.expm1(min(max(0.0, grown), MOST_GROWN)))} longer."
         )
     own = 0.8 if leapt else rate / (rate + DROVE) if rate > RAISED else 0.0
     return {name: part * (1 - own) for name, part in driven.items()} | {"learning rate": own}, said, grown
