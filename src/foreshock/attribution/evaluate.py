@@ -51,7 +51,7 @@ class Evaluation:
         copies = [param.detach().clone() for param in self.params]
         with harmless(self.params, self.modules), unseen(self.modules):
             try:
-                with widened(self.params, self.dtype or torch.float32):
+                with widened(self.params, self.dtype or torch.float32, self.modules):
                     yield self
             finally:
                 for param, copy in zip(self.params, copies, strict=True):

@@ -133,15 +133,22 @@ def measured(
     """
     if dtype is not None and (dtype not in (torch.float32, torch.float64)):
         raise UsageError(f"attribute(dtype): torch.float32, torch.float64 or None, got {dtype!r}")
-    evaluation = Evaluation(params, modules, dtype)
-    first, last = _ends(evaluation, losses, ends)
-    notes = []
+    evaluation, notes = Evaluation(params, modules, dtype), []
+    try:
+        first, last = _ends(evaluation, losses, ends)
+    except Exception as error:
+        narrow = params[0].dtype
+        if dtype is not None or narrow not in (torch.float16, torch.bfloat16) or isinstance(error, UsageError):
+            raise
+        evaluation = Evaluation(params, modules, narrow)
+        first, last = _ends(evaluation, losses, ends)
+        notes.append(f"computed in {narrow}, in which the path is coarse: float32 fails here ({error})")
     faint = float((last - first).mean().abs()) < FAINT * float(first.abs().mean())
     if dtype is None and faint and evaluation.eps > torch.finfo(torch.float64).eps and params[0].device.type != "mps":
         wide = Evaluation(params, modules, torch.float64)
         try:
             first, last = _ends(wide, losses, ends)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+        except Exception as error:
             notes.append(f"the change is less than {FAINT:g} of the loss, and float64 cannot be computed in: {error}")
         else:
             evaluation = wide

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -56,18 +57,21 @@ class Widened(TorchFunctionMode):
 
 
 @contextmanager
-def widened(params: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+def widened(params: Sequence[Tensor], dtype: torch.dtype, modules: Sequence[nn.Module] = ()) -> Iterator[None]:
     """Has parameters, and all that is computed with them, in a wider type inside; their own memory is not touched.
 
     Args:
         params: the parameters.
         dtype: float32 or float64; parameters that are as wide already stay as they are.
+        modules: those that are run; recurrent ones are given inputs of the type, which they insist on.
     """
     narrow = [param for param in params if param.dtype in _NARROW[: _NARROW.index(dtype)]]
     if not narrow:
         yield
         return
     own = [param.data for param in narrow]
+    recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
+    hooks = [module.register_forward_pre_hook(partial(_wide_inputs, dtype)) for module in recurrent]
     usual = torch.get_default_dtype()
     try:
         for param in narrow:
@@ -77,6 +81,16 @@ def widened(params: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
         with Widened(dtype):
             yield
     finally:
+        for hook in hooks:
+            hook.remove()
         torch.set_default_dtype(usual)
         for param, data in zip(narrow, own, strict=True):
             param.data = data
+
+
+def _wide_inputs(dtype: torch.dtype, _: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    narrower = _NARROW[: _NARROW.index(dtype)]
+    wide: tuple[Any, ...] = tree_map(
+        lambda x: x.to(dtype) if isinstance(x, Tensor) and x.dtype in narrower else x, given
+    )
+    return wide
