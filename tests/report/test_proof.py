@@ -253,7 +253,8 @@ def test_proof_blame_and_advice_are_drawn_and_answer_the_pointer(tmp_path: Path)
     extra.wide = document.scrollingElement.scrollWidth - innerWidth;
     article.querySelector('[data-act="next"]').click();
     document.querySelector(".theme").click();
-    for (let i = 0; i < 300 && all("canvas.thumb").some((canvas) => canvas.width < 2); i++) await frame();
+    const drawing = () => !all(".proofchart canvas").length || all("canvas.thumb").some((canvas) => canvas.width < 2);
+    for (let i = 0; i < 300 && drawing(); i++) await frame();
     extra.second = text(".told");
     extra.pictures = all("canvas.thumb").map((canvas) => canvas.width);
     extra.later = all(".proofchart canvas").length;

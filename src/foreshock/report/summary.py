@@ -126,7 +126,7 @@ def verdict(run: Run, events: Sequence[Event], found: Detail | None, story: Expl
     result += _lost([lost.get(event.key) for event in events if event.kind in HARM])
     several = len(harm) > 0 and sum(kinds[k] for k in HARM) > 1
     known = () if story is None else story.sentence or ()
-    told = story is not None and story.story is not None
+    told = known and (story is None or story.story is not None or not _announced(found))
     why = known if told else [*known, *([Phrase(" ")] if known else []), *_signs(found)]
     largest = _largest(run, found, several, lost)
     return [*result, Phrase(". "), *largest, *why, *_now(run, events, found), *guard.sentence(run)]
@@ -194,6 +194,12 @@ def _largest(run: Run, found: Detail, several: bool, lost: Mapping[Key, Fate]) -
             sigmas = number(event.severity) if event.severity <= MANY else f"more than {MANY:,}"
             result.append(Phrase(f", {sigmas} robust sigmas above its level"))
     return [*result, Phrase(". " if fate is None else f"; {fate.sentence}. ")]
+
+
+def _announced(found: Detail) -> bool:
+    """Returns whether a signal had left its range before the onset."""
+    first = earliest([item for item in (*found.wide, *found.tensors) if item.column != found.span.event.signal])
+    return first is not None and (first.lead or 0) > 0
 
 
 def _signs(found: Detail) -> list[Phrase]:
