@@ -13,6 +13,7 @@ from foreshock.history.compare import Digest, digest
 from foreshock.history.state import State
 from foreshock.history.streams import Streams, filled
 from foreshock.history.tape import Entry, settled
+from foreshock.monitor import Monitor
 from foreshock.run.event import Event
 
 
@@ -38,6 +39,7 @@ class Window:
     Attributes:
         event: as it was last known.
         start: the first step.
+        monitor: what watches the live objects, and sleeps while they are used; None where nothing does.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Window:
         self._entries = {entry.step: entry for entry in entries}
         self._checkpoints = {each.step: each for each in checkpoints}
         self._holding, self._batches = holding, batches
+        self.monitor: Monitor | None = None
         settled(self._entries.values())
 
     def __repr__(self) -> str:

@@ -5,31 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from foreshock import distributed
 from foreshock.errors import UsageError
-from foreshock.history import History, Stored, Window
+from foreshock.history import Source, window_of
 from foreshock.history.entrance import Entrance
-from foreshock.monitor import Monitor
 from foreshock.replay import course, parallel, what_if
 from foreshock.replay.arm import Arm
 from foreshock.replay.aside import aside
 from foreshock.replay.beside import beside
 from foreshock.replay.result import ArmResult, Replay, judged, largest
 from foreshock.replay.scene import NotApplicable, Scene, StepFunction
-from foreshock.replay.slots import changed
+from foreshock.replay.slots import Structure, changed
 from foreshock.run.event import Event
-
-if TYPE_CHECKING:
-    from foreshock.run import Run
 
 LEFT = frozenset({"proceed", "skip", "rollback", "stop"})  # what a guard does without changing a step that is taken
 MEAN = 1e-6  # relative error up to which two means of the same micro-batches are one
 
 
 def replay(
-    source: Monitor | History | Stored | Window,
+    source: Source,
     event: Event,
     step_fn: StepFunction,
     arms: Sequence[Arm] | None = None,
@@ -70,7 +65,9 @@ def replay(
     """
     chosen = what_if.standard() if arms is None else tuple(arms)
     _check(chosen, step_fn, processes)
-    window, history = _window(source, event, before)
+    if before is not None and (not isinstance(before, int) or isinstance(before, bool)):
+        raise UsageError(f"replay(before=...): a step is needed, got {before!r}")
+    window = window_of(source, event, call="replay", before=before)
     event = window.event if window.event.key == event.key else event  # its last version
     model = window.holding.model
     scene = Scene(window, event, None if model is None else distributed.group_of(model.modules()))
@@ -80,8 +77,8 @@ def replay(
     if scene.last < event.onset:
         raise UsageError(f"replay: the batches of the event at step {event.onset} are not kept; the last is of "
                          f"step {scene.last}")  # fmt: skip
-    monitor = None if history is None else history.monitor
-    scene.beside = beside(step_fn, window.holding)
+    monitor = window.monitor
+    scene.beside = [Structure(window.holding), *beside(step_fn, window.holding)]
     with aside(window.holding, monitor=monitor, memory=memory, beside=scene.beside):
         original, candidate, differs, repeats = _unchanged(scene, step_fn)
         unheld = () if differs is None else changed(scene.beside)
@@ -99,16 +96,12 @@ def replay(
         unheld,
     )
     if monitor is not None and _writes(scene):
-        _run(monitor).add_finding(found.to_dict())
+        monitor.run.add_finding(found.to_dict())
     return found
 
 
 def _writes(scene: Scene) -> bool:
     return scene.group is None or distributed.place(scene.group)[0] == 0
-
-
-def _run(monitor: Monitor) -> Run:
-    return monitor.run
 
 
 def _check(arms: Sequence[Arm], step_fn: StepFunction, processes: int) -> None:
@@ -124,28 +117,6 @@ def _check(arms: Sequence[Arm], step_fn: StepFunction, processes: int) -> None:
         raise UsageError(f"replay(step_fn): must be a function of a batch, got {type(step_fn).__name__}")
     if not isinstance(processes, int) or processes < 1:
         raise UsageError(f"replay(processes=...): must be a positive integer, got {processes!r}")
-
-
-def _window(
-    source: Monitor | History | Stored | Window, event: Event, before: int | None
-) -> tuple[Window, History | Stored | None]:
-    """Returns the window to run, and the history that it comes from.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if isinstance(source, Window):
-        return source, None
-    history = source.history if isinstance(source, Monitor) else source
-    if history is None:
-        raise UsageError(
-            "replay: nothing was kept to go back to; attach a history to the monitor while it watches: "
-            "`with fs.Monitor(model, optimizer) as monitor, fs.History(monitor):`, and give batches to "
-            "monitor.observe(loss, batch=batch)"
-        )
-    if not isinstance(history, (History, Stored)):
-        raise UsageError(f"replay(source): a Monitor, a History or a Window is needed, got {type(source).__name__}")
-    return history.window(event, before=before), history
 
 
 def _untouched(scene: Scene) -> None:
