@@ -84,6 +84,7 @@ INNOCENT: Mapping[str, Mapping[str, Any]] = {
     "a larger batch": {"batch_size": np.where(SINCE, 64.0, 4.0)},
     "the last batch of each epoch": {"batch_size": np.where(STEP % 40 == 39, 4.0, 64.0)},
     "restarts that never did harm": {"lr": CYCLES},
+    "a warm-up": {"lr": 1e-3 * np.minimum(1.0, (STEP + 1) / 450)},
     "a warm-up that was long over": {"lr": 0.1 * np.minimum(1.0, (STEP + 1) / 300)},
 }
 
@@ -126,3 +127,14 @@ def test_a_learning_rate_that_climbs_to_its_highest_is_suspected() -> None:
 
 def test_without_any_of_it_nobody_knows() -> None:
     assert schedule(Run.from_arrays({"loss": np.ones(STEPS)}), EVENT) is None
+
+
+def test_a_warm_up_that_was_recorded_rarely_is_no_leap() -> None:
+    rare, at = np.arange(0, 1000, 10), np.arange(0, 1000, 10)
+    draw = np.random.default_rng(0)
+    loss = np.where((at >= 100) & (at < 150), 3.0, 1.0) + 0.02 * draw.standard_normal(100)
+    event = Event("spike", 100, 100, 110, 140, 2.0, 50.0, "loss")
+    climbing = Run.from_arrays({"step": rare, "loss": loss, "lr": 1e-3 * np.minimum(1.0, at / 500)})
+    leaping = Run.from_arrays({"step": rare, "loss": loss, "lr": np.where(at >= 100, 1e-3, 1e-4)})
+    scores = [cause.score for run in (climbing, leaping) if (cause := schedule(run, event))]
+    assert scores[0] < 0.5 < 0.9 < scores[1]

@@ -21,6 +21,7 @@ BEFORE, NOISE = 50, 100  # steps before the rise in which a leap counts, and a c
 NEAR = 20  # steps within which it counts in full
 LEAPT, FIVEFOLD = 0.5, 0.95  # scores of a step that got longer by 15 %, and by five times or more
 LATE, HARMLESS = 0.75, 0.4  # factors where it is further away, and where earlier ones as large did nothing
+SMOOTH, ABRUPT = 0.6, 2.5  # factor where it climbed by and by; times the third largest change around, that is a leap
 SMALLER, SIXTEENFOLD = 0.35, 0.92  # scores of a batch half as large, and one of a sixteenth
 HALF, SIXTEEN = 2.0, 16.0
 PASSED = 0.5  # share of a leap of the loss scale (on the logarithmic scale) that must be in the gradient
@@ -89,7 +90,7 @@ def _rates(run: Run, rise: int) -> Iterator[Leap]:
         factor, at, last = _grown(rate, rise - BEFORE, rise)
         if factor < RATIO:
             continue
-        score = longer(factor) * (1.0 if rise - at <= NEAR else LATE)
+        score = longer(factor) * (1.0 if rise - at <= NEAR else LATE) * (1.0 if _abrupt(rate, at) else SMOOTH)
         before, _, _ = _grown(rate, int(rate.steps[0]) + RECORDS, rise - 2 * BEFORE)
         harmless = before >= 0.8 * factor and not _higher(rate, at, rise)
         whose = f" of parameter {name.removeprefix('lr/')}" if len(columns) > 1 else ""
@@ -104,12 +105,23 @@ def _grown(rate: Series, first: int, last: int) -> tuple[float, int, int]:
     low, high = np.searchsorted(rate.steps, [first, last + 1])
     best, at, records = 1.0, last, 1
     for place in range(max(int(low), 1), int(high)):
-        part = rate.values[max(0, place - RECORDS) : place]
+        early = int(np.searchsorted(rate.steps, rate.steps[place] - RECORDS))  # of rare records, the last one
+        part = rate.values[min(max(early, place - RECORDS), place - 1) : place]
         least = float(part.min())
         if least > 0 and rate.values[place] / least > best:
             best, at = float(rate.values[place]) / least, int(rate.steps[place])
             records = len(part) - int(np.flatnonzero(part <= least * (1 + 1e-9))[-1])
     return best, at, records
+
+
+def _abrupt(rate: Series, at: int) -> bool:
+    """Returns whether a learning rate leapt, and did not climb by and by as in a warm-up."""
+    place = int(np.searchsorted(rate.steps, at))
+    around = rate.values[max(0, place - RECORDS) : place + RECORDS + 1]
+    with np.errstate(all="ignore"):
+        moves = np.abs(np.diff(np.log(around)))
+    moves = np.sort(moves[np.isfinite(moves)])[::-1]
+    return len(moves) < 3 or float(moves[0]) > ABRUPT * float(moves[2])
 
 
 def _higher(rate: Series, at: int, rise: int) -> bool:
