@@ -186,6 +186,37 @@ def test_clipping_is_found_whether_gradients_were_kept_or_not(name):
     assert torch.allclose(guessed.culprits, found.culprits, rtol=2e-3, atol=1e-9)
 
 
+def test_what_lies_in_grad_tells_the_clipping_of_a_step_that_was_taken():
+    net = classifier()
+    optimizer = made("adamw", net)
+    step = trained(net, optimizer, 3, clip=0.05)[-1]
+    losses = losses_of(net, batch(2))
+    kept = attribute(losses, step.params, step.before, step.after, names=net, optimizer=step)
+    live = attribute(losses, step.params, step.before, step.after, names=net, optimizer=optimizer)
+    assert live.clipped == pytest.approx(kept.clipped, rel=1e-9)
+    assert torch.allclose(live.culprits, kept.culprits, rtol=1e-6, atol=1e-12)
+    optimizer.zero_grad()
+    blind = attribute(losses, step.params, step.before, step.after, names=net, optimizer=optimizer)
+    assert any("was not kept" in note for note in blind.notes)
+    other = attribute(losses_of(net, batch(9)), step.params, step.before, step.after, optimizer=optimizer)
+    assert float(other.culprits.sum()) + other.history + other.decay + other.rest == pytest.approx(other.total)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scalers_scale_is_not_part_of_what_was_consumed(fused):
+    net = classifier(dtype=torch.float32)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.05, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    losses = losses_of(net, batch(0, dtype=torch.float32))
+    scaler.scale(losses().mean()).backward()
+    with capture(optimizer, net) as step:
+        scaler.step(optimizer)
+    scaler.update()
+    found = attribute(losses, step.params, step.before, step.after, names=net, optimizer=step)
+    assert found.clipped == 1.0
+    assert abs(found.rest) <= 1e-4 * abs(found.total)
+
+
 def kept_state(step):
     """Returns what `step` was taken with as a state_dict."""
     source = step.source

@@ -122,8 +122,8 @@ def consumption(
 ) -> tuple[StepSplit, Scaling, list[str]]:
     """Returns how a step was made, and what became of the batch's gradient before; one gradient.
 
-    Where the gradient that the optimizer consumed was not kept, it is the batch's times the number that explains the
-    step best.
+    Where the gradient that the optimizer consumed was not kept, it is what lies in `.grad`, if that is the batch's but
+    for a factor; else the batch's times the number that explains the step best.
     """
     known, consumed = source
     before, after = ends
@@ -131,9 +131,12 @@ def consumption(
     wanted = [group is not None for group in known.groups]
     found = evaluation.gradient(losses, weights, wanted)
     recomputed = [torch.zeros_like(p) if g is None else g.detach() for g, p in zip(found, before, strict=True)]
-    if consumed is not None:
+    scale = None if consumed is None else scaling(consumed, recomputed)
+    if consumed is None and any(grad is not None for grad in known.lying):
+        scale = scaling(known.lying, recomputed)
+        consumed = known.lying if scale.how != "something else" else None
+    if scale is not None and consumed is not None:
         split = split_step(known, before, after, consumed)
-        scale = scaling(consumed, recomputed)
     else:
 
         def scaled(factor: float) -> list[Tensor | None]:
@@ -150,6 +153,12 @@ def consumption(
             split = split_step(known, before, after, scaled(whole))
         scale = Scaling((whole,) * len(before), whole, 0.0, "as it is" if whole == 1.0 else "scaled")
     notes = list(split.notes)
+    if split.taken and consumed is None:
+        notes.append(
+            "the optimizer's state is that after the step, and its gradient was not kept: how much of the momentum is "
+            "this batch's is right only if the gradient was not clipped or scaled; keep the step with "
+            "attribution.capture"
+        )
     if split.known and scale.how in _HOW:
         notes.append(_HOW[scale.how].format(whole=scale.whole, other=scale.other))
     return split, scale, notes

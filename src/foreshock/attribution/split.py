@@ -30,12 +30,14 @@ class Source:
         groups: the settings of each parameter's group, None for parameters it does not have.
         states: each parameter's state.
         taken: whether the state is that after the step, None where that is to be found out.
+        lying: what lies in `.grad`, which may be what was consumed; empty where that is not to be looked at.
     """
 
     kind: type | str
     groups: tuple[Mapping[str, Any] | None, ...]
     states: tuple[Mapping[str, Any], ...]
     taken: bool | None
+    lying: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class StepSplit:
         terms: one for each tensor; None where no rule tells, or the tensor was left alone.
         grads: the gradients as the optimizer consumed them, None where there was none.
         missed: |executed step - sum of the pieces| / |executed step| over all tensors.
+        taken: whether it was read off the state after the step.
         notes: sentences for the user.
     """
 
@@ -54,6 +57,7 @@ class StepSplit:
     terms: tuple[Terms | None, ...]
     grads: tuple[Tensor | None, ...]
     missed: float
+    taken: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -77,13 +81,14 @@ def source_of(optimizer: Any, params: Sequence[Tensor], kind: type | str | None 
     inner = optimizer
     while not isinstance(inner, (Optimizer, Mapping)) and hasattr(inner, "optimizer"):
         inner = inner.optimizer
+    lying = tuple(param.grad for param in params)
     if isinstance(inner, Optimizer):
         owner = {id(param): group for group in inner.param_groups for param in group["params"]}
         groups = tuple(owner.get(id(param)) for param in params)
         if not any(group is not None for group in groups):
             raise UsageError("attribute(optimizer=...): it has none of `params`; give the one that took the step")
         states = tuple(inner.state.get(param) or {} for param in params)
-        return Source(kind or type(inner), groups, states, None)
+        return Source(kind or type(inner), groups, states, None, lying)
     if isinstance(inner, Mapping) and "param_groups" in inner and "state" in inner:
         order = [(index, group) for group in inner["param_groups"] for index in group["params"]]
         if len(order) != len(params):
@@ -92,7 +97,7 @@ def source_of(optimizer: Any, params: Sequence[Tensor], kind: type | str | None 
                 "the optimizer itself, or the parameters in its order"
             )
         states = tuple(inner["state"].get(index) or {} for index, _ in order)
-        return Source(kind or _guess(order[0][1], states), tuple(group for _, group in order), states, None)
+        return Source(kind or _guess(order[0][1], states), tuple(group for _, group in order), states, None, lying)
     raise UsageError(
         "attribute(optimizer=...): the optimizer, its state_dict(), or the step that attribution.capture kept, got "
         f"{type(optimizer).__name__}"
@@ -116,7 +121,9 @@ def split_step(
         return _split(source, source.taken, before, after, grads)
     early, late = (_split(source, taken, before, after, grads) for taken in (False, True))
     # after a first step the state looks, to the rule, as if another like it came next: both fit, and it is the later
-    return early if early.missed < late.missed / 2.0 else late
+    if early.missed < late.missed / 2.0 or not any(source.states):
+        return early
+    return late
 
 
 def _split(
@@ -149,7 +156,7 @@ def _split(
             f"{share:.1%} of the step's length is not what {name} does with its state and this gradient; that part is "
             "reported as the rest"
         )
-    return StepSplit(name, tuple(found), tuple(grads), share, tuple(dict.fromkeys(notes)))
+    return StepSplit(name, tuple(found), tuple(grads), share, taken, tuple(dict.fromkeys(notes)))
 
 
 def thinned(

@@ -63,8 +63,8 @@ def attribute(
         names: the model, or names for the parameters.
         optimizer: who took the step: the step that `capture` kept, or the optimizer or its `state_dict()` as before
             or as after the step.
-        grads: the gradients that the optimizer consumed, where they were kept; else the batch's, times the number
-            that explains the step (clipping).
+        grads: the gradients that the optimizer consumed, where they were kept; else what lies in `.grad`, if it is the
+            batch's but for a factor (clipping), or the batch's times the number that explains the step.
         culprit_loss: the losses of the batch that the step was taken on, where `per_example_loss` is of another.
         weights: of the examples in the loss, (n,); 1/n by default.
         directions: {"mu_G": ("head.weight", mu), "u1": [one tensor for each parameter]}: parts of the step along them.
