@@ -159,6 +159,8 @@ def test_weights_that_moved_by_their_updates_rule_a_fault_out() -> None:
     fault, new = scores(trained({}))
     assert fault < 0.05
     assert new < 0.5
+    rare = {name: trained({})[name][::10] for name in trained({}).columns}
+    assert not_reproducible(Run.from_arrays({"step": np.arange(0, STEPS, 10), **rare}), EVENT) is None
     loss_alone = Run.from_arrays({"loss": trained({})["loss"]})
     assert not_reproducible(loss_alone, EVENT) is None
 

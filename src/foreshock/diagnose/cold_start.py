@@ -13,7 +13,7 @@ import numpy as np
 from foreshock.detect.series import Series, near, series
 from foreshock.diagnose.base import RULED_OUT, Cause
 from foreshock.diagnose.onset import Onset, onset
-from foreshock.diagnose.outside import CHANGES, Outside, likeness, outside, renewed
+from foreshock.diagnose.outside import CHANGES, Outside, likeness, outside, renewed, watched
 from foreshock.diagnose.wording import count, number, percent
 from foreshock.run.event import Event
 from foreshock.run.run import Run
@@ -88,7 +88,7 @@ def cold_start(run: Run, event: Event) -> Cause | None:
         score = 1 - (1 - score) * (1 - written.strength * (1 - written.fault) * written.drawn)
         said = _written(written) + said
     if not said or score < RULED_OUT:
-        said = [_nothing(here), *against, *said]
+        said = [_nothing(watched(run, event)), *against, *said]
         against = []
     todo = ADVICE if score >= RULED_OUT else ()
     read = tuple(name for name in (*NEEDS, *BETTER) if name in here)
@@ -189,8 +189,5 @@ def _written(written: Outside) -> list[str]:
     return said
 
 
-def _nothing(run: Run) -> str:
-    said = "No tensors were added or replaced"
-    if "outside_norm" in run or run.tensors("update_norm") or "update_norm" in run:
-        said += ", and none was initialised again"
-    return said + "."
+def _nothing(watched: bool) -> str:
+    return "No tensors were added or replaced" + (", and none was initialised again." if watched else ".")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from foreshock.detect.series import near
 from foreshock.diagnose.base import RULED_OUT, Cause
-from foreshock.diagnose.outside import Outside, likeness, outside
+from foreshock.diagnose.outside import Outside, likeness, outside, watched
 from foreshock.diagnose.wording import count, percent
 from foreshock.run.event import Event
 from foreshock.run.run import Run
@@ -44,7 +44,7 @@ def not_reproducible(run: Run, event: Event) -> Cause | None:
         return None
     found = outside(run, event)
     if found is None:
-        if not any(name in here or here.tensors(name) for name in ("update_norm", "outside_norm")):
+        if not watched(run, event):
             return None
         calm = "Before the rise no weights moved by more than their updates."
         return Cause(NAME, STILL, (calm,), CONTRADICTS, (), REFERENCES, read)

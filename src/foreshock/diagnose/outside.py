@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from foreshock.detect.series import near
+import numpy as np
+
+from foreshock.detect.series import near, series
 from foreshock.diagnose.onset import onset
 from foreshock.diagnose.wording import count, number, percent
 from foreshock.diagnose.written import LATELY, Written, burst, written
@@ -114,6 +116,16 @@ def _outside(run: Run, event: Event) -> Outside | None:
     alone = len(mine) == 1 and sum(each.rpartition(".")[0] == mine[0].name.rpartition(".")[0] for each in names) > 1
     changed = renewed(here, step - 1, step + 1)
     return Outside(step, tuple(mine), modules, rise, _fault(mine, modules, alone, bool(changed)))
+
+
+def watched(run: Run, event: Event) -> bool:
+    """Returns whether a write to the weights at the event would show: norms of neighbouring steps, or of writes."""
+    run = near(run, event)
+    if "outside_norm" in run or run.tensors("outside_norm"):
+        return True
+    tail = f"/{run.tensors('update_norm')[0]}" if run.tensors("update_norm") else ""
+    moved = series(run, f"update_norm{tail}").within(event.onset - BACK, event.onset + BACK).steps
+    return len(moved) > 1 and bool(np.min(np.diff(moved)) == 1) and f"param_norm{tail}" in run
 
 
 def renewed(run: Run, first: int, last: int) -> dict[str, tuple[str, ...]]:
