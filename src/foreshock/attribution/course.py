@@ -16,6 +16,7 @@ from foreshock.attribution.evaluate import Evaluation, Losses
 from foreshock.attribution.examples import batch_losses
 from foreshock.errors import UsageError
 from foreshock.history import Window
+from foreshock.replay.slots import Kept
 
 __all__ = ["Course", "Rise"]
 
@@ -60,6 +61,7 @@ class Course:
         window: the steps.
         step_fn: takes one.
         per_example_loss: batch -> losses, (n,).
+        beside: what `step_fn` uses and the window does not hold; every course begins with it as it is now.
         candidate: which of the states of the random streams a step begins with.
 
     Attributes:
@@ -71,9 +73,10 @@ class Course:
 
     def __init__(
         self, window: Window, step_fn: Callable[[Any], Any], per_example_loss: Callable[[Any], Tensor],
-        candidate: int = 0,
+        beside: Sequence[Kept] = (), candidate: int = 0,
     ) -> None:  # fmt: skip
-        self.window, self._step_fn, self._loss, self._candidate = window, step_fn, per_example_loss, candidate
+        self.window, self._step_fn, self._loss = window, step_fn, per_example_loss
+        self._beside, self._candidate = beside, candidate
         holding = window.holding
         self.params: list[Tensor] = [param for group in holding.optimizer.param_groups for param in group["params"]]
         self.modules = [] if holding.model is None else [holding.model]
@@ -170,6 +173,8 @@ class Course:
 
     def _walk(self, last: int) -> Iterator[int]:
         """Yields each taken step up to `last` with the state before it, and then takes it unless that was done."""
+        for each in self._beside:
+            each.put_back()
         self.window.restore()
         for param in self.params:
             param.grad = None

@@ -16,9 +16,10 @@ from foreshock.attribution.result import Attribution, ranked
 from foreshock.attribution.step import Nodes
 from foreshock.attribution.steps import attribute_steps
 from foreshock.errors import UsageError
-from foreshock.history import History, Window
-from foreshock.monitor import Monitor
+from foreshock.history import Source, window_of
 from foreshock.replay.aside import aside
+from foreshock.replay.beside import beside
+from foreshock.replay.slots import Structure
 from foreshock.run.event import Event
 
 __all__ = ["attribute_event"]
@@ -28,7 +29,7 @@ SPAN = 6  # steps that are attributed together: half of what a gradient does wit
 
 
 def attribute_event(
-    source: Monitor | History | Window,
+    source: Source,
     event: Event,
     step_fn: Callable[[Any], Any],
     per_example_loss: Callable[[Any], Tensor],
@@ -53,7 +54,8 @@ def attribute_event(
             model(batch[0]), batch[1], reduction="none"), decode=lambda batch, i: batch[0][i, 0])
 
     Args:
-        source: the monitor, if a `History` is attached to it; that history; or a window of it.
+        source: the monitor, if a `History` is attached to it; that history, or one loaded from disk and attached to a
+            fresh model and optimizer; or a window of it.
         event: one of `monitor.events`.
         step_fn: `step_fn(batch)` takes one step of the training on the live objects, as for `replay`.
         per_example_loss: `per_example_loss(batch)` returns the losses of a batch's examples, (n,).
@@ -71,10 +73,10 @@ def attribute_event(
         raise UsageError("attribute_event(step_fn, per_example_loss): both must be functions of a batch")
     if span < 1 or top < 1:
         raise UsageError(f"attribute_event: span and top are at least 1, got {span} and {top}")
-    window, history = _window(source, event)
-    monitor = None if history is None else history.monitor
-    with aside(window.holding, monitor=monitor, memory=memory):
-        course = Course(window, step_fn, per_example_loss)
+    window = window_of(source, event, call="attribute_event")
+    monitor, kept_beside = window.monitor, [Structure(window.holding), *beside(step_fn, window.holding)]
+    with aside(window.holding, monitor=monitor, memory=memory, beside=kept_beside):
+        course = Course(window, step_fn, per_example_loss, kept_beside)
         rise = course.rise()
         steps = list(rise.pushing[:span] if rise.odd else rise.pushing[-span:])
         seen = rise.calm if rise.odd else rise.after
@@ -93,19 +95,6 @@ def attribute_event(
     if monitor is not None:
         monitor.run.add_finding(found.to_dict())
     return found
-
-
-def _window(source: Monitor | History | Window, event: Event) -> tuple[Window, History | None]:
-    if isinstance(source, Window):
-        return source, None
-    history = source.history if isinstance(source, Monitor) else source
-    if not isinstance(history, History):
-        raise UsageError(
-            "attribute_event: nothing was kept to go back to; attach a history to the monitor while it watches: "
-            "`with fs.Monitor(model, optimizer) as monitor, fs.History(monitor):`, and give batches to "
-            "monitor.observe(loss, batch=batch)"
-        )
-    return history.window(event), history
 
 
 def _said(course: Course, steps: Sequence[int]) -> list[str]:

@@ -15,6 +15,7 @@ from foreshock.attribution.naming import by_module
 __all__ = ["Attribution", "concentration", "ranked"]
 
 TOP = 20  # rows and tensors that are written down
+SLIGHT = 0.1  # share of an odd batch's excess below which what updates did is not looked at for blame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +111,11 @@ class Attribution:
         if self.culprits is not None:
             labels = self.labels or [(self.step, i) for i in range(len(self.culprits))]
             values = {label: float(row) for label, row in zip(labels, self.culprits, strict=True)}
-        for i, row in enumerate(() if self.suspects is None else self.suspects):
-            values[self.step, i] = values.get((self.step, i), 0.0) + float(row)
+        if self.suspects is not None:
+            if abs(self.measured) < SLIGHT * float(self.suspects.sum()):
+                values = {}  # the updates did next to nothing: what examples pushed and pulled is beside the point
+            for i, row in enumerate(self.suspects):
+                values[self.step, i] = values.get((self.step, i), 0.0) + float(row)
         return sorted(values.items(), key=lambda item: -item[1])
 
     def to_dict(self) -> dict[str, Any]:
