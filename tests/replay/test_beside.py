@@ -171,3 +171,29 @@ def test_rates_set_by_hand_before_the_forward_pass_repeat() -> None:
     found = ByHand(lambda _: lambda: 1.0, replayed=True).found
     assert found is not None
     assert found.reproducible
+
+
+def test_an_arm_may_turn_the_training_inside_out() -> None:
+    def inside_out(scene: Any) -> None:
+        scene.model.half()
+        scene.model.add_module("more", nn.Linear(2, 2))
+        scene.optimizer.state.clear()
+        scene.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        scene.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+        scene.params[0].requires_grad_(False)
+        scene.model.eval()
+
+    class Twice(Loop):
+        def step(self, given: tuple[Tensor, Tensor]) -> Tensor:
+            if self.found is None and len(self.losses) == STEPS and arms:
+                arms.pop()
+                self.found = replay(self.monitor, EVENT, self.step, [what_if.arm("all", inside_out), what_if.cut_lr()])
+            return super().step(given)
+
+    arms = [1]
+    loop, plain = Twice(lambda _: lambda: 1.0, replayed=False), Loop(lambda _: lambda: 1.0, replayed=False)
+    assert loop.found is not None
+    assert [row.verdict == "failed" for row in loop.found.rows] == [True, False]
+    assert loop.losses == plain.losses
+    assert [each.dtype for each in loop.model.parameters()] == [torch.float32] * 6
+    assert len(loop.optimizer.param_groups) == 1

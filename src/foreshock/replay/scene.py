@@ -90,8 +90,8 @@ class Scene:
     @property
     def last(self) -> int:
         """Last step that is run: some beyond the peak, as far as there are batches."""
-        rise = max(0, self.event.peak - self.onset)
-        wanted = min(self.event.peak + rise + BEYOND, max(self.event.peak + BEYOND, self.onset + LONGEST))
+        peak = max(self.event.peak, self.onset)
+        wanted = min(2 * peak - self.onset + BEYOND, max(peak + BEYOND, self.onset + LONGEST))
         return min(self.window.steps[-1], wanted)
 
     @property

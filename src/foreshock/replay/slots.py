@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from foreshock.guard.holding import Holding
 from foreshock.guard.snapshots import Snapshots
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -89,6 +90,40 @@ class Namespace:
         if not _same(now, self._was):
             now.clear()
             now.update(self._was)
+
+
+class Structure:
+    """What a training is made of: modules, the memory of its tensors, the groups of its optimizer."""
+
+    name, kind = "structure", "training"
+
+    def __init__(self, holding: Holding) -> None:
+        optimizer, modules = holding.optimizer, [] if holding.model is None else list(holding.model.modules())
+        tables = [vars(each)[name] for each in modules for name in ("_parameters", "_buffers", "_modules")]
+        groups = optimizer.param_groups
+        self._tables = [(table, dict(table)) for table in (vars(optimizer), *tables, *groups)]
+        self._lists = [(each, list(each)) for each in (groups, *(group["params"] for group in groups))]
+        held = [*_params(optimizer), *(each for module in modules for each in _tensors(module))]
+        self._memory = [(each, each.data, each.requires_grad) for each in {id(each): each for each in held}.values()]
+        self._modes = [(each, each.training) for each in modules]
+
+    def changed(self) -> bool:
+        return False
+
+    def put_back(self) -> None:
+        for table, was in self._tables:
+            if not _same(table, was):
+                table.clear()
+                table.update(was)
+        for values, before in self._lists:
+            values[:] = before
+        for module, mode in self._modes:
+            module.training = mode
+        for tensor, data, wanted in self._memory:
+            if tensor.data_ptr() != data.data_ptr() or tensor.dtype != data.dtype or tensor.shape != data.shape:
+                tensor.grad = None
+                tensor.data = data
+            tensor.requires_grad_(wanted)
 
 
 class Attributes:
@@ -200,6 +235,11 @@ class Whole:
             self._snapshots.restore(0)
         for param, grad, _ in self._grads:
             param.grad = grad
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    own = [*module._parameters.values(), *module._buffers.values()]
+    return [each for each in own if each is not None and each.layout is torch.strided]
 
 
 def _none() -> Optimizer:
