@@ -85,7 +85,7 @@ class Kept:
             UsageError: as `check`.
         """
         self.check(step)
-        return _mapped(self.tree, Leaf, Leaf.give, _DEPTH)
+        return _mapped(self.tree, (Leaf,), Leaf.give, _DEPTH)
 
     def check(self, step: int) -> None:
         """Raises a UsageError where the batch was written to after it was given, so that it is lost."""
@@ -128,10 +128,8 @@ def size_of(leaf: Leaf) -> int:
 def _of_tensor(tensor: Tensor, copying: bool) -> Leaf:
     device, grad = tensor.device, tensor.requires_grad
     plain = tensor.detach() if grad else tensor
-    if device.type == "cuda":
-        return _from_gpu(plain, grad)
-    if device.type != "cpu":
-        return Leaf(plain.cpu(), device, grad)
+    if not tensor.is_cpu:
+        return _from_gpu(plain, grad) if tensor.is_cuda else Leaf(plain.cpu(), device, grad)
     if copying or _size(plain) <= SMALL or _scarce(plain):
         return Leaf(plain.clone(), device, grad)
     version = None if plain.is_inference() else plain._version
@@ -184,17 +182,18 @@ def _same_bits(one: Any, other: Any) -> bool:
     return bool(one.tobytes() == other.tobytes())
 
 
-def _mapped(value: Any, kinds: Any, change: Callable[[Any], Any], depth: int) -> Any:
+def _mapped(value: Any, kinds: tuple[type, ...], change: Callable[[Any], Any], depth: int) -> Any:
     """Returns a value with copies of its containers, in which everything of some kinds is changed."""
-    if isinstance(value, kinds):
+    kind = type(value)
+    if kind in kinds or isinstance(value, kinds):
         return change(value)
     if depth == 0 or value is None or isinstance(value, (str, bytes, int, float, complex, type)):
         return value
-    if type(value) in (list, tuple):
-        return type(value)(_mapped(each, kinds, change, depth - 1) for each in value)
+    if kind is list or kind is tuple:
+        return kind([_mapped(each, kinds, change, depth - 1) for each in value])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return tuple.__new__(type(value), [_mapped(each, kinds, change, depth - 1) for each in value])
-    if type(value) is dict:
+        return tuple.__new__(kind, [_mapped(each, kinds, change, depth - 1) for each in value])
+    if kind is dict:
         return {key: _mapped(each, kinds, change, depth - 1) for key, each in value.items()}
     if isinstance(value, torch.nn.Module) or callable(value):
         return value
@@ -203,7 +202,7 @@ def _mapped(value: Any, kinds: Any, change: Callable[[Any], Any], depth: int) ->
     return _of_object(value, kinds, change, depth)
 
 
-def _of_object(value: Any, kinds: Any, change: Callable[[Any], Any], depth: int) -> Any:
+def _of_object(value: Any, kinds: tuple[type, ...], change: Callable[[Any], Any], depth: int) -> Any:
     """Returns a copy of a container of another class, or of an object with attributes; itself where that fails."""
     try:
         made = copy.copy(value)

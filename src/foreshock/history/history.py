@@ -90,6 +90,7 @@ class History:
         self._entry: Entry | None = None  # the attempt under way
         self._after: Streams | None = None  # the random streams after the attempt before
         self._raw: Any = None  # the batch that was given last, of the attempt under way
+        self._begins = False  # whether there is the state in which it began
         self._short = ""  # why the tape is shorter than the ring
         self._loads: Any = None
         self._going = False
@@ -208,15 +209,16 @@ class History:
         """Takes note that an attempt begins; `clean` says that its forward pass is yet to come."""
         step, after = self.monitor.step, self._after
         self._entry = Entry(step, clean=clean)
-        beginning = self._states.begin(step)
-        for pin in self._pins if beginning else ():
-            pin.mark(self._states.all())
-        if refused := self._states.snapshots.refused:
+        self._begins = self._states.begin(step)
+        if self._begins:
+            for pin in self._pins:
+                pin.mark(self._states.all())
+        elif refused := self._states.snapshots.refused:
             self._mishaps.say("snapshot", f"History: {refused}; without snapshots nothing can be gone through again")
         if not clean and after is not None:  # it may have drawn since
             self._entry.streams = (after,)
             return
-        now = self._reader.read(deep=beginning or not self._tape.entries)
+        now = self._reader.read(deep=self._begins or not self._tape.entries)
         self._entry.streams = (now,) if after is None or not differ(now, after) else (now, after)
 
     def observed(self, loss: Tensor, batch: Any) -> None:
@@ -228,15 +230,17 @@ class History:
         """
         if not self._going:
             return
-        with self._mishaps.said("keeping a batch"):
+        try:
             if self._entry is None:
                 self._begin(clean=False)
             entry = self._entry
             assert entry is not None
-            entry.losses.append(float(loss) if loss.device.type == "cpu" else loss.clone())
+            entry.losses.append(float(loss) if loss.is_cpu else loss.clone())
             if batch is not None and self._batches is None and batch is not self._raw:
                 self._raw = batch
                 self._keep(entry, batch)
+        except Exception:
+            self._mishaps.failed("keeping a batch")
 
     def _keep(self, entry: Entry, batch: Any) -> None:
         if entry.unkept or capturing():
@@ -260,7 +264,7 @@ class History:
         """Takes note that the attempt under way has come to its end; the monitor sees to it, before it counts on."""
         if not self._going:
             return
-        with self._mishaps.said("keeping a step"):
+        try:
             entry, self._entry, self._raw = self._entry, None, None
             if entry is None or entry.step != self.monitor.step:
                 entry = Entry(self.monitor.step, streams=(self._after or self._reader.read(),))
@@ -271,11 +275,16 @@ class History:
             if self._spilling is not None:
                 self._spilling.write(self._pins)
             self._forget()
-            self._after = self._reader.read(deep=False)
+            self._after = self._reader.again() if entry.clean else self._reader.read(deep=False)
+        except Exception:
+            self._mishaps.failed("keeping a step")
 
     def _forget(self) -> None:
-        """Drops what no window can begin before, and what does not fit."""
-        steps, memory = self._states.steps, self._memory or 0  # of batches there is none as long as it is not known
+        """Drops what no window can begin before, once in a while, and what does not fit."""
+        memory = self._memory or 0  # of batches there is none as long as it is not known
+        if not self._begins and self._tape.nbytes <= memory // 2 and self._tape.entries:
+            return
+        steps = self._states.steps
         pinned = sum(pin.nbytes for pin in self._pins)
         short = self._tape.forget(steps[0] if steps else None, max(memory - pinned, memory // 2))
         if short is not None:

@@ -50,13 +50,15 @@ class States:
         if capturing():
             return False
         if self.own:
-            if self.urgent or self.snapshots.due(step):
-                self.urgent = False
-                self.snapshots.take(step)
-        elif self.snapshots.steps[-1:] == (step,):
-            self._late[step] = late(self.holding, step, self._beside)
-            self._late = {each: held for each, held in self._late.items() if each in self.snapshots.steps}
-        return self.snapshots.steps[-1:] == (step,)
+            if not (self.urgent or self.snapshots.due(step)):
+                return False
+            self.urgent = False
+            return self.snapshots.take(step)
+        if self.snapshots.steps[-1:] != (step,):
+            return False
+        self._late[step] = late(self.holding, step, self._beside)
+        self._late = {each: held for each, held in self._late.items() if each in self.snapshots.steps}
+        return True
 
     def all(self) -> dict[int, State]:
         """Returns the states there are, by step."""
