@@ -82,6 +82,17 @@ def test_tensors_that_came_long_before_count_for_less_and_those_that_only_went_f
     assert max(gone, long_ago) <= BLIND
 
 
+def test_layers_that_were_thawed_are_a_cold_start() -> None:
+    draw = np.random.default_rng(2)
+    norm = np.exp(0.1 * draw.standard_normal(STEPS))
+    thawed = judged(risen(**{"grad_norm/a": norm, "grad_norm/b": np.where(np.arange(STEPS) >= AT - 2, norm, 0.0)}))
+    assert thawed.score > 0.5
+    assert f"1 tensor had no gradient until step {AT - 2}: `b`." in thawed.evidence[0]
+    rare = np.where(np.arange(STEPS) % 3 == 0, norm, 0.0)
+    for never in (norm, np.zeros(STEPS), rare):
+        assert judged(risen(**{"grad_norm/a": norm, "grad_norm/b": never})).score <= BLIND
+
+
 @pytest.mark.parametrize("how", [SLOWLY, AT_ONCE, CLIFF])
 def test_the_shape_of_a_loss_alone_makes_no_cold_start(how: str) -> None:
     score = judged(risen(how)).score

@@ -25,6 +25,7 @@ BETTER = ("softmax_new", "outside_norm", "param_norm", "update_norm", "grad_norm
 # Log-odds, added up. Alone, no shape of the loss tells new parts from new data: that takes one of the first four.
 START = -3.0
 RENEWED, SOON, LATER = 6.0, 4.0, 2.5  # tensors came at the rise, within 5 steps before, or 30
+WOKEN, SLEPT = 3.5, 8  # tensors began to be trained; records without a gradient before
 MANY, SOME, NONE = 5.0, 3.5, -1.0  # rows of new classes: from a tenth, from 3 %, none although it was looked
 STAYS, RETURNS, ENDS, BURST = 1.0, -1.5, -1.5, -1.0  # the loss after the rise; and an unusual update before it
 HEAD = 0.5  # the gradient's share of the last module went up
@@ -74,7 +75,7 @@ def cold_start(run: Run, event: Event) -> Cause | None:
     odds, sure = START, False
     said: list[str] = []
     against: list[str] = []
-    for part in (_renewed(here, rise), _classes(here, rise)):
+    for part in (_renewed(here, rise), _woken(here, rise), _classes(here, rise)):
         odds, sure = odds + part[0], sure or part[0] > 0
         (said if part[0] >= 0 else against).extend(part[1])
     shape = _shape(series(here, "loss"), rise)
@@ -107,6 +108,21 @@ def _renewed(run: Run, rise: int) -> tuple[float, list[str]]:
             verb = "were" if len(names) > 1 else "was"
             return weight, [f"{count(len(names), 'tensor')} {verb} {kinds} {ago}: {shown}."]
     return 0.0, []
+
+
+def _woken(run: Run, rise: int) -> tuple[float, list[str]]:
+    """Returns whether tensors that had no gradient until then began to be trained: layers that were thawed."""
+    names, first = [], rise
+    for name in run.tensors("grad_norm"):
+        norms = series(run, f"grad_norm/{name}").within(rise - 2 * LATER_STEPS, rise + 1)
+        trained = np.flatnonzero(norms.values > 0)
+        if len(trained) and trained[0] >= SLEPT and norms.steps[trained[0]] >= rise - LATER_STEPS:
+            names.append(name)
+            first = min(first, int(norms.steps[trained[0]]))
+    if not names:
+        return 0.0, []
+    shown = ", ".join(f"`{name}`" for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    return WOKEN, [f"{count(len(names), 'tensor')} had no gradient until step {first:,}: {shown}."]
 
 
 def _classes(run: Run, rise: int) -> tuple[float, list[str]]:
