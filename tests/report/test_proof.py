@@ -181,7 +181,7 @@ def test_pictures_never_make_a_page_too_large(tmp_path: Path) -> None:
     event = spike(200)
     run = spiky(tensors=0)
     image = "data:image/png;base64," + "A" * 60_000
-    rows = [{"index": i, "step": 1, "share": 0.01, "image": image} for i in range(500)]
+    rows = [{"index": i, "step": 1, "share": 0.01, "image": image} for i in range(30)]
     run.add_finding(attribution(event, culprits=rows, victims=rows))
     path = write([run] * 2, tmp_path / "page.html", events=[[event]] * 2)
     assert path.stat().st_size < 3e6
@@ -285,3 +285,43 @@ def test_the_harmful_events_are_those_that_scan_numbers() -> None:
     found = explanation(run, warning, events)
     assert found.place is None
     assert found.mechanism.endswith(".")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_odd_experiments_are_drawn_without_an_error(tmp_path: Path) -> None:
+    event, nan, inf = spike(60), float("nan"), float("inf")
+    arm = replay(event)["arms"][0]
+    cases: dict[str, dict[str, Any]] = {
+        "nothing": {"original": [], "arms": [], "cures": []},
+        "one step": {"steps": [60], "original": [3.0], "arms": [dict(arm, steps=[60], losses=[2.0])]},
+        "not finite": {"original": [2.0, nan, inf, -inf], "steps": [1, 2, 3, 4], "peak": inf, "arms": [
+            dict(arm, losses=[inf, inf], steps=[1, 2], peak=inf, share=inf, verdict="worse"),
+            dict(arm, name="b", losses=[nan], steps=[1], peak=nan, share=nan),
+        ]},
+        "huge": {"original": [1e-300, 1e300, 0.0], "steps": [1, 2, 3], "base": 1e-300},
+        "all the same": {"original": [2.0] * 40, "steps": list(range(40)), "arms": [dict(arm, losses=[2.0] * 40)] * 40},
+        "arms alone": {"original": []},
+    }  # fmt: skip
+    blames: tuple[dict[str, Any], ...] = (
+        {"columns": {}, "culprits": [], "victims": [], "history": nan, "decay": nan, "completeness": nan},
+        {"columns": {f"t{i}": 0.01 for i in range(100)}, "total": -1.0},
+        {"columns": {"a": -1.0}, "culprits": [{"share": nan, "index": None, "image": "data:image/png;base64,AAAA"}]},
+    )
+    runs = []
+    for i, case in enumerate(cases.values()):
+        run = spiky(120, at=(60,), tensors=0)
+        run.add_finding(replay(event, **case))
+        run.add_finding(attribution(event, **blames[i % 3]))
+        runs.append(run)
+    body = """
+    const extra = {arms: article.querySelectorAll(".arms tbody tr").length};
+    for (let i = 0; i < 300 && article.querySelector("canvas.thumb"); i++) await frame();
+    extra.failed = article.querySelectorAll(".thumb.none").length;
+    """
+    path = write(runs, tmp_path / "page.html", events=[[event]] * len(runs))
+    seen = dict(zip(cases, visit(path, tmp_path, body), strict=True))
+    assert {name: page["errors"] for name, page in seen.items()} == dict.fromkeys(cases, "0")
+    assert [page["arms"] for page in seen.values()][:3] == [0, 1, 2]
+    assert seen["not finite"]["failed"] == 1  # what is no picture says so
+    assert "It comes whatever is changed" not in seen["nothing"]["text"]

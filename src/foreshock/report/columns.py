@@ -61,7 +61,7 @@ def wants_log(values: NDArray[np.float64]) -> bool:
     if not can_log(values):
         return False
     positive = values[np.isfinite(values) & (values > 0)]
-    return bool(positive.max() / positive.min() > WIDE_RANGE)
+    return float(positive.min()) < float(positive.max()) / WIDE_RANGE
 
 
 def can_log(values: NDArray[np.float64]) -> bool:
