@@ -48,9 +48,9 @@ def row_products(
 
     | method | what is done | cost in gradients (MLP / conv / GPT) | does not work |
     |---|---|---|---|
-    | "ghost" | `ghost.py`: one forward and two backward passes | 1.6 / 2.0 / 1.8 | losses that share activations |
-    | "forward" | one pass in forward mode | 1.3 / 1.4 / 1.4 | operations that lack it; rounds under 16 bits |
-    | "double" | two derivatives in reverse mode | 1.7 / 3.1 / 2.0 | graphs that cannot be differentiated twice |
+    | "ghost" | `ghost.py`: one forward and two backward passes | 2.1 / 1.9 / 2.0 | losses that share activations |
+    | "forward" | one pass in forward mode | 1.8 / 1.4 / 1.6 | operations that lack it; rounds under 16 bits |
+    | "double" | two derivatives in reverse mode | 2.4 / 2.9 / 2.5 | graphs that cannot be differentiated twice |
     | "each" | n backward passes | n | - |
 
     "auto" takes the first that works, in this order. Parameters that ghost products do not reach (used by operations

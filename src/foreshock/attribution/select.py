@@ -22,7 +22,7 @@ exp_avg_sq as it is changes nothing (see `adam_curvature`), which is noticed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +164,7 @@ def select(
         found = passed(batches, lambda batch: asked(batch, moves).answer("auto"))
     psi = torch.cat([each.values.detach().cpu() for each in found])
     if budget.rescored:
-        best = iter(_split(torch.argsort(psi, descending=True, stable=True)[: budget.rescored], found))
+        best = iter(_split(_ranked(psi)[: budget.rescored], found))
         again = passed(batches, lambda batch: _once_more(asked(batch, moves), next(best)))
         exact = torch.cat([each.cpu() for each in again])
         psi = torch.where(torch.isnan(exact), psi, exact)
@@ -176,11 +176,25 @@ def select(
         sum_psi = float(distributed.sum_(torch.tensor(sum_psi, dtype=torch.float64, device=v[0].device), group))
     kept = max(1, round(budget.data * len(psi)))
     return Selection(
-        psi=psi, phi=phi, examples=torch.argsort(psi, descending=True, stable=True)[:kept],
+        psi=psi, phi=phi, examples=_ranked(psi)[:kept],
         mask=top_entries(scores, budget), coverage=1.0, sum_psi=sum_psi, sum_phi=sum(phi.values()), along=along,
         second_order=second, method="; ".join(dict.fromkeys(each.method for each in found)),
-        notes=tuple(dict.fromkeys(each.note for each in found if each.note)),
+        notes=(*dict.fromkeys(each.note for each in found if each.note), *_unscored(psi)),
     )  # fmt: skip
+
+
+def _ranked(psi: Tensor) -> Tensor:
+    """Returns the places of examples, best first, those without a finite score last."""
+    return torch.argsort(torch.where(torch.isfinite(psi), psi, -torch.inf), descending=True, stable=True)
+
+
+def _unscored(psi: Tensor) -> Iterator[str]:
+    bad = (~torch.isfinite(psi)).nonzero().flatten().tolist()
+    if bad:
+        yield (
+            f"{len(bad)} of {len(psi)} examples have no finite score ({', '.join(map(str, bad[:5]))}"
+            f"{', ...' if len(bad) > 5 else ''}), nor have the parameters that their gradients reach; leave them out"
+        )
 
 
 def _over_ranks(tensors: Sequence[Tensor], group: distributed.Group | None) -> None:
