@@ -173,8 +173,11 @@ class History:
             raise refusal(wanted, event, states, entries, self._states.snapshots.refused or self._short)
         first, last = run[0].step, run[-1].step
         later = [state.lent() for step, state in states.items() if first < step <= last]
-        return Window(event, states[first].lent(), run, checkpoints=later, holding=self._states.holding,
-                      batches=batches or self._batches)  # fmt: skip
+        made_again = self._batches if batches is None else batches
+        found = Window(event, states[first].lent(), run, checkpoints=later, holding=self._states.holding,
+                       batches=made_again)  # fmt: skip
+        found.monitor = self.monitor
+        return found
 
     def _all(self) -> tuple[dict[int, Entry], dict[int, State]]:
         """Returns all attempts and all states there are, in the ring, on the tape and held fast, by step."""
