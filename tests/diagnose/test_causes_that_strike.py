@@ -180,6 +180,25 @@ def test_alternating_gradients_count_where_a_training_does_not_have_them_anyway(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_steps_that_nobody_recorded_may_have_done_it(seed: int) -> None:
+    for run, judge, at in ((bad_batch(seed), outlier_batch, AT), (burst(seed), update_burst, AT + 1)):
+        sparse = Run.from_arrays({name: run[name] for name in run.columns if name not in ("step", "time")} | {
+            "step": run.steps * 10}, optimizers=[ADAM])  # fmt: skip
+        found = judge(sparse, spike(10 * at))
+        assert found.score < judge(run, spike(at)).score - 0.05
+        assert "hat the 9 steps before" in " ".join((*found.evidence, *found.contradicts))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_leap_against_the_gradient_before_is_an_overshoot(seed: int) -> None:
+    run = burst(seed, factor=10.0)
+    records = {name: run[name] for name in run.columns if name not in ("step", "time")}
+    straight = update_burst(run, spike(AT + 1)).score
+    records["grad_cosine"][AT] = -0.9
+    assert update_burst(Run.from_arrays(records, optimizers=[ADAM]), spike(AT + 1)).score < straight - 0.3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_with_a_loss_alone_a_lone_spike_is_weakly_a_bad_batch(seed: int) -> None:
     lone = diagnose(only(bad_batch(seed), "loss"), spike(AT))
     assert 0.3 < lone["outlier_batch"].score < 0.6

@@ -24,7 +24,7 @@ BETTER = ("grad_norm", "update_rms", "lr")
 # Log-odds, from planted faults of many kinds in small networks; nothing but a loss that leaps and is back gives 0.45.
 PRIOR = -1.5
 AT_ONCE, BY_AND_BY, BIT_BY_BIT = 0.5, -1.5, -3.0  # how much of the rise came in one record
-CALM, STEPPED_OUT, UNSEEN = 1.5, -4.0, 0.0  # what the steps before were like
+CALM, STEPPED_OUT, UNKNOWN, UNSEEN = 1.5, -4.0, 0.0, -0.7  # what the steps before were like
 STRANGE, ORDINARY = 1.5, -2.5  # what its gradient was like, beyond or within so many deviations
 BACK, HARM, STAYS = 0.8, 0.0, -0.5  # how it went on
 PLANNED = -3.0  # settings that changed
@@ -114,9 +114,12 @@ def _steps_before(odds: Odds, found: Strike, leap: Leap | None) -> None:
         return
     before = found.before
     if before is None:
-        odds.add(UNSEEN, "Whether the steps before were usual is not known: no updates or gradients were recorded.")
+        odds.add(UNKNOWN, "Whether the steps before were usual is not known: no updates or gradients were recorded.")
     elif found.built[0]:
         odds.add(-found.built[0], found.built[1], before.signal)
+    elif found.unseen:
+        said = f"What the {count(found.unseen, 'step')} before it did is not known: only every so many were recorded."
+        odds.add(UNSEEN, said, before.signal)
     else:
         odds.add(
             CALM, f"All steps before were usual: {before.name} at most {before.told} in the last records.",

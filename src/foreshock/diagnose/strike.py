@@ -29,8 +29,7 @@ LEAP, FACTOR = 4.0, 0.4  # by so many deviations, and on the scale of the logari
 AT_ONE_GO = 0.5  # and this part of the way from the usual: what grows from step to step is left behind
 SET = ("lr", "loss_scale", "micro_batches", "batch_size")  # what somebody sets, and a larger step follows from
 STEADY = 0.9  # share of the free decay that second moments cannot fall below: they fall by beta2 at the most
-OPPOSED = -0.5  # cosine of successive gradients below which they alternate,
-UNUSUAL, CHANCE = 0.2, 0.05  # how often they may do so anyway; chance that a row of them is one
+OPPOSED, SELDOM = -0.5, 0.05  # cosine of successive gradients below which they alternate; quantile of those before
 MANY = 4  # of the last, whose cosines were below all that is usual
 BUILT_UP, PERHAPS = 4.0, 2.0  # log-odds of a build-up
 CLIMB = 12  # records before the rise in which a build-up is looked for
@@ -75,6 +74,7 @@ class Strike:
             the way already.
         growing: whether it was out of its range in the last of them, and had been far closer a few records earlier.
         opposed: gradients up to the rise that pointed against each other, beyond what they often do.
+        unseen: steps between the rise and the record before it, of which nothing is known.
         back: records from the rise until the loss was back in its range; None where it has not come back.
     """
 
@@ -88,6 +88,7 @@ class Strike:
     climbing: int
     growing: bool
     opposed: int
+    unseen: int
     back: int | None
 
     @property
@@ -145,13 +146,14 @@ def _strike(run: Run, event: Event) -> Strike | None:
     loss = None if rise is None else order.at("loss", rise)
     if rise is None:
         leap = _leap(run, order, first, last)
-        return Strike(order, None, 0.0, (), None, leap, None, 0, False, 0, None)
+        return Strike(order, None, 0.0, (), None, leap, None, 0, False, 0, 0, None)
     previous = order.previous(rise)
     until = first if previous is None else previous
     leap = _leap(run, order, first, until)
     return Strike(
         order, loss, _share(order, rise, last), _gradient(run, event, rise), _before(order, rise),
-        leap, _leap(run, order, rise, rise), *_climbing(order, rise, leap), _opposed(order, rise), _back(order, rise),
+        leap, _leap(run, order, rise, rise), *_climbing(order, rise, leap), _opposed(order, rise),
+        0 if previous is None else rise - previous - 1, _back(order, rise),
     )  # fmt: skip
 
 
@@ -171,10 +173,22 @@ def _leap(run: Run, order: Onset, first: int, last: int) -> Leap | None:
                 sizes[step] = max(size, sizes.get(step, 0.0))
     if not sizes:
         return None
-    at = min(step for step, size in sizes.items() if size >= 0.5 * max(sizes.values()))
+    at = _begun(order, min(step for step, size in sizes.items() if size >= 0.5 * max(sizes.values())), first)
     found = [order.at(name, at) for name in LEAPT]
-    readings = sorted((each for each in found if each is not None and each.z >= OUT), key=lambda each: -each.z)
+    readings = sorted((each for each in found if each is not None and each.z >= RAISED), key=lambda each: -each.z)
     return Leap(at, tuple(readings), order.at("loss", at), _off(order, at), _lost(run, order, at))
+
+
+def _begun(order: Onset, step: int, first: int) -> int:
+    """Returns the step of the record before, where a leap had begun there already, not quite out of range."""
+    before, earlier = order.previous(step), order.previous(step, 2)
+    if before is None or earlier is None or before < first:
+        return step
+    for name in ("grad_norm", "update_in_lr", "update_norm"):
+        now, then = order.at(name, before), order.at(name, earlier)
+        if now is not None and then is not None and then.z < RAISED <= now.z - max(0.0, then.z):
+            return before
+    return step
 
 
 def _off(order: Onset, step: int) -> float:
@@ -287,29 +301,28 @@ def _climbing(order: Onset, rise: int, leap: Leap | None) -> tuple[int, bool]:
 def turned(order: Onset, step: int) -> bool:
     """Returns whether the gradient of a step pointed against the one before, in a training where that is unusual."""
     found = order.at("grad_cosine", step)
-    return found is not None and found.value <= OPPOSED and _habit(order) < UNUSUAL
+    return found is not None and found.value <= _against(order) and found.z <= -RAISED
 
 
-def _habit(order: Onset) -> float:
-    """Returns how often gradients pointed against each other before the event: always, at the edge with large rates."""
+def _against(order: Onset) -> float:
+    """Returns the cosine below which gradients pointed against each other as they seldom did before the event.
+
+    With large rates they do so all the time: those of a small batch by its noise, others at the edge.
+    """
     track = order.tracks["grad_cosine"]
-    opposed = track.values[track.steps <= order.base[1]] <= OPPOSED
-    return float(opposed.sum() + 1) / (len(opposed) + 2)
+    return min(OPPOSED, float(np.quantile(track.values[track.steps <= order.base[1]], SELDOM)))
 
 
 def _opposed(order: Onset, rise: int) -> int:
-    """Returns how many gradients in a row pointed against each other up to the rise, or how many of the last did.
-
-    0 where that happens by chance.
-    """
+    """Returns how many gradients in a row pointed against each other up to the rise, or how many of the last did."""
     track = order.tracks.get("grad_cosine")
     if track is None:
         return 0
-    opposed = track.values[(track.steps >= order.looked[0]) & (track.steps < rise)] <= OPPOSED
-    run = int(np.argmin(opposed[::-1])) if not opposed.all() else len(opposed)
-    first = order.previous(rise, CLIMB)
-    far = int((track.z[(track.steps >= (first or 0)) & (track.steps < rise)] <= -OUT).sum())
-    return max(run if _habit(order) ** run <= CHANCE else 0, far if far >= MANY else 0)
+    inside = (track.steps >= order.looked[0]) & (track.steps < rise)
+    opposed = track.values[inside] <= _against(order)
+    run = len(opposed) if opposed.all() else int(np.argmin(opposed[::-1]))
+    far = int((track.z[inside][-CLIMB:] <= -OUT).sum())
+    return max(run, far if far >= MANY else 0)
 
 
 def _back(order: Onset, rise: int) -> int | None:

@@ -27,7 +27,7 @@ USUAL_LOSS, OWN_LOSS = 1.5, -2.0  # what the loss of its own batch was
 PER_FOLD, MOST = 0.5, 2.5  # for each factor of e that it was out of scale, at the most
 LOST = 3.0  # the second moment fell faster than it can
 AT_ONCE, SOON, LATE = 1.0, 0.3, -0.5  # records until the loss rose
-SET, SHAPED = -5.0, 0.5
+SET, SHAPED, UNSEEN = -5.0, 0.5, -1.5
 TURNED = -3.0  # its gradient pointed against the one before: the step before had gone too far already
 HARM = 1.0  # a batch whose own loss was off, and whose update made more of it
 NOTHING = 0.03
@@ -107,6 +107,9 @@ def _lag(odds: Odds, found: Strike, leap: Leap) -> None:
     order = found.order
     lag = int((order.steps <= found.loss.step).sum() - (order.steps <= leap.step).sum())
     weight = AT_ONCE if lag <= 3 else SOON if lag <= 8 else LATE
+    if found.unseen:
+        said = f"What the {count(found.unseen, 'step')} before the rise did is not known: only some were recorded."
+        odds.add(UNSEEN, said, "loss")
     odds.add(weight, f"The loss left its range {count(lag, 'record')} later, at step {found.loss.step:,}.", "loss")
 
 
