@@ -1,7 +1,7 @@
 """The diagnosis on trainings whose cause is known: how often it is named, from rules alone and after a replay.
 
 python benchmarks/explain.py [--quick] [--seeds N] [--seed-from N] [--only WORD] [--jobs N] [--keep DIR] [--often]
-                             [--list] [--json PATH]
+                             [--judge] [--no-replay] [--list] [--json PATH]
 
 Some 150 small networks are trained on real data, each with one thing planted in it (`explain_plants.py`,
 `explain_cases.py`) or left to spike by itself, by curvature or by a softmax in low precision, where what made the
@@ -11,7 +11,7 @@ and once more after the standard replay. Where some examples of a batch were spo
 culprits of the step and of the event, and by loss and gradient norm.
 
 `--keep` keeps the runs, so that changed rules are judged in seconds; `--often` gives readings of curvature half of the
-time. `make bench` runs every fifth training; all of them take a quarter of an hour on two quiet cores.
+time. All of it takes a quarter of an hour on two quiet cores.
 """
 
 from __future__ import annotations
@@ -108,19 +108,19 @@ def armed(runs: Sequence[Run]) -> Table:
 
 
 def blamed(runs: Sequence[Run]) -> Table:
-    """Returns what share of the bad examples each ranking finds; all, and where they are guilty of what came after."""
-    shown = Table(title="bad examples among as many of the first", title_justify="left")
-    for name in ("", "runs", "culprits of the step", "examples of the event", "gradient norm", "loss"):
-        shown.add_column(name, justify="left" if not name else "right")
+    """Returns what share of the bad examples each ranking finds: of those that carry a rise, of those that made one."""
+    shown = Table(title="guilty examples among as many of the first", title_justify="left")
+    for name in ("guilty of", "runs", "examples", "attribution", "gradient norm", "loss"):
+        shown.add_column(name, justify="left" if name == "guilty of" else "right")
     facts = [found for run in runs if (found := score.rows(run)) is not None]
-    groups = {
-        "guilty of the next batch's loss": [each for each in facts if score.guilty(each)],
-        "all": facts,
-    }  # fmt: skip
-    for name, group in groups.items():
-        means = [score.mean([each[key] for each in group if key in each])
-                 for key in ("culprits", "event", "gradient", "loss")]  # fmt: skip
-        shown.add_row(name, str(len(group)), *(f"{value:.3f}" for value in means))
+    for name, key, count in (
+        ("the rise of their own batch, by `attribute_event`", "of_event", "carriers"),
+        ("what their step did to the next batch, by `attribute`", "of_step", "guilty"),
+    ):
+        group = [each for each in facts if key in each]
+        means = [score.mean([each[key][way] for each in group]) for way in ("culprits", "gradient", "loss")]
+        total = sum(each[count] for each in group)
+        shown.add_row(name, str(len(group)), str(total), *(f"{value:.3f}" for value in means))
     return shown
 
 
@@ -141,6 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", default="", help="trainings whose name holds this")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="folder that keeps the runs")
+    parser.add_argument("--judge", action="store_true", help="train nothing: judge what `--keep` has")
     parser.add_argument("--often", action="store_true", help="readings of curvature may take half of the time")
     parser.add_argument("--no-replay", action="store_true", help="the rules alone")
     parser.add_argument("--list", action="store_true", help="name each run that was not explained")
@@ -153,7 +154,8 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        gather(numbers, seeds, folder, options.jobs, settings)
+        if not options.judge:
+            gather(numbers, seeds, folder, options.jobs, settings)
         runs = score.planted_runs(folder)
         result: dict[str, Any] = {}
         for name, view in score.VIEWS.items():

@@ -15,9 +15,9 @@ from itertools import chain
 import explain_plants as plants
 from explain_plants import Plant
 
-TRIES = 5  # sizes
-AFTER = 80  # steps that are trained beyond the plant's first
-EARLIEST, LATEST = 80, 320  # step of the plant
+TRIES = 4  # sizes
+AFTER = 60  # steps that are trained beyond the plant's first
+EARLIEST, LATEST = 80, 220  # step of the plant
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def _train(
         if experiments:
             refused = replayed(monitor, training, event)
             if suspects is not None and taken is not None:
-                suspects.blame(taken)
+                suspects.step(taken)
                 suspects.event(monitor, event)
             monitor.annotate(planted_replay=refused, planted_rows=suspects and suspects.facts)
     return True

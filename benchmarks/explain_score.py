@@ -22,7 +22,6 @@ NAMES = (
 VIEWS: dict[str, tuple[str, ...] | None] = {
     "default monitor": None, "loss, gradient norm, learning rate": ("loss", "grad_norm", "lr"), "loss alone": ("loss",),
 }  # fmt: skip
-RISE = 0.02  # of the next batch's loss by a step, from which there is something to be guilty of
 BINS = (0.0, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0)
 
 
@@ -145,11 +144,6 @@ def rows(run: Run) -> dict[str, Any] | None:
     """Returns what was found of a run's bad examples, as it was kept with the run."""
     found: dict[str, Any] | None = run.meta.get("planted_rows")
     return found
-
-
-def guilty(facts: dict[str, Any]) -> bool:
-    """Returns whether bad examples are to blame for what came after: it rose, and half of that goes without them."""
-    return bool(facts["rise"] > RISE and facts["guilty"] > 0.5)
 
 
 def mean(values: Sequence[float]) -> float:
