@@ -213,6 +213,22 @@ def test_a_model_that_is_called_by_its_parts_is_seen_to_begin(stack):
     assert exact(window, training.step) == len(window.steps)
 
 
+def test_a_model_whose_forward_passes_are_not_seen_has_clean_statistics_all_the_same(stack):
+    """As one that is compiled: its state is taken behind the update, not when its loss is observed."""
+    training = Training()
+
+    def loss(part):
+        x = part["x"]
+        for layer in training.model:
+            x = layer.forward(x)  # no hooks
+        return (x - part["y"]).square().mean()
+
+    training.loss = loss
+    window = training.watched(range(60), stack).window(spike(50))
+    assert window.checkpoints == (40,)
+    assert exact(window, training.step) == len(window.steps)
+
+
 def test_a_monitor_without_a_model_has_windows_too(stack):
     """The forward pass is not seen to begin then, so that the state of the step before has the random streams."""
     training = Training()

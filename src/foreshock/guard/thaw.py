@@ -168,9 +168,10 @@ class Thawer:
             if path not in parts:
                 raise UsageError(f"restore: {text} is in the snapshot and not in the model: attach the same model")
             part = parts[path]
+            parameters = dict(part._parameters.items())  # scripted modules have no dict there
             for key, node in held.get("parameters", {}).items():
                 if node is not None:
-                    self.tensor(node, part._parameters.get(key), f"{text}.{key}", must=True)
+                    self.tensor(node, parameters.get(key), f"{text}.{key}", must=True)
             if "buffers" in held:
                 self.value(held["buffers"], part._buffers, text, near=next(iter(part._parameters.values()), None))
             if "extra" in held:

@@ -26,7 +26,9 @@ class Entrance:
         self._parts: list[Any] = []  # handles of the parts, until the model itself is seen to be called
 
     def open(self) -> None:
-        """Attaches the hooks."""
+        """Attaches the hooks; a scripted module has none."""
+        if isinstance(self._model, torch.jit.ScriptModule):
+            return
         self._handles = [self._model.register_forward_pre_hook(self._whole, prepend=True)]  # before FSDP gathers
         if not hasattr(self._model, "_orig_mod"):  # what a compiled module calls is traced
             self._parts = [part.register_forward_pre_hook(self._part, prepend=True) for part in _parts(self._model)]

@@ -212,7 +212,7 @@ class History:
         """Takes note that an attempt begins; `clean` says that its forward pass is yet to come."""
         step, after = self.monitor.step, self._after
         self._entry = Entry(step, clean=clean)
-        self._begins = self._states.begin(step)
+        self._begins = self._states.begin(step, clean=clean)
         if self._begins:
             for pin in self._pins:
                 pin.mark(self._states.all())
@@ -278,7 +278,11 @@ class History:
             if self._spilling is not None:
                 self._spilling.write(self._pins)
             self._forget()
-            self._after = self._reader.again() if entry.clean else self._reader.read(deep=False)
+            if entry.clean:
+                self._after = self._reader.again()
+            else:  # forward passes are not seen to begin
+                self._states.end(entry.step)
+                self._after = self._reader.read(deep=False)
         except Exception:
             self._mishaps.failed("keeping a step")
 

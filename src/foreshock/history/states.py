@@ -30,7 +30,8 @@ class States:
 
     def __init__(self, monitor: Monitor, snapshots: Snapshots, given: dict[str, Any]) -> None:
         self.snapshots, self.own, self.urgent = snapshots, snapshots.holding is None, False
-        self._late: dict[int, Snapshot] = {}  # beside the snapshots of others
+        self._late: dict[int, Snapshot] = {}  # beside the snapshots that were taken behind an update
+        self._behind = -1  # step of the last that was taken so here
         if snapshots.holding is None:
             snapshots.attach(monitor.model, monitor.optimizer, **given)
         known = snapshots.holding
@@ -45,20 +46,33 @@ class States:
         """The steps of which there is the beginning, ascending."""
         return self.snapshots.steps
 
-    def begin(self, step: int) -> bool:
-        """Takes the state in which a step begins if that is due; returns whether there is that of this step."""
+    def begin(self, step: int, *, clean: bool = True) -> bool:
+        """Takes the state in which a step begins if that is due; returns whether there is that of this step.
+
+        Args:
+            step: that begins.
+            clean: its forward pass is yet to come; else that has left its mark on running statistics by now.
+        """
         if capturing():
             return False
-        if self.own:
-            if not (self.urgent or self.snapshots.due(step)):
-                return False
-            self.urgent = False
-            return self.snapshots.take(step)
+        if self.own and self._behind != step and (clean or not self.steps):
+            return self._due(step)
         if self.snapshots.steps[-1:] != (step,):
             return False
         self._late[step] = late(self.holding, step, self._beside)
         self._late = {each: held for each, held in self._late.items() if each in self.snapshots.steps}
         return True
+
+    def end(self, step: int) -> None:
+        """Takes the state behind the update of a step if that of the next is due: where forward passes are not seen."""
+        if self.own and not capturing() and self._due(step + 1):
+            self._behind = step + 1
+
+    def _due(self, step: int) -> bool:
+        if not (self.urgent or self.snapshots.due(step)):
+            return False
+        self.urgent = False
+        return self.snapshots.take(step)
 
     def all(self) -> dict[int, State]:
         """Returns the states there are, by step."""
