@@ -168,3 +168,47 @@ def test_attributing_between_two_steps_does_not_disturb_a_history():
         assert step not in window.checkpoints or window.same(step)
         window.set_rng(window.rng(step)[0])
         assert training.step(window.batch(step)).item() == window.loss(step)
+
+
+def test_what_happens_outside_of_the_steps_is_said_not_to_repeat():
+    training = Training(wrong="")
+    monitor = fs.Monitor(training.model, training.optimizer)
+    with monitor, fs.History(monitor):
+        for step in range(50):
+            if step == 40:
+                with torch.no_grad():
+                    training.model[0].weight.mul_(-1.0)  # by nobody's update
+            training.step(training.batch(step), monitor.observe)
+    found = attribute_event(
+        monitor, Event("spike", 40, 40, 40, None, 1.0, 9.0, "loss"), training.step, training.each
+    )
+    assert any("step 40 on, losses are not what was observed" in note for note in found.notes)
+
+
+def test_micro_batches_are_attributed_together():
+    training, gather = Training(), []
+
+    def step(parts, observe=None):
+        training.optimizer.zero_grad()
+        for part in parts:
+            loss = training.each(part).mean()
+            if observe is not None:
+                observe(loss, batch=part)
+            (loss / len(parts)).backward()
+            gather.append(loss.item())
+        training.optimizer.step()
+        return sum(gather[-len(parts) :]) / len(parts)
+
+    monitor = fs.Monitor(training.model, training.optimizer)
+    with monitor, fs.History(monitor):
+        for i in range(70):
+            x, y = training.batch(i)
+            step([(x[:24], y[:24]), (x[24:], y[24:])], monitor.observe)
+    found = attribute_event(
+        monitor, Event("spike", 60, 60, 60, None, 1.0, 9.0, "loss"), step, training.each,
+        decode=lambda batch, i: f"{len(batch[0])} {i}",
+    )  # fmt: skip
+    assert set(found.blamed(3)) == {(60, i) for i in BAD}
+    assert found.shown[60, 20] == {"text": "24 20"}
+    assert not found.notes
+    assert abs(found.rest) <= 1e-4 * max(abs(found.history), abs(float(found.culprits.abs().sum())))

@@ -65,7 +65,7 @@ class Course:
         candidate: which of the states of the random streams a step begins with.
 
     Attributes:
-        params, modules: the optimizer's parameters and what is run.
+        modules: what is run.
         taken: the steps that were taken.
         own: step -> the loss of its batch when it came.
         early: step -> the loss of its batch with the weights from before the event.
@@ -78,12 +78,16 @@ class Course:
         self.window, self._step_fn, self._loss = window, step_fn, per_example_loss
         self._beside, self._candidate = beside, candidate
         holding = window.holding
-        self.params: list[Tensor] = [param for group in holding.optimizer.param_groups for param in group["params"]]
         self.modules = [] if holding.model is None else [holding.model]
         self._done = False
         self.own: dict[int, float] = {}
         self.early: dict[int, float] = {}
         self.taken = [step for step in window.steps if window.taken(step)]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The optimizer's parameters as they are in this moment of the course."""
+        return [param for group in self.window.holding.optimizer.param_groups for param in group["params"]]
 
     def losses(self, step: int) -> Losses:
         """Returns the losses of a step's batch as a closure, with the random numbers that the step began with."""

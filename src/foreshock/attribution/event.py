@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foreshock.attribution.captured import Step
 from foreshock.attribution.course import Course, Rise
 from foreshock.attribution.evaluate import Evaluation
 from foreshock.attribution.examples import Decode, shown
@@ -81,6 +82,7 @@ def attribute_event(
         steps = list(rise.pushing[:span] if rise.odd else rise.pushing[-span:])
         seen = rise.calm if rise.odd else rise.after
         kept = course.kept(steps)
+        kept, steps = kept[-_alike(kept) :], steps[-_alike(kept) :]
         found = attribute_steps(
             kept, course.losses(seen), [course.losses(step) for step in steps], numbers=steps,
             names=window.holding.model, directions=directions, nodes=nodes,
@@ -97,6 +99,12 @@ def attribute_event(
     return found
 
 
+def _alike(kept: Sequence[Step]) -> int:
+    """Returns how many of the last steps are of the same parameters: some may have been added or replaced."""
+    ids = [[id(param) for param in step.params] for step in kept]
+    return next((i for i, each in enumerate(reversed(ids)) if each != ids[-1]), len(kept))
+
+
 def _said(course: Course, steps: Sequence[int]) -> list[str]:
     """Returns notes where the steps, taken again, may not be those that were taken."""
     notes = []
@@ -104,12 +112,15 @@ def _said(course: Course, steps: Sequence[int]) -> list[str]:
         did = course.window.actions(step)
         if did:
             notes.append(f"at step {step} a guard did {', '.join(did)}, which step_fn does not do")
-        recorded, again = course.window.loss(step), course.own.get(step, math.nan)
-        if abs(again - recorded) > APART * abs(recorded):
+    for step, again in course.own.items():
+        recorded = course.window.loss(step)
+        if math.isfinite(recorded) and not abs(again - recorded) <= APART * abs(recorded):
             notes.append(
-                f"at step {step} per_example_loss has a mean of {again:.6g}, and {recorded:.6g} was observed: it is "
-                "not the loss that was trained, or the steps do not repeat"
+                f"from step {step} on, losses are not what was observed ({again:.6g}, not {recorded:.6g}): "
+                "per_example_loss is not the loss that was trained, or the steps do not repeat; what is said here may not "
+                "be about this event"
             )
+            break
     return notes
 
 
