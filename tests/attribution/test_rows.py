@@ -232,6 +232,23 @@ def test_checkpointed_blocks_change_nothing(method, reentrant):
     close(row_products(checkpointed, params, direction, method=method, model=model).values, plain)
 
 
+@pytest.mark.parametrize(
+    "moved", [lambda h: h.roll(11, 0), lambda h: h.flip(0), lambda h: h[[4, 1, 2, 3, 0, *range(5, 22)]]]
+)
+def test_examples_that_change_places_within_the_model_keep_their_rows(moved):
+    model = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 2)]).double()
+    x, params = torch.randn(22, 3).double(), list(model.parameters())
+    direction = [torch.randn_like(param) for param in params]
+
+    def losses():
+        h = torch.tanh(model[1](moved(torch.tanh(model[0](x)))))
+        back = torch.empty_like(h).index_copy(0, moved(torch.arange(22)), h)
+        return back.square().sum(1)
+
+    rows = row_products(losses, params, direction)
+    close(rows.values, one_by_one(losses, params, direction))
+
+
 def test_gradients_within_the_losses_are_differentiated():
     model, _, params, direction = made(nets.mlp)
     x = torch.randn(4, 5)

@@ -21,9 +21,11 @@ parameters are covered; 3. the layout is proven.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ from foreshock.attribution.layouts import Layout, dimensions, layouts
 # By how much, relative to its size, an output may miss the factors of its slices. They are powers of two: only numbers
 # too small for their type, and sums in another order, miss them at all.
 _CLOSE, _CLOSE_HALF = 1e-5, 2e-3
-_CODES = (1.0, 2.0, 0.5, 4.0, 1.0, 0.5, 4.0, 2.0, 2.0, 1.0, 4.0)  # 11 in turn: no layout has a period of 11 by chance
+_LEVELS, _LEVELS_HALF = 16, 4  # of the weights, powers of two; float16 has no room for many
 _ROUNDS = 8  # forward passes: parameters that are not caught and outputs without slices are found on the way
 _HALF_SCALE = 2.0**12  # the losses' factor where float16 is about, as a scaler has it
 
@@ -121,8 +123,8 @@ def _passes(
 ) -> tuple[Tensor, set[int], tuple[Tensor | None, ...]]:
     """Returns the rows, the numbers of the operations whose outputs have no slices for examples, and gradients."""
     count, wide = catch.count, torch.promote_types(losses.dtype, torch.float32)
-    codes = torch.tensor([_CODES[i % len(_CODES)] for i in range(count)], dtype=losses.dtype, device=losses.device)
     half = losses.dtype == torch.float16 or any(met.half for met in catch.met)
+    codes = torch.tensor(weights(count, _LEVELS_HALF if half else _LEVELS), dtype=losses.dtype, device=losses.device)
     used: list[Met] = []
     grads: Sequence[Tensor | None] = ()
     proven = False
@@ -152,11 +154,26 @@ def _passes(
     return rows, wrong, tuple(None if grad is None else grad.to(wide) / scale for grad in grads)
 
 
+@lru_cache(maxsize=64)
+def weights(count: int, levels: int) -> tuple[float, ...]:
+    """Returns a power of two for each of n examples, in an order that no layout has by chance.
+
+    In every row of `levels` that begins at a multiple of it no two are alike, and each such row has its own order.
+
+    >>> sorted(weights(4, 4)), weights(8, 4)[:4] == weights(4, 4)
+    ([0.5, 1.0, 2.0, 4.0], True)
+    """
+    stream, found = random.Random(levels), list[float]()
+    while len(found) < count:
+        found += (2.0**power for power in stream.sample(range(1 - levels // 2 + levels % 2, 1 + levels // 2), levels))
+    return tuple(found[:count])
+
+
 def _layout(met: Met, codes: Tensor, count: int, close: float) -> Layout | None:
     """Returns the layout by which an output's gradient follows the weights of the examples, None if there is none."""
     plainly, coded = met.parts
-    least = close * torch.linalg.vector_norm(coded)
+    least = close * torch.linalg.vector_norm(plainly)
     for layout in layouts(tuple(plainly.shape), count):
-        if not torch.linalg.vector_norm(coded - layout.scaled(plainly, codes.to(plainly))) > least:
+        if not torch.linalg.vector_norm(layout.unweighted(coded, codes.to(plainly)) - plainly) > least:
             return layout
     return None

@@ -27,9 +27,9 @@ class Layout:
         owners = self.owners.to(parts.device).expand_as(parts).reshape(-1)
         return parts.new_zeros(count).index_add_(0, owners, parts.reshape(-1))
 
-    def scaled(self, parts: Tensor, codes: Tensor) -> Tensor:
-        """Returns the parts, each times the code of the example that it belongs to."""
-        return parts * codes[self.owners.to(codes.device)]
+    def unweighted(self, parts: Tensor, weights: Tensor) -> Tensor:
+        """Returns the parts, each divided by the weight of the example that it belongs to."""
+        return parts / weights[self.owners.to(weights.device)]
 
 
 @lru_cache(maxsize=256)
