@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_the_commands_parse(line):
     name, *arguments = line.split()[1:]
     command = main.get_command(None, name)
     assert command is not None
-    command.make_context(name, arguments)
+    command.make_context(name, arguments, parent=click.Context(main, **main.context_settings))
 
 
 def test_the_picture_is_there_and_small():
