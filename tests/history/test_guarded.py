@@ -91,7 +91,7 @@ def test_no_window_leads_across_a_rollback(stack, shared):
     window = history.window(spike(120))
     assert window.start > 55
     assert exact(window, training.step) == len([step for step in window.steps if window.taken(step)])
-    with pytest.raises(UsageError, match="put back or loaded"):
+    with pytest.raises(UsageError, match="put back, loaded or given"):
         history.window(spike(56))
 
 

@@ -291,6 +291,21 @@ def test_a_loaded_state_parts_the_history(stack):
     assert history.window(spike(55)).start == 50
 
 
+def test_no_window_leads_across_other_parameters(stack):
+    training = Training()
+    history = training.watched(range(50), stack)
+    training.model[4] = nn.Linear(12, 1)
+    training.optimizer.add_param_group({"params": training.model[4].parameters(), "initial_lr": 1e-3})
+    training.scheduler.base_lrs.append(1e-3)
+    training.run(range(50, 90), history.monitor.observe)
+    assert history.window(spike(45)).steps[-1] == 49
+    with pytest.raises(UsageError, match=r"other parameters: no way leads there"):
+        history.window(spike(50))
+    window = history.window(spike(80))
+    assert window.start > 50
+    assert exact(window, training.step) == len(window.steps)
+
+
 def test_a_resumed_monitor_begins_its_history_anew(stack):
     training = Training()
     history = training.watched(range(50), stack)

@@ -97,8 +97,8 @@ def refusal(wanted: Wish, event: Event, steps: Collection[int], entries: Mapping
         return UsageError(f"{what}: it begins at step {wanted.onset}, and the oldest snapshot is of step {min(steps)}"
                           f"{reason}. Snapshots thin out with age: ask for a window sooner")  # fmt: skip
     if any(entry.broken for step, entry in entries.items() if before[-1] <= step < wanted.onset):
-        return UsageError(f"{what}: between the snapshot of step {before[-1]} and its onset at step {wanted.onset} the "
-                          "training was put back or loaded, so those steps do not lead there")  # fmt: skip
+        return UsageError(f"{what}: between the snapshot of step {before[-1]} and step {wanted.onset}, its onset, the "
+                          "training was put back, loaded or given other parameters: no way leads there")  # fmt: skip
     if wanted.onset > max(entries, default=-1):
         return UsageError(f"{what}: its onset, step {wanted.onset}, has not been taken yet")
     return UsageError(f"{what}: the attempts from snapshot {before[-1]} to its onset at step {wanted.onset} are not "

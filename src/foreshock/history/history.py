@@ -308,6 +308,10 @@ class History:
                 entry.actions = (*entry.actions, str(fields.get("action", "")))
                 if fields.get("action") == "rollback":
                     self._break(entry)
+        elif kind == "parameters_changed":  # before this step; what was kept of those there were is of no use
+            last = self._tape.entries.get(int(fields.get("step", 0)) - 1)
+            if last is not None:
+                self._break(last)
         elif kind == "resumed":
             self._tape.clear()
             self._states.forget()

@@ -20,8 +20,8 @@ BESIDE = ("scheduler", "scaler", "ema")
 class State:
     """The state of a training when a step begins.
 
-    A guard takes its snapshots right behind an update, where the loop has not stepped its scheduler yet, and so does the
-    history of a model whose forward passes are not seen; what changed before the next step began is beside it then.
+    A guard takes its snapshots right behind an update, where the loop has not stepped its scheduler yet, and so does a
+    history whose model is not seen to be called; what changed before the next step began is beside it then.
 
     Attributes:
         snapshot: all of it.
