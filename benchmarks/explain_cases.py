@@ -71,7 +71,7 @@ CASES: tuple[Case, ...] = tuple(chain(
            "coder/sgd"),
     _cases("outlier_batch", "few-labels", plants.few_bad(4, "labels"), (2, 10), "mlp/adam", "mlp/sgd", "conv/nadam",
            "conv/momentum", "coder/momentum"),
-    _cases("outlier_batch", "few-scaled", plants.few_bad(2, "inputs"), (10, 50), "coder/adamw", "conv/adam", "conv/sgd",
+    _cases("outlier_batch", "few-scaled", plants.few_bad(2, "labels"), (10, 50), "coder/adamw", "conv/adam", "conv/sgd",
            "coder/sgd"),
     _cases("outlier_batch", "few-noise", plants.few_bad(12, "noise"), _ONE, "gpt/adam", "lstm/momentum", "gpt/sgd"),
     # ---- update_burst

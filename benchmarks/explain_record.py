@@ -67,7 +67,7 @@ def _train(
                 training.advance(batches, monitor.observe)
         monitor.annotate(title=place.name, planted=planted | {"rows": training.planted.get(training.at)})
         event = first_event(monitor.run, training.at)
-        if event is None:
+        if event is None or _of_the_end(training, event.onset):
             return False
         if experiments:
             refused = replayed(monitor, training, event)
@@ -76,6 +76,11 @@ def _train(
                 suspects.event(monitor, event)
             monitor.annotate(planted_replay=refused, planted_rows=suspects and suspects.facts)
     return True
+
+
+def _of_the_end(training: Training, onset: int) -> bool:
+    """Returns whether an event only began when bad data had ended, as it may where the net has taken to them."""
+    return training.plant.cause == "outlier_batch" and onset >= training.at + training.plant.steps
 
 
 def curved(case: Curved, seed: int, folder: Path, *, experiments: bool = False, **settings: Any) -> str:
