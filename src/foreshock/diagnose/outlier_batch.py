@@ -10,7 +10,7 @@ import math
 
 from foreshock.diagnose.base import Cause
 from foreshock.diagnose.odds import Odds
-from foreshock.diagnose.onset import RAISED
+from foreshock.diagnose.onset import BEYOND, PART, RAISED
 from foreshock.diagnose.strike import Leap, Strike, changed, strike
 from foreshock.diagnose.usual import Reading
 from foreshock.diagnose.wording import count, number, percent
@@ -28,7 +28,7 @@ CALM, STEPPED_OUT, UNKNOWN, UNSEEN = 1.5, -4.0, 0.0, -0.7  # what the steps befo
 STRANGE, ORDINARY = 1.5, -2.5  # what its gradient was like, beyond or within so many deviations
 BACK, HARM, STAYS = 0.8, 0.0, -0.5  # how it went on
 PLANNED = -3.0  # settings that changed
-EASY = 3.5  # a batch whose loss was off itself, on either side, and whose step did the harm
+EASY, LITTLE = 3.5, -3.0  # a batch whose loss was off itself, and whose step did the harm; off by a tenth of that
 FEW = 0.2  # share of the examples that are few
 CONCENTRATED = 2.0
 RULED_OUT = 0.02
@@ -86,7 +86,11 @@ def _judged(odds: Odds, found: Strike) -> int | None:
 def _easy(odds: Odds, found: Strike, leap: Leap, loss: Reading) -> None:
     """Adds that a batch was off itself, though the loss of later ones made the event."""
     way = "high" if loss.z > 0 else "low, as of examples that are all alike,"
-    odds.add(EASY, f"The loss of step {leap.step:,} was unusually {way} before any update by it: {loss.told}.", "loss")
+    top = found.order.tracks["loss"].most(leap.step, found.order.looked[1])
+    little = top is not None and 0 < leap.off < PART * min(top.z, BEYOND)
+    weight = EASY + LITTLE if little else EASY
+    said = f"The loss of step {leap.step:,} was unusually {way} before any update by it: {loss.told}."
+    odds.add(weight, said, "loss")
     first = leap.readings[0]
     odds.add(0.0, f"Its {first.name} was {first.told}.", first.signal)
     if found.built[0]:
