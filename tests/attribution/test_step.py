@@ -1,4 +1,4 @@
-"""Attribution of one step: complete, exact on quadratics, and against 400 gradients along the path."""
+"""Attribution of one step: complete, exact on quadratics, and against 100 gradients along the path."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_one_node_is_exact_on_a_quadratic(nodes):
     assert nodes == "auto" or found.nodes == nodes
 
 
-def test_columns_are_those_of_four_hundred_gradients():
+def test_columns_are_those_of_a_hundred_gradients():
     net = classifier()
     params, losses = list(net.parameters()), losses_of(net, batch(9))
     before, after = moved(net)

@@ -1,4 +1,4 @@
-"""An attribution the slow way: 400 gradients along the path, one gradient for each example, moments by the textbook."""
+"""An attribution the slow way: 100 gradients along the path, one gradient for each example, moments by the textbook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 def path_gradient(
     losses: Callable[[], Tensor], params: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor],
-    nodes: int = 400,
+    nodes: int = 100,
 ) -> list[Tensor]:  # fmt: skip
     """Returns the gradient of the mean loss averaged over midpoints between two points; leaves the parameters there."""
     total = [torch.zeros_like(p, dtype=torch.float64) for p in params]

@@ -117,8 +117,8 @@ def _said(course: Course, steps: Sequence[int]) -> list[str]:
         if math.isfinite(recorded) and not abs(again - recorded) <= APART * abs(recorded):
             notes.append(
                 f"from step {step} on, losses are not what was observed ({again:.6g}, not {recorded:.6g}): "
-                "per_example_loss is not the loss that was trained, or the steps do not repeat; what is said here may not "
-                "be about this event"
+                "per_example_loss is not the loss that was trained, or the steps do not repeat, and what is said here "
+                "may not be about this event"
             )
             break
     return notes
