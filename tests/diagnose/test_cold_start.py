@@ -125,8 +125,8 @@ def test_a_training_that_gets_new_classes_is_called_so() -> None:
     model = nn.Linear(12, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     with Monitor(model, optimizer, probes=[*FREE, Softmax(every=10)]) as monitor:
-        for step in range(200):
-            y = torch.randint(0, 7 if step < 140 else 10, (32,), generator=draw)
+        for step in range(130):
+            y = torch.randint(0, 7 if step < 90 else 10, (32,), generator=draw)
             x = centres[y] + torch.randn(32, 12, generator=draw)
             loss = F.cross_entropy(model(x), y)
             monitor.observe(loss)
@@ -134,5 +134,5 @@ def test_a_training_that_gets_new_classes_is_called_so() -> None:
             loss.backward()
             optimizer.step()
         run, events = monitor.run, monitor.events
-    event = next(event for event in events if event.kind == "spike" and event.raised >= 140)
+    event = next(event for event in events if event.kind == "spike" and event.raised >= 90)
     assert diagnose(run, event).best.name == "cold_start"
