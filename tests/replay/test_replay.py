@@ -271,3 +271,11 @@ def test_the_summary_names_what_cures() -> None:
     assert "`skip`" in found.summary
     with pytest.raises(KeyError, match="there are: cut_lr"):
         found["nothing"]
+
+
+def test_a_burst_that_shows_only_later_is_held_against_what_was_before_it() -> None:
+    """Momentum carries a burst on, and the loss rises steps after it: what is usual ends where the update leapt."""
+    world = world_of("gradient", "sgd")
+    late = Event("spike", AT + 8, AT + 8, max(world.event.peak, AT + 9), AT + 12, 1.0, 9.0, "loss")
+    found = replay(world.monitor, late, world.step_fn, [what_if.clip_grad()])
+    assert found.cures == ["clip_grad"]

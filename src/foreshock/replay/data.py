@@ -15,7 +15,7 @@ def skip() -> Arm:
     """Returns the change of batches left out, from the one before the onset to the peak; those after it are taken."""
 
     def suspects(scene: Scene) -> list[int]:
-        return [step for step in scene.window.steps if scene.onset - 1 <= step <= max(scene.onset, scene.event.peak)]
+        return [step for step in scene.window.steps if scene.trigger <= step <= max(scene.onset, scene.event.peak)]
 
     def change(scene: Scene) -> None:
         after = [step for step in scene.window.steps if step > max(scene.onset, scene.event.peak)]
@@ -36,9 +36,9 @@ def other_batches(seed: int = 0) -> Arm:
         if all(alike(batches[0], each) for each in batches[1:]):
             raise NotApplicable("every step sees the same data")
         draw, order = random.Random(seed), list[int]()
-        chosen = {}
+        chosen, trigger = {}, scene.trigger
         for step in scene.window.steps:
-            if step >= scene.onset - 1:
+            if step >= trigger:
                 if not order:
                     order = draw.sample(pool, len(pool))
                 chosen[step] = scene.window.batch(order.pop())

@@ -81,6 +81,7 @@ def replay(
     scene.beside = [Structure(window.holding), *beside(step_fn, window.holding)]
     with aside(window.holding, monitor=monitor, memory=memory, beside=scene.beside):
         original, candidate, differs, repeats = _unchanged(scene, step_fn)
+        scene.losses = original
         unheld = () if differs is None else changed(scene.beside)
         drawn = differs is not None and any(len(window.rng(step)) > 1 for step in scene.steps)
         base, peak, usual = scene.level(original), largest(original, event.onset), scene.usual(original)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BEYOND = 10  # steps after the peak that are run as well, and as many again as the event took to its peak
 LONGEST = 200  # of them, from the onset on
 NOISE = 5.0
+REACH, LEAP = 40, 3.0  # steps before the onset in which a leap made the event, and how many times all before it that is
 LEVEL = 20  # losses before the onset whose median is the level, where the event does not tell it
 
 CALM = 3  # steps before the onset from which on it is known what is usual
@@ -46,6 +47,7 @@ class Scene:
         step: the one under way.
         rates: step -> learning rate of each group, in the run without a change.
         norms: step -> norm of the gradient there.
+        losses: step -> loss there.
         moves: step -> RMS of each tensor's update there, in the order of the optimizer's parameters.
     """
 
@@ -56,6 +58,7 @@ class Scene:
     step: int = -1
     rates: dict[int, list[float]] = field(default_factory=dict)
     norms: dict[int, float] = field(default_factory=dict)
+    losses: Mapping[int, float] = field(default_factory=dict)
     moves: dict[int, list[float]] = field(default_factory=dict)
 
     @property
@@ -100,9 +103,26 @@ class Scene:
         return [step for step in self.window.steps if step <= self.last]
 
     @property
+    def trigger(self) -> int:
+        """The first step, not long before the onset, at which loss, gradient or update leapt; else that before it.
+
+        A burst that momentum carries on shows in the loss only steps later; what is usual is what was before it.
+        """
+        known = [step for step in self.steps if step in self.norms]
+        tracks = [self.losses, self.norms, {step: math.hypot(*moves) for step, moves in self.moves.items()}]
+        for at, step in enumerate(known):
+            if step >= self.onset - 1:
+                break
+            past = known[max(0, at - LEVEL) : at]
+            told = len(past) >= LEVEL // 2 and step >= self.onset - REACH
+            if told and any(_leapt(each, past, step) for each in tracks):
+                return step
+        return self.onset - 1
+
+    @property
     def before(self) -> list[int]:
-        """Those of them that lie well before the onset."""
-        return [step for step in self.steps if step < self.onset - 1]
+        """Those of them that lie before what made the event."""
+        return [step for step in self.steps if step < self.trigger]
 
     def level(self, losses: Mapping[int, float]) -> float:
         """Returns the loss that was normal before the event."""
@@ -124,6 +144,12 @@ class Scene:
     def _calm(self, losses: Mapping[int, float]) -> list[float]:
         calm = [losses[step] for step in self.steps if step < self.onset and math.isfinite(losses.get(step, math.nan))]
         return calm[-LEVEL:]
+
+
+def _leapt(track: Mapping[int, float], past: Sequence[int], step: int) -> bool:
+    """Returns whether a value is far above all of the steps before it, or no number; false where it is not known."""
+    before = [track[each] for each in past if math.isfinite(track.get(each, math.nan))]
+    return bool(before) and step in track and not track[step] <= LEAP * max(before)
 
 
 def value_of(loss: Any) -> float:

@@ -16,7 +16,7 @@ from foreshock.replay.course import around
 from foreshock.replay.scene import NotApplicable, Scene
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "exp_inf", "max_exp_avg_sq", "sum")
-SUSPECT = 3  # steps up to the onset before which the optimizer's state is put right
+SUSPECT = 3  # steps up to the one after the trigger before which the optimizer's state is put right
 
 
 def floor() -> Arm:
@@ -69,7 +69,7 @@ def repair_moments() -> Arm:
 
     @contextmanager
     def repaired(scene: Scene) -> Iterator[None]:
-        suspect = range(max(scene.start, scene.onset - SUSPECT), scene.onset + 1)
+        suspect = range(max(scene.start, scene.trigger + 1 - SUSPECT), scene.trigger + 2)
         kept: dict[Tensor, dict[str, Any]] = {}
 
         def before() -> None:
