@@ -33,7 +33,7 @@ FEW = 0.2  # share of the examples that are few
 CONCENTRATED = 2.0
 RULED_OUT = 0.02
 SOON = 3  # records until it is back
-STRANGE_Z, PLAIN_Z = 5.0, 1.5
+STRANGE_Z, PLAIN_Z = 4.5, 2.0  # their largest and their mean, together
 REFERENCES = ("Chowdhery et al. 2022, arXiv 2204.02311", "Ling team 2025, arXiv 2503.05139")
 CONTRADICTS = (
     "The same event in a rerun from before it without this batch, or with another one in its place.",
@@ -136,7 +136,8 @@ def _gradient(odds: Odds, found: Strike, loss: Reading) -> None:
         return
     first = found.gradient[0]
     signal = first.signal.partition("/")[0]
-    off = sum(min(abs(each.z), 2 * STRANGE_Z) for each in found.gradient) / len(found.gradient)
+    sizes = [min(abs(each.z), 2 * STRANGE_Z) for each in found.gradient]
+    off = (max(sizes) + sum(sizes) / len(sizes)) / 2
     part = (min(off, STRANGE_Z) - PLAIN_Z) / (STRANGE_Z - PLAIN_Z)
     weight = ORDINARY + (STRANGE - ORDINARY) * max(0.0, part)
     if weight >= 0:
