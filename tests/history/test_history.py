@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from contextlib import ExitStack
 
 import pytest
@@ -265,6 +266,18 @@ def test_evaluating_in_between_leaves_no_mark(stack):
         training.model.train()
     window = history.window(spike(50))
     assert exact(window, training.step) == len(window.steps)
+
+
+def test_copies_of_the_model_know_nothing_of_the_history(stack):
+    training = Training()
+    history = training.watched(range(30), stack)
+    copies = [copy.deepcopy(training.model), pickle.loads(pickle.dumps(training.model))]
+    begun = history._entry
+    for each in copies:
+        assert torch.equal(each.eval()(torch.ones(2, 6)), each(torch.ones(2, 6)))
+        each.train()(torch.ones(2, 6))
+        assert not any("foreshock" in repr(hook) for hook in each._forward_pre_hooks.values())
+    assert history._entry is begun is None
 
 
 def test_measuring_at_other_weights_in_between_leaves_no_mark(stack):

@@ -17,7 +17,7 @@ class Entrance:
 
     Args:
         model: whose forward passes begin.
-        told: called before each of them, with the module.
+        told: called before each of them.
     """
 
     def __init__(self, model: nn.Module, told: Callable[[], object]) -> None:
@@ -29,9 +29,10 @@ class Entrance:
         """Attaches the hooks; a scripted module has none."""
         if isinstance(self._model, torch.jit.ScriptModule):
             return
-        self._handles = [self._model.register_forward_pre_hook(self._whole, prepend=True)]  # before FSDP gathers
+        whole, part = _Hook(self._whole), _Hook(self._part)
+        self._handles = [self._model.register_forward_pre_hook(whole, prepend=True)]  # before FSDP gathers
         if not hasattr(self._model, "_orig_mod"):  # what a compiled module calls is traced
-            self._parts = [part.register_forward_pre_hook(self._part, prepend=True) for part in _parts(self._model)]
+            self._parts = [each.register_forward_pre_hook(part, prepend=True) for each in _parts(self._model)]
 
     def close(self) -> None:
         """Takes them away."""
@@ -39,18 +40,32 @@ class Entrance:
             handle.remove()
         self._handles, self._parts = [], []
 
-    def _whole(self, module: nn.Module, _: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def _whole(self, module: nn.Module) -> None:
         for handle in self._parts:
             handle.remove()
         self._parts = []
+        self._part(module)
+
+    def _part(self, module: nn.Module) -> None:
         if module.training and torch.is_grad_enabled():
             self._told()
 
-    def _part(self, module: nn.Module, _: Any) -> None:
-        if not torch.compiler.is_compiling() and module.training and torch.is_grad_enabled():
-            self._told()
+
+class _Hook:
+    """A hook that copies of the model, by `copy.deepcopy` as averages of weights make them or by pickle, do not have.
+
+    They get `{}.get` in its place, which returns the arguments that it is given and needs nothing of this library.
+    """
+
+    def __init__(self, told: Callable[[nn.Module], object]) -> None:
+        self._told = told
+
+    def __call__(self, module: nn.Module, _: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._told(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, ({}, "get")
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
