@@ -186,3 +186,9 @@ def test_it_needs_neither_torch_nor_a_finite_loss(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, ["explain", "broken"])
     assert result.exit_code == 0, result.output
     assert "nonfinite at step 300" in result.output
+
+
+def test_texts_of_examples_do_not_steer_the_terminal() -> None:
+    from foreshock.cli.explaining import _printable
+
+    assert _printable("a\x1b[31m\x00b\u202e \nü") == "a\ufffd[31m\ufffdb\ufffd \nü"

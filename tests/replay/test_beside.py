@@ -197,3 +197,21 @@ def test_an_arm_may_turn_the_training_inside_out() -> None:
     assert loop.losses == plain.losses
     assert [each.dtype for each in loop.model.parameters()] == [torch.float32] * 6
     assert len(loop.optimizer.param_groups) == 1
+
+
+def test_a_scaler_works_in_float64() -> None:
+    class Scaled(Loop):
+        def step(self, given: tuple[Tensor, Tensor]) -> Tensor:
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(given[0].float()), given[1])
+            self.monitor.observe(loss, batch=given)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return loss.detach()
+
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+
+    found = Scaled(lambda _: lambda: 1.0, replayed=True).found
+    assert found is not None
+    assert found["float64"].why == ""

@@ -8,6 +8,7 @@ import pytest
 
 from foreshock.errors import ForeshockWarning, UsageError
 from foreshock.run import Event, Run, RunMemory
+from foreshock.run.files import encode_document
 
 EVENT = Event("spike", 5, 4, 6, 8, 3.0, 9.0, "loss")
 REPLAY = {"kind": "replay", "event": EVENT.key, "cures": ["floor"], "peak": float("nan")}
@@ -38,6 +39,14 @@ def test_a_run_in_memory_shares_them_with_what_it_shows_later() -> None:
     memory = RunMemory()
     memory.run().add_finding(REPLAY)
     assert memory.run().findings_of(EVENT, "replay")[0]["cures"] == ["floor"]
+
+
+def test_a_finding_that_says_nothing_is_about_nothing(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    run.add_finding(REPLAY)
+    for place, odd in enumerate(({"cures": []}, {"kind": 3, "event": "spike"}), 7):
+        (tmp_path / "a" / "findings" / f"{place:04d}-replay.json").write_bytes(encode_document(odd))
+    assert len(Run.load(tmp_path / "a").findings_of(EVENT)) == 1
 
 
 def test_a_damaged_finding_is_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def _examples(some: Sequence[Example]) -> Table:
     for each in some:
         place = "?" if each.index is None else f"{each.index:,}"
         where = f"example {place}" + ("" if each.step is None or one is not None else f" of step {each.step:,}")
-        told = " ".join(each.text.split()) if each.text else "a picture, shown on the page" if each.image else ""
+        told = " ".join(_printable(each.text).split()) if each.text else ""
+        told = told or ("a picture, shown on the page" if each.image else "")
         grid.add_row(Text(where), percent(each.share), Text(short(told, TEXT)))
     return grid
 
@@ -197,6 +198,11 @@ def _grid() -> Table:
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
     return grid
+
+
+def _printable(text: str) -> str:
+    """Returns a text without what moves a terminal's cursor, hides or turns around what it writes."""
+    return "".join(each if each.isprintable() or each.isspace() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _marked(text: str) -> RenderableType:

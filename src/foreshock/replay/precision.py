@@ -106,6 +106,8 @@ class _Kinds(TorchFunctionMode):
         if name in CASTS and args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             return args[0] if name in CASTS_AWAY else func(*_unnarrowed(args), **_unnarrowed(kwargs))
         kinds = {each.dtype for each in _tensors((args, kwargs))}
+        if name.startswith("_amp_"):  # the factor of a GradScaler, which is to be in float32
+            return func(args[0], *_as(args[1:], torch.float32), **kwargs)
         if torch.float64 not in kinds or kinds.isdisjoint(NARROW):
             return func(*args, **kwargs)
         if name.endswith("_") and not name.endswith("__"):  # in place: as what is written to

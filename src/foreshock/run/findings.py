@@ -41,7 +41,7 @@ def checked(finding: Mapping[str, Any]) -> Finding:
 def about(findings: Sequence[Finding], event: Event, kind: str | None = None) -> list[Finding]:
     """Returns the findings about an event, the newest last; of one kind where that is given."""
     key = list(event.key)
-    return [each for each in findings if each["event"] == key and kind in (None, each["kind"])]
+    return [each for each in findings if each.get("event") == key and kind in (None, each.get("kind"))]
 
 
 def read(root: Path) -> list[Finding]:
