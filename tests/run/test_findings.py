@@ -41,6 +41,11 @@ def test_a_run_in_memory_shares_them_with_what_it_shows_later() -> None:
     assert memory.run().findings_of(EVENT, "replay")[0]["cures"] == ["floor"]
 
 
+def test_halves_of_characters_can_be_written(tmp_path: Path) -> None:
+    run_in(tmp_path).add_finding(REPLAY | {"victims": [{"text": "ü\ud83d"}]})
+    assert Run.load(tmp_path / "a").findings[0]["victims"] == [{"text": "ü?"}]
+
+
 def test_a_finding_that_says_nothing_is_about_nothing(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     run.add_finding(REPLAY)

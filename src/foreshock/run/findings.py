@@ -29,13 +29,22 @@ def checked(finding: Mapping[str, Any]) -> Finding:
     Raises:
         UsageError: it does not say what it is, or what it is about.
     """
-    plain: Finding = files.to_plain(finding)
+    plain: Finding = _writable(files.to_plain(finding))
     kind, event = plain.get("kind"), plain.get("event")
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise UsageError(f'a finding says what it is in "kind", in lower case with underscores; got {kind!r}')
     if not isinstance(event, list) or len(event) != 3:
         raise UsageError(f'a finding says in "event" what it is about, by Event.key; got {event!r}')
     return {"version": 1} | plain
+
+
+def _writable(value: Any) -> Any:
+    """Returns plain values with "?" for halves of characters, which no file can hold: texts of examples may have some."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_writable(each) for each in value]
+    return {_writable(key): _writable(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def about(findings: Sequence[Finding], event: Event, kind: str | None = None) -> list[Finding]:
