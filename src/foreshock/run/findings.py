@@ -39,7 +39,7 @@ def checked(finding: Mapping[str, Any]) -> Finding:
 
 
 def _writable(value: Any) -> Any:
-    """Returns plain values with "?" for halves of characters, which no file can hold: texts of examples may have some."""
+    """Returns plain values with "?" for halves of characters, which no file can hold; texts of examples may be cut."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, list):
