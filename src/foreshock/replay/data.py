@@ -10,19 +10,36 @@ from foreshock.replay.alike import alike
 from foreshock.replay.arm import Arm
 from foreshock.replay.scene import CALM, NotApplicable, Scene
 
+BRIEF = 20  # steps from the peak to an end that still belongs to what struck
+
 
 def skip() -> Arm:
-    """Returns the change of batches left out, from the one before the onset to the peak; those after it are taken."""
+    """Returns the change of batches left out, from what made the event to its end; those after it are taken.
 
-    def suspects(scene: Scene) -> list[int]:
-        return [step for step in scene.window.steps if scene.trigger <= step <= max(scene.onset, scene.event.peak)]
+    As many steps have to follow as are left out: an unstable state would bring the event then. Where an event lasts
+    long, or too few follow its end, only the batches up to the peak are left out.
+    """
 
     def change(scene: Scene) -> None:
-        after = [step for step in scene.window.steps if step > max(scene.onset, scene.event.peak)]
-        if len(after) < CALM:
-            raise NotApplicable(f"there are batches of only {len(after)} steps after the peak")
+        _suspects(scene)
 
-    return Arm("skip", "batches from before the onset to the peak left out", change, left_out=suspects)
+    return Arm("skip", "batches from what made it to its end left out", change, left_out=_suspects)
+
+
+def _suspects(scene: Scene) -> list[int]:
+    """Returns the steps to leave out.
+
+    Raises:
+        NotApplicable: there are too few batches after them.
+    """
+    steps, peak, end = scene.window.steps, max(scene.onset, scene.event.peak), scene.event.end
+    lasts = [] if end is None or not peak < end <= peak + BRIEF else [end]
+    for last in (*lasts, peak):
+        left_out = [step for step in steps if scene.trigger <= step <= last]
+        after = sum(step > last for step in steps)
+        if after >= max(CALM, len(left_out)):
+            return left_out
+    raise NotApplicable(f"there are batches of only {after} steps after the peak")
 
 
 def other_batches(seed: int = 0) -> Arm:
@@ -44,4 +61,4 @@ def other_batches(seed: int = 0) -> Arm:
                 chosen[step] = scene.window.batch(order.pop())
         return chosen
 
-    return Arm("other_batches", "from before the onset on, batches of earlier steps", batches=others)
+    return Arm("other_batches", "batches of earlier steps from what made it on", batches=others)
