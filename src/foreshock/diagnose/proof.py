@@ -99,7 +99,7 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
         if cause is None and score < prior[name]:
             continue  # it cannot be judged, and the replay does not speak for it
         for_it, against = _telling(name, names, outcomes)
-        against += excluded.get(name, [])
+        against = [*excluded.get(name, ()), *against]
         if cause is None:
             said = tuple(for_it) or ("The record does not tell; what the arms of the replay did fits it.",)
             result.append(Cause(name, score, said, tuple(against), (), (REFERENCE,), ()))
