@@ -4,8 +4,9 @@ python benchmarks/explain.py [--quick] [--seeds N] [--seed-from N] [--only WORD]
                              [--judge] [--no-replay] [--list] [--json PATH]
 
 Some 150 small networks are trained on real data, each with one thing planted in it (`explain_plants.py`,
-`explain_cases.py`) or left to spike by itself, by curvature or by a softmax in low precision, where what made the
-spike is measured without any rule (`explain_truth.py`). A monitor as it comes watches each, with a history beside it.
+`explain_spoilt.py`, `explain_cases.py`) or left to spike by itself, by curvature or by a softmax in low precision,
+where what made the spike is measured without any rule (`explain_truth.py`). A monitor as it comes watches each, with a
+history beside it.
 The event is diagnosed from what was recorded; from gradient norm and learning rate beside the loss; from the loss;
 and once more after the standard replay. Where some examples of a batch were spoilt, they are looked for among the
 culprits of the step and of the event, and by loss and gradient norm.

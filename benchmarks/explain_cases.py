@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import explain_plants as plants
+import explain_spoilt as spoilt
 from explain_plants import Plant
 
 TRIES = 4  # sizes
@@ -63,17 +64,17 @@ _ONE = (1.0, 1.0)
 # fmt: off
 CASES: tuple[Case, ...] = tuple(chain(
     # ---- outlier_batch
-    _cases("outlier_batch", "labels", plants.wrong_labels, (1, 8), "mlp/adam", "conv/sgd", "gpt/adamw", "lstm/rmsprop"),
-    _cases("outlier_batch", "noise", plants.random_inputs, (1, 5), "mlp/momentum", "conv/adam", "gpt/sgd"),
-    _cases("outlier_batch", "constant", plants.constant_inputs, (1, 4), "mlp/adamw", "bnconv/momentum", "lstm/adam"),
-    _cases("outlier_batch", "scaled", plants.scaled_inputs, (5, 60), "mlp/rmsprop", "conv/momentum", "coder/adam"),
-    _cases("outlier_batch", "foreign", plants.foreign, (1, 20), "mlp/adam", "conv/adamw", "gpt/momentum", "lstm/adam",
+    _cases("outlier_batch", "labels", spoilt.wrong_labels, (1, 8), "mlp/adam", "conv/sgd", "gpt/adamw", "lstm/rmsprop"),
+    _cases("outlier_batch", "noise", spoilt.random_inputs, (1, 5), "mlp/momentum", "conv/adam", "gpt/sgd"),
+    _cases("outlier_batch", "constant", spoilt.constant_inputs, (1, 4), "mlp/adamw", "bnconv/momentum", "lstm/adam"),
+    _cases("outlier_batch", "scaled", spoilt.scaled_inputs, (5, 60), "mlp/rmsprop", "conv/momentum", "coder/adam"),
+    _cases("outlier_batch", "foreign", spoilt.foreign, (1, 20), "mlp/adam", "conv/adamw", "gpt/momentum", "lstm/adam",
            "coder/sgd"),
-    _cases("outlier_batch", "few-labels", plants.few_bad(4, "labels"), (2, 10), "mlp/adam", "mlp/sgd", "conv/nadam",
+    _cases("outlier_batch", "few-labels", spoilt.few_bad(4, "labels"), (2, 10), "mlp/adam", "mlp/sgd", "conv/nadam",
            "conv/momentum", "coder/momentum"),
-    _cases("outlier_batch", "few-scaled", plants.few_bad(2, "labels"), (10, 50), "coder/adamw", "conv/adam", "conv/sgd",
+    _cases("outlier_batch", "few-scaled", spoilt.few_bad(2, "labels"), (10, 50), "coder/adamw", "conv/adam", "conv/sgd",
            "coder/sgd"),
-    _cases("outlier_batch", "few-noise", plants.few_bad(12, "noise"), _ONE, "gpt/adam", "lstm/momentum", "gpt/sgd"),
+    _cases("outlier_batch", "few-noise", spoilt.few_bad(12, "noise"), _ONE, "gpt/adam", "lstm/momentum", "gpt/sgd"),
     # ---- update_burst
     _cases("update_burst", "gradient", plants.scaled_gradient(), (30, 1e4), "mlp/adam", "conv/adam", "gpt/adamw",
            "coder/adam"),
@@ -127,8 +128,8 @@ CASES: tuple[Case, ...] = tuple(chain(
     _cases("not_reproducible", "tensor-noisy", plants.noisy_tensor, (.5, 3), "mlp/momentum", "conv/rmsprop",
            "lstm/adam"),
     # ---- unexplained
-    _cases("unexplained", "misread", plants.misread, (.7, 3), "mlp/adam", "conv/sgd", "gpt/adamw", "lstm/momentum"),
-    _cases("unexplained", "tails", plants.heavy_tails, (1, 4), "mlp/sgd", "conv/adamw", "gpt/adam"),
-    _cases("unexplained", "other-loss", plants.other_loss, (1, 4), "mlp/momentum", "conv/adam", "coder/adam"),
+    _cases("unexplained", "misread", spoilt.misread, (.7, 3), "mlp/adam", "conv/sgd", "gpt/adamw", "lstm/momentum"),
+    _cases("unexplained", "tails", spoilt.heavy_tails, (1, 4), "mlp/sgd", "conv/adamw", "gpt/adam"),
+    _cases("unexplained", "other-loss", spoilt.other_loss, (1, 4), "mlp/momentum", "conv/adam", "coder/adam"),
 ))
 # fmt: on
