@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_two_ranks_replay_together_under_ddp_and_fsdp() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
