@@ -14,7 +14,7 @@ from foreshock.replay import course, parallel, what_if
 from foreshock.replay.arm import Arm
 from foreshock.replay.aside import aside
 from foreshock.replay.beside import beside
-from foreshock.replay.result import ArmResult, Replay, judged, largest
+from foreshock.replay.result import ArmResult, Replay, judged, largest, lowest
 from foreshock.replay.scene import NotApplicable, Scene, StepFunction
 from foreshock.replay.slots import Structure, changed
 from foreshock.run.event import Event
@@ -210,5 +210,5 @@ def _tried(
         return ArmResult(arm.name, arm.what, math.nan, math.nan, "failed", why, {})
     peak = largest(losses, scene.onset)
     base, high, usual = original
-    share, verdict = judged(peak, base, high, usual=usual)
+    share, verdict = judged(peak, base, high, level=lowest(losses, scene.onset), usual=usual)
     return ArmResult(arm.name, arm.what, peak, share, verdict, "" if losses else "no step was left", losses)

@@ -144,13 +144,30 @@ def largest(losses: Mapping[int, float], onset: int) -> float:
     return max(high, default=math.nan)
 
 
-def judged(peak: float, base: float, original: float, *, usual: float = -math.inf) -> tuple[float, Verdict]:
+def lowest(losses: Mapping[int, float], onset: int) -> float:
+    """Returns the lowest loss before the largest from the onset on; -inf where there is none.
+
+    A loss that is still on its way down, because the change has slowed it, is no rise though it is above the level.
+    """
+    peak, low, found = -math.inf, math.inf, -math.inf
+    for step, loss in losses.items():
+        if step >= onset and loss > peak:
+            peak, found = loss, low
+        if math.isfinite(loss):
+            low = min(low, loss)
+    return found if math.isfinite(found) else -math.inf
+
+
+def judged(
+    peak: float, base: float, original: float, *, level: float = -math.inf, usual: float = -math.inf
+) -> tuple[float, Verdict]:
     """Returns the share of the original's rise that is left, and what to call it.
 
     Args:
         peak: the arm's largest loss.
         base: level of the loss before the event.
         original: largest loss without a change.
+        level: the lowest that the arm's own loss had been before its peak; counts where it is above the base.
         usual: largest loss that noise makes: an arm that stays below it has no event left.
 
     An event is gone where at most a quarter of its rise is left, and, where losses are positive, at most .35 of the
@@ -158,6 +175,8 @@ def judged(peak: float, base: float, original: float, *, usual: float = -math.in
 
     >>> judged(1.1, 1.0, 2.0)[1], judged(1.5, 1.0, 2.0)[1], judged(2.0, 1.0, 2.0)[1], judged(100.0, 1.0, 600.0)[1]
     ('removed', 'weakened', 'stays', 'weakened')
+    >>> judged(1.5, 1.0, 2.0, level=1.45)[1]
+    'removed'
     >>> judged(1.0, 1.0, math.inf)
     (0.0, 'removed')
     """
@@ -168,10 +187,11 @@ def judged(peak: float, base: float, original: float, *, usual: float = -math.in
         return (0.0, "removed") if low else (1.0, "stays")
     if math.isinf(peak):
         return math.inf, "worse"
-    share = max(0.0, peak - base) / max(original - base, 1e-300)
+    level = max(base, level)
+    share = max(0.0, peak - level) / max(original - base, 1e-300)
     logs = share
     if base > 0 and peak > 0 and original > base:
-        logs = max(0.0, math.log(peak / base)) / math.log(original / base)
+        logs = max(0.0, math.log(peak / level)) / math.log(original / base)
     noise = peak <= usual <= base + WEAKENED * (original - base)
     if noise or (share <= REMOVED and logs <= REMOVED_LOG):
         return share, "removed"
