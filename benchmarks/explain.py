@@ -45,7 +45,7 @@ HELD_OUT = 100  # first seed that nothing was ever calibrated on
 
 def gather(numbers: Sequence[int], seeds: Sequence[int], folder: Path, jobs: int, settings: dict[str, Any]) -> None:
     """Trains what the folder lacks."""
-    have = [place.name for place in folder.iterdir()]
+    have = [place.name for place in folder.iterdir() if not place.name.startswith(score.PART)]
     works = [
         (number, seed, folder, settings) for seed in seeds for number in numbers
         if not any(name.endswith(f"{ALL[number].name}-{seed}") for name in have)

@@ -15,7 +15,7 @@ import foreshock
 from explain_cases import AFTER, TRIES, Case
 from explain_curved import Alone, Curved
 from explain_experiments import Suspects, replayed
-from explain_score import first_event
+from explain_score import PART, first_event
 from explain_train import Training
 from foreshock.attribution import capture
 
@@ -30,17 +30,19 @@ def record(case: Case, seed: int, place: Path, *, experiments: bool = False, **s
         experiments: replay the event and attribute it, while the training is alive.
         settings: of the monitor.
     """
+    part = place.with_name(PART + place.name)
     for attempt in range(TRIES):
         at, size = case.draw(seed, attempt)
         training = Training(case.net, case.optimizer, seed, case.make(size), at)
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         planted = {
             "cause": case.cause, "at": at, "variant": case.variant, "net": case.net, "optimizer": case.optimizer,
             "seed": seed, "size": size, "discarded": attempt,
         }  # fmt: skip
-        if _train(training, place, planted, experiments, settings):
+        if _train(training, part, planted, experiments, settings):
+            part.rename(place)
             return True
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     return False
 
 
@@ -65,7 +67,8 @@ def _train(
                     training.advance(batches, monitor.observe)
             else:
                 training.advance(batches, monitor.observe)
-        monitor.annotate(title=place.name, planted=planted | {"rows": training.planted.get(training.at)})
+        planted |= {"rows": training.planted.get(training.at)}
+        monitor.annotate(title=place.name.removeprefix(PART), planted=planted)
         event = first_event(monitor.run, training.at)
         if event is None or _of_the_end(training, event.onset):
             return False
@@ -96,7 +99,8 @@ def curved(case: Curved, seed: int, folder: Path, *, experiments: bool = False, 
     known = explain_truth.find(case, seed)
     if known is None:
         return ""
-    training, place = Alone(case, seed), folder / f"{known.cause}-{case.name}-{seed}"
+    name = f"{known.cause}-{case.name}-{seed}"
+    training, place = Alone(case, seed), folder / (PART + name)
     shutil.rmtree(place, ignore_errors=True)
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
@@ -116,6 +120,7 @@ def curved(case: Curved, seed: int, folder: Path, *, experiments: bool = False, 
             event = next((each for each in monitor.events if each.key == known.event.key), None)
             refused = "no such event" if event is None else replayed(monitor, training, event)
             monitor.annotate(planted_replay=refused)
+    place.rename(folder / name)
     return known.cause
 
 

@@ -14,6 +14,7 @@ import foreshock
 from foreshock.run import Event, Run
 
 KINDS = ("spike", "divergence", "nonfinite")  # of events that are explained
+PART = "part-"  # of the name of a directory whose run is not whole
 NAMES = (
     "landscape", "preconditioner", "update_burst", "softmax_absorption", "outlier_batch", "schedule", "cold_start",
     "nonfinite", "not_reproducible", "unexplained",
@@ -65,8 +66,7 @@ def first_event(run: Run, at: int) -> Event | None:
 
 def planted_runs(folder: Path) -> list[Run]:
     """Returns the planted runs of a folder, by name."""
-    found = (Run.load(place) for place in sorted(folder.iterdir()) if place.is_dir())
-    return [run for run in found if run.meta.get("planted")]
+    return [Run.load(place) for place in sorted(folder.iterdir()) if place.is_dir() and not place.name.startswith(PART)]
 
 
 def judged(run: Run, view: Sequence[str] | None = None, *, proven: bool = False) -> Verdict | None:

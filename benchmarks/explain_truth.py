@@ -22,6 +22,7 @@ import foreshock
 from explain_curved import Alone, Curved
 from explain_score import KINDS
 from foreshock.detect import scan
+from foreshock.errors import ForeshockError
 from foreshock.run import Event, Run
 
 BEFORE = 200  # steps before the onset from which chi is measured
@@ -70,7 +71,7 @@ def find(case: Curved, seed: int) -> Known | None:
             if case.family == "softmax":
                 known = ("softmax_absorption", {}) if softmax(case, seed, event) else None
             else:
-                known = curvature(case, seed, event, ends)
+                known = _measured(case, seed, event, ends)
             if known is not None:
                 cause, facts = known
                 last = min((event.peak if event.end is None else event.end) + AFTER, len(losses) - 1)
@@ -78,6 +79,14 @@ def find(case: Curved, seed: int) -> Known | None:
             discarded += 1
         ends = event.peak if event.end is None else event.end
     return None
+
+
+def _measured(case: Curved, seed: int, event: Event, earlier: int) -> tuple[str, dict[str, Any]] | None:
+    """Returns what `curvature` does; None also where chi cannot be measured, as where products overflow."""
+    try:
+        return curvature(case, seed, event, earlier)
+    except ForeshockError:
+        return None
 
 
 def _worth(event: Event) -> bool:
