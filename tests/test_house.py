@@ -50,7 +50,7 @@ TORCH_SIDE: dict[str, set[str]] = {
         "attach", "mishaps",
     },
     "history": {"attach", "curvature", "guard", "mishaps", "monitor", "run"},
-    "replay": {"attach", "distributed", "guard", "history", "monitor", "run"},
+    "replay": {"diagnose", "probes", "attach", "distributed", "guard", "history", "monitor", "run"},
     "attribution": {"curvature", "stability", "distributed", "monitor", "history", "replay", "run"},
     "script": {"monitor"},
     "requeue": set(),

@@ -22,7 +22,7 @@ ARMS = (
     "reset_moments", "exact_softmax", "float64_loss", "float64",
 )  # fmt: skip
 REMOVES: Mapping[str, tuple[float, ...]] = {
-    "landscape":          (0.90, 0.10, 0.25, 0.30, 0.60, 0.60, 0.15, 0.15, 0.10, 0.40, 0.04, 0.06, 0.10),
+    "landscape":          (0.90, 0.10, 0.45, 0.30, 0.60, 0.60, 0.15, 0.15, 0.10, 0.40, 0.04, 0.06, 0.10),
     "preconditioner":     (0.90, 0.10, 0.90, 0.50, 0.60, 0.40, 0.12, 0.12, 0.10, 0.40, 0.04, 0.06, 0.10),
     "update_burst":       (0.12, 0.03, 0.35, 0.40, 0.85, 0.55, 0.50, 0.30, 0.60, 0.20, 0.03, 0.03, 0.05),
     "softmax_absorption": (0.60, 0.05, 0.20, 0.30, 0.30, 0.50, 0.12, 0.12, 0.15, 0.30, 0.95, 0.95, 0.95),
@@ -33,13 +33,16 @@ REMOVES: Mapping[str, tuple[float, ...]] = {
 }  # fmt: skip
 """Cause -> how likely each of `ARMS` removes an event that it made."""
 
-OTHER, ANY = "", (0.3,) * len(ARMS)  # none of the causes: any change may do
+OTHER, ANY, NOTHING = "", (0.3,) * len(ARMS), (0.04,) * len(ARMS)  # none of the causes: any change may do, or none
 PRIOR_OTHER, PRIOR_UNJUDGED, LEAST = 0.1, 0.05, 0.01
 TEMPER = 0.7  # of the arms' joint log-likelihood
 QUOTED = 3  # arms for a cause, and as many against it, at the most
 TELLING = 0.35  # difference from the other causes' mean expectation from which on an arm is quoted
 BY_DATA = frozenset({"batch_size", "micro_batches"})  # a schedule of these is changed with the batches
 DATA_ARMS = frozenset({"skip", "other_batches"})
+CURVATURE = {"preconditioner": "the denominators", "landscape": "the landscape"}
+AHEAD, BELOW = 3.0, 0.2  # factors on both where chi passed 1 before the loss turned, and where it never did
+CERTAIN = 0.05  # least share of either
 MAKES_NO_SENSE = {  # an arm, a word of why it makes no sense -> the cause that it then cannot have been
     "hold_lr": ("does not rise", "schedule"),
     "other_batches": ("same data", "outlier_batch"),
@@ -91,7 +94,9 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
     weights = {
         name: prior[name] * math.exp(TEMPER * fits[name]) * (UNLIKELY if name in excluded else 1.0) for name in names
     }
-    weights[OTHER] = PRIOR_OTHER * math.exp(TEMPER * _fit(ANY, outcomes, None))
+    neither = [math.exp(TEMPER * _fit(expected, outcomes, None)) for expected in (ANY, NOTHING)]
+    weights[OTHER] = PRIOR_OTHER * sum(neither) / len(neither)
+    measured = _parted(weights, finding.get("edge"))
     total = sum(weights.values())
     result = [cause for cause in calm if cause.name not in REMOVES]
     for name in names:
@@ -100,6 +105,7 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
             continue  # it cannot be judged, and the replay does not speak for it
         for_it, against = _telling(name, names, outcomes)
         against = [*excluded.get(name, ()), *against]
+        for_it += measured if name in CURVATURE else []
         if cause is None:
             said = tuple(for_it) or ("The record does not tell; what the arms of the replay did fits it.",)
             result.append(Cause(name, score, said, tuple(against), (), (REFERENCE,), ()))
@@ -113,12 +119,42 @@ def proven(run: Run, event: Event, judged: Sequence[Cause], asked: Sequence[str]
     return result
 
 
+def _parted(weights: dict[str, float], edge: Any) -> list[str]:
+    """Parts what curvature has between denominators and landscape as chi, read along the replay, says; in words too."""
+    if not isinstance(edge, Mapping):
+        return []
+    chi = [_float(each) for each in edge.get("chi") or ()]
+    passed, lead, shares = edge.get("passed"), edge.get("lead"), edge.get("shares")
+    if passed is None or not chi:
+        if edge.get("verdict") == "unexplained":
+            for name in CURVATURE:
+                weights[name] = weights.get(name, 0.0) * BELOW
+            return [f"Read {len(chi)} times along the replay, chi stayed below 1 (at most {number(max(chi))})."]
+        return []
+    said = f"Read {len(chi)} times along the replay, chi passed 1 at step {passed:,}"
+    ahead = isinstance(lead, int) and lead > 0
+    parts = {name: max(0.0, _float(shares.get(name))) for name in CURVATURE} if isinstance(shares, Mapping) else {}
+    if ahead:
+        said += f", {lead:,} steps before the loss turned"
+        for name in CURVATURE:
+            weights[name] = weights.get(name, 0.0) * AHEAD
+    whole = sum(parts.values())
+    if whole > 0 and len(parts) == len(CURVATURE):
+        both = sum(weights.get(name, 0.0) for name in CURVATURE)
+        for name in CURVATURE:
+            weights[name] = both * min(1 - CERTAIN, max(CERTAIN, parts[name] / whole))
+        told = " and ".join(f"{percent(parts[name] / whole)} from {what}" for name, what in CURVATURE.items())
+        said += f"; its growth up to there came {told}"
+    return [f"{said}."]
+
+
 def _merged(findings: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Returns the newest replay, with the arms of those before it that began and ended alike; the newest of each."""
     newest = findings[-1]
     like = [each for each in findings if all(each.get(name) == newest.get(name) for name in ("start", "reproducible"))]
     arms = {str(arm.get("name")): arm for each in like for arm in _arms(each)}
-    return {**newest, "arms": list(arms.values())}
+    edge = next((each["edge"] for each in reversed(like) if each.get("edge")), None)
+    return {**newest, "arms": list(arms.values()), "edge": edge}
 
 
 def _outcomes(finding: Mapping[str, Any]) -> list[Outcome]:

@@ -101,7 +101,8 @@ def diagnose(run: Run, event: Event, rules: Sequence[Rule] = RULES) -> Diagnosis
     judged.sort(key=lambda cause: -cause.score)
     causes = [cause for cause in judged if cause.score >= RULED_OUT]
     out = [cause for cause in judged if cause.score < RULED_OUT]
-    if not causes or causes[0].score < LIKELY:
+    curved = sum(cause.score for cause in causes if cause.name in proof.CURVATURE)  # two parts of one cause
+    if max([curved, *(cause.score for cause in causes)]) < LIKELY:
         causes = sorted([*causes, _unexplained(run, causes, out, unjudged)], key=lambda cause: -cause.score)
     return Diagnosis(event, tuple(causes), tuple(out), tuple(unjudged), _summary(event, causes, out, unjudged))
 

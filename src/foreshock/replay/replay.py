@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from foreshock import distributed
-from foreshock.errors import UsageError
+from foreshock.errors import ForeshockWarning, UsageError
 from foreshock.history import Source, window_of
 from foreshock.history.entrance import Entrance
-from foreshock.replay import course, parallel, what_if
+from foreshock.replay import course, edge, parallel, what_if
 from foreshock.replay.arm import Arm
 from foreshock.replay.aside import aside
 from foreshock.replay.beside import beside
@@ -87,14 +88,17 @@ def replay(
         base, peak, usual = scene.level(original), largest(original, event.onset), scene.usual(original)
         returns = scene.anywhere(differs is None or _returns(scene, original))
         results: list[ArmResult] = []
+        read: edge.Edge | None = None
         if returns:
             def tried(arm: Arm) -> ArmResult:
                 return _tried(scene, step_fn, arm, candidate, (base, peak, usual))
 
             results = parallel.run(tried, chosen, processes) if processes > 1 else [tried(arm) for arm in chosen]
+        if scene.group is None and edge.curved(results):  # ranks would read apart
+            read = _read(scene, step_fn, candidate)
     found = Replay(
         event, window.start, original, base, peak, differs is None, differs, repeats, returns, drawn, tuple(results),
-        unheld,
+        unheld, read,
     )
     if monitor is not None and _writes(scene):
         monitor.run.add_finding(found.to_dict())
@@ -195,6 +199,15 @@ def _same(scene: Scene, step: int, loss: float) -> bool:
         return True
     several = len(scene.window.losses(step)) > 1
     return several and math.isclose(loss, recorded, rel_tol=MEAN)
+
+
+def _read(scene: Scene, step_fn: StepFunction, candidate: int) -> edge.Edge | None:
+    """Returns what chi did; None also where reading it failed, which the arms do not depend on."""
+    try:
+        return edge.measured(scene, step_fn, candidate=candidate)
+    except Exception as error:
+        warnings.warn(f"replay: chi could not be read again ({error})", ForeshockWarning, stacklevel=3)
+        return None
 
 
 def _tried(

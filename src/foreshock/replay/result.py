@@ -61,6 +61,7 @@ class Replay:
         returns: whether the event came again; else there are no arms.
         drawn: whether it may differ for want of the random numbers that the loop drew between steps.
         rows: the arms, in the order in which they were tried.
+        edge: what chi did in the steps, where the arms speak for curvature; see `foreshock.replay.edge.measured`.
         beside: where it was not: what `step_fn` changes and the history does not hold, by name.
     """
 
@@ -76,6 +77,7 @@ class Replay:
     drawn: bool
     rows: tuple[ArmResult, ...]
     beside: tuple[str, ...] = ()
+    edge: Mapping[str, Any] | None = None
 
     @property
     def arms(self) -> dict[str, float]:
@@ -130,8 +132,8 @@ class Replay:
             "steps": list(self.original), "original": list(self.original.values()), "base": self.base,
             "peak": self.peak, "reproducible": self.reproducible, "differs_at": self.differs_at,
             "repeats": self.repeats, "returns": self.returns,
-            "drawn": self.drawn, "beside": list(self.beside), "summary": self.summary, "cures": self.cures,
-            "arms": [row.to_dict() for row in self.rows],
+            "drawn": self.drawn, "beside": list(self.beside), "edge": self.edge, "summary": self.summary,
+            "cures": self.cures, "arms": [row.to_dict() for row in self.rows],
         }  # fmt: skip
 
     def _named(self, verdict: Verdict) -> list[str]:
