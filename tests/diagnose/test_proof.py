@@ -149,3 +149,27 @@ def test_batches_speak_not_against_a_schedule_of_batch_sizes() -> None:
         {cause.name: cause.score for cause in proven(run, EVENT, [each, outlier], ALL)} for each in (sized, rated)
     )
     assert by_size["schedule"] > by_rate["schedule"]
+
+
+def edge_of(**found: object) -> dict[str, object]:
+    return {"steps": [40, 44, 48], "chi": [0.9, 1.02, 1.05], "passed": 44, "lead": 5, "shares": {}} | found
+
+
+def test_chi_read_along_the_replay_parts_denominators_and_landscape() -> None:
+    for part, other in (("landscape", "preconditioner"), ("preconditioner", "landscape")):
+        edge = edge_of(verdict=part, shares={part: 0.8, other: 0.2, "learning rate": 0.0})
+        run = run_with({"cut_lr": "removed", "skip": "stays", "floor": "removed"}, edge=edge)
+        found = proven(run, EVENT, undecided(), ALL)
+        assert best(found).name == part
+        assert "80\N{NO-BREAK SPACE}% from" in " ".join(best(found).evidence)
+
+
+def test_chi_that_stayed_below_its_edge_speaks_against_both() -> None:
+    outcomes = {"cut_lr": "weakened", "skip": "stays"}
+    calm = edge_of(chi=[0.3, 0.4, 0.5], passed=None, lead=None, verdict="unexplained")
+    scores = [
+        sum(cause.score for cause in proven(run_with(outcomes, edge=edge), EVENT, undecided(), ALL)
+            if cause.name in ("landscape", "preconditioner"))
+        for edge in (None, calm)
+    ]  # fmt: skip
+    assert scores[1] < scores[0] / 2

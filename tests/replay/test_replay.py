@@ -14,7 +14,8 @@ from foreshock.diagnose.rank import diagnose
 from foreshock.errors import UsageError
 from foreshock.history import History
 from foreshock.monitor import Monitor
-from foreshock.replay import Replay, replay, what_if
+from foreshock.replay import Replay, aside, edge, replay, what_if
+from foreshock.replay.scene import Scene
 from foreshock.run import Event, Run
 from tests.replay.worlds import AT, World, batch, train
 
@@ -279,3 +280,41 @@ def test_a_burst_that_shows_only_later_is_held_against_what_was_before_it() -> N
     late = Event("spike", AT + 8, AT + 8, max(world.event.peak, AT + 9), AT + 12, 1.0, 9.0, "loss")
     found = replay(world.monitor, late, world.step_fn, [what_if.clip_grad()])
     assert found.cures == ["clip_grad"]
+
+
+def test_chi_is_read_along_the_course_and_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64)[:, None]
+    model = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def step_fn(given: torch.Tensor) -> torch.Tensor:
+        loss = ((model(given) - torch.sin(3 * given)) ** 2).mean()
+        monitor.observe(loss, batch=given)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses: list[float] = []
+    with Monitor(model, optimizer, probes=[]) as monitor, History(monitor):
+        for _ in range(80):
+            losses.append(float(step_fn(x).detach()))
+    peak = max(range(60, 80), key=lambda step: losses[step])
+    event = Event("spike", 62, 62, peak, peak, 1.0, 9.0, "loss")
+    before = state_of_model(model)
+    read = _measured(monitor, event, step_fn)
+    assert read is not None
+    assert len(read["chi"]) == len(read["steps"]) > 20
+    assert max(read["chi"]) > 0.0
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of_model(model), strict=True))
+
+
+def state_of_model(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def _measured(monitor: Monitor, event: Event, step_fn: Any) -> Any:
+    window = monitor.history.window(event)
+    with aside(window.holding, monitor=monitor):
+        return edge.measured(Scene(window, event), step_fn)

@@ -41,7 +41,8 @@ TELLING = 0.35  # difference from the other causes' mean expectation from which 
 BY_DATA = frozenset({"batch_size", "micro_batches"})  # a schedule of these is changed with the batches
 DATA_ARMS = frozenset({"skip", "other_batches"})
 CURVATURE = {"preconditioner": "the denominators", "landscape": "the landscape"}
-AHEAD, BELOW = 3.0, 0.2  # factors on both where chi passed 1 before the loss turned, and where it never did
+CLEAR = 3
+AHEAD, SOON, BELOW = 8.0, 2.0, 0.2  # factors on both where chi passed 1 three steps before the loss turned, less, never
 CERTAIN = 0.05  # least share of either
 MAKES_NO_SENSE = {  # an arm, a word of why it makes no sense -> the cause that it then cannot have been
     "hold_lr": ("does not rise", "schedule"),
@@ -132,12 +133,11 @@ def _parted(weights: dict[str, float], edge: Any) -> list[str]:
             return [f"Read {len(chi)} times along the replay, chi stayed below 1 (at most {number(max(chi))})."]
         return []
     said = f"Read {len(chi)} times along the replay, chi passed 1 at step {passed:,}"
-    ahead = isinstance(lead, int) and lead > 0
     parts = {name: max(0.0, _float(shares.get(name))) for name in CURVATURE} if isinstance(shares, Mapping) else {}
-    if ahead:
+    if isinstance(lead, int) and lead > 0:
         said += f", {lead:,} steps before the loss turned"
         for name in CURVATURE:
-            weights[name] = weights.get(name, 0.0) * AHEAD
+            weights[name] = weights.get(name, 0.0) * (AHEAD if lead >= CLEAR else SOON)
     whole = sum(parts.values())
     if whole > 0 and len(parts) == len(CURVATURE):
         both = sum(weights.get(name, 0.0) for name in CURVATURE)
