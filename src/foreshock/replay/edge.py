@@ -25,7 +25,7 @@ from foreshock.replay.result import ArmResult
 from foreshock.replay.scene import Scene, StepFunction
 
 READINGS = 60  # of chi when all is calm; near the edge the probe reads at every step
-SHARE = 0.9  # of the time of this course that they may take
+SHARE = 1.0  # of the time of this course that they may take: no bound, some ten gradients a step at the most
 
 OTHERS = ("hold_lr", "skip", "other_batches", "exact_softmax", "float64_loss")  # remove what curvature did not make
 
