@@ -50,6 +50,10 @@ def replay(
         "original": losses(1.0), "base": base, "peak": base + rise, "reproducible": True, "differs_at": None,
         "summary": "Unchanged, the steps repeat bit for bit. The spike is gone with `floor` and `beta2`.",
         "cures": ["floor", "beta2"], "arms": arms,
+        "edge": {
+            "steps": [170, 180, 190], "chi": [0.8, 0.97, 1.06], "passed": 186, "lead": 9, "verdict": "preconditioner",
+            "shares": {"preconditioner": 0.9, "landscape": 0.1, "learning rate": 0.0},
+        },
     } | more  # fmt: skip
 
 
