@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_same_actions_and_stay_equal() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -79,6 +79,7 @@ def test_the_live_monitor_sees_the_timeline_of_the_reference_training() -> None:
     assert at("error", 500) < 0.1 < at("error", 800)
 
 
+@pytest.mark.slow
 def test_the_exact_loss_shows_nothing_of_it() -> None:
     run = watched(cross_entropy)
     assert run.measured("softmax_absorbed")[1].max() == 0.0

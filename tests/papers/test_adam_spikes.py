@@ -182,6 +182,7 @@ def test_a_request_without_sense_is_refused(request_, said):
         reproduce(request_)
 
 
+@pytest.mark.slow
 def test_the_command_trains_judges_draws_and_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(text, "AUSTEN", tmp_path / "nowhere")

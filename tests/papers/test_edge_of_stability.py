@@ -201,6 +201,7 @@ def test_figures_of_many_seeds_say_the_range_that_chi_settles_in():
     assert "pale: seeds 1, 2, 3" in many.get_supxlabel()
 
 
+@pytest.mark.slow
 def test_what_is_not_reproduced_is_said_and_sets_the_exit_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     impossible = edge_of_stability.Statement(

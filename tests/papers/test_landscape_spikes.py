@@ -266,6 +266,7 @@ def test_statements_are_judged_by_the_seeds_that_have_their_numbers():
     assert set(QUICK) <= set(STUDIES)
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_writes_runs_that_a_report_can_be_made_of(tmp_path, monkeypatch, early):
     monkeypatch.chdir(tmp_path)
     known = Study("done before", lambda *_: early, 1)

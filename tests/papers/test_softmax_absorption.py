@@ -248,6 +248,7 @@ def test_a_request_without_sense_is_refused(request_, said):
         reproduce(request_)
 
 
+@pytest.mark.slow
 def test_the_command_trains_judges_draws_and_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ["--only", "thresholds", "--only", "formats", "--steps", "120", "--seed", "4", "--seed", "6"]
