@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -15,12 +12,9 @@ from foreshock import attach
 from foreshock.errors import UsageError
 from foreshock.guard.holding import Holding
 from foreshock.guard.snapshots import Snapshots
+from foreshock.hooks import MODULE_TABLES, lifted
 from foreshock.monitor import Monitor
 from foreshock.replay.slots import Kept
-
-MODULE_HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
-)  # fmt: skip
 
 
 @contextmanager
@@ -83,34 +77,13 @@ def asleep(monitor: Monitor | None) -> Iterator[None]:
         monitor._process = process
 
 
-@contextmanager
-def unhooked(optimizer: Optimizer, model: nn.Module | None) -> Iterator[None]:
+def unhooked(optimizer: Optimizer, model: nn.Module | None) -> AbstractContextManager[None]:
     """Takes this library's own hooks away from an optimizer and a model, and puts them back in their places."""
-    owners: list[tuple[Any, str]] = [(optimizer, name) for name in vars(optimizer) if name.endswith("_hooks")]
+    tables = [getattr(optimizer, name) for name in vars(optimizer) if name.endswith("_hooks")]
     for module in () if model is None else model.modules():
-        owners += [(module, name) for name in MODULE_HOOKS if getattr(module, name, None)]
-    kept: list[tuple[OrderedDict[int, Any], OrderedDict[int, Any]]] = []
-    for owner, name in owners:
-        hooks = getattr(owner, name)
-        if isinstance(hooks, OrderedDict) and any(_ours(hook) for hook in hooks.values()):
-            kept.append((hooks, OrderedDict(hooks)))
-            for key in [key for key, hook in hooks.items() if _ours(hook)]:
-                del hooks[key]
-    try:
-        yield
-    finally:
-        for hooks, before in kept:
-            fresh = {key: hook for key, hook in hooks.items() if key not in before}
-            hooks.clear()
-            hooks.update(before)
-            hooks.update(fresh)
+        tables += [table for name in MODULE_TABLES if (table := getattr(module, name, None))]
+    return lifted([table for table in tables if isinstance(table, dict)])
 
-
-def _ours(hook: Callable[..., Any]) -> bool:
-    while isinstance(hook, partial):
-        hook = hook.func
-    place = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(place).partition(".")[0] == __name__.partition(".")[0]
 
 
 def _params(holding: Holding) -> list[Tensor]:
