@@ -157,6 +157,24 @@ def grad_norm(scene: Scene) -> float:
 
 
 @contextmanager
+def differentiated(told: Callable[[Tensor], object]) -> Iterator[None]:
+    """Calls `told` with each tensor that has a graph and is differentiated inside by `backward`, before it is."""
+    original = torch.autograd.backward
+
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        for each in (tensors,) if isinstance(tensors, Tensor) else tuple(tensors):
+            if isinstance(each, Tensor) and each.grad_fn is not None:
+                told(each)
+        original(tensors, *args, **kwargs)
+
+    torch.autograd.backward = backward
+    try:
+        yield
+    finally:
+        torch.autograd.backward = original
+
+
+@contextmanager
 def around(
     scene: Scene, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
 ) -> Iterator[None]:

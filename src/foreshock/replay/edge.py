@@ -7,11 +7,10 @@ monitor of its own, and parts the growth of ln chi into denominators, landscape 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -76,19 +75,11 @@ def _told(how: Approach | None) -> Edge:
     }  # fmt: skip
 
 
-@contextmanager
-def observed(monitor: Monitor) -> Iterator[None]:
+def observed(monitor: Monitor) -> AbstractContextManager[None]:
     """Shows a monitor each loss that is differentiated inside."""
-    original = torch.autograd.backward
 
-    def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        for each in (tensors,) if isinstance(tensors, Tensor) else tuple(tensors):
-            if isinstance(each, Tensor) and each.numel() == 1 and each.requires_grad:
-                monitor.observe(each)
-        original(tensors, *args, **kwargs)
+    def told(loss: Tensor) -> None:
+        if loss.numel() == 1:
+            monitor.observe(loss)
 
-    torch.autograd.backward = backward
-    try:
-        yield
-    finally:
-        torch.autograd.backward = original
+    return course.differentiated(told)

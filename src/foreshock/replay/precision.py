@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from foreshock import distributed
 from foreshock.guard.softmax import ExactGradient
 from foreshock.replay.arm import Arm
+from foreshock.replay.course import differentiated
 from foreshock.replay.scene import NotApplicable, Scene
 
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
@@ -188,19 +189,13 @@ def _exact(_: Scene) -> Iterator[None]:
     Raises:
         NotApplicable: at the end, where there was no softmax in any of them.
     """
-    exact, original, met = ExactGradient(), torch.autograd.backward, [False]
+    exact, met = ExactGradient(), [False]
 
-    def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        for each in (tensors,) if isinstance(tensors, Tensor) else tuple(tensors):
-            if isinstance(each, Tensor) and each.grad_fn is not None:
-                met[0] = exact.arm(each) or met[0]
-        original(tensors, *args, **kwargs)
+    def told(loss: Tensor) -> None:
+        met[0] = exact.arm(loss) or met[0]
 
-    torch.autograd.backward = backward
-    try:
+    with differentiated(told):
         yield
-    finally:
-        torch.autograd.backward = original
     if not met[0]:
         raise NotApplicable("there is no softmax in the loss that can be seen")
 
