@@ -22,12 +22,14 @@ RECORD_SIDE: dict[str, set[str]] = {
     "errors": set(),
     "signals": set(),
     "stats": set(),
+    "bursts": set(),
     "run": {"signals"},
     "detect": {"run", "stats", "signals"},
-    "diagnose": {"detect", "run", "signals", "stats"},
+    "diagnose": {"bursts", "detect", "run", "signals", "stats"},
+    "batch_size": {"run", "signals", "stats"},
     "policies": {"run"},
     "testing": {"detect", "policies", "run"},
-    "report": {"detect", "diagnose", "run", "signals", "stats"},
+    "report": {"batch_size", "bursts", "detect", "diagnose", "run", "signals", "stats"},
 }
 TORCH_SIDE: dict[str, set[str]] = {
     "distributed": set(),
@@ -35,7 +37,10 @@ TORCH_SIDE: dict[str, set[str]] = {
     "curvature": {"stability", "distributed"},
     "numerics": {"distributed"},
     "landscape": {"curvature", "stability", "distributed", "report"},
-    "probes": {"run", "curvature", "numerics", "stability", "distributed"},
+    "optim": {"bursts", "distributed"},
+    "heads": {"distributed"},
+    "noise": {"batch_size", "curvature", "distributed", "hooks"},
+    "probes": {"run", "batch_size", "curvature", "noise", "numerics", "stability", "distributed"},
     "hooks": set(),
     "mishaps": set(),
     "provenance": {"probes"},
@@ -59,14 +64,16 @@ TORCH_SIDE: dict[str, set[str]] = {
     "demo": {"monitor", "run", "threads"},
     "papers": {
         "monitor", "probes", "numerics", "curvature", "landscape", "stability", "diagnose", "detect", "run", "report",
-        "threads",
+        "threads", "optim", "bursts", "heads", "noise", "batch_size",
     },
 }
 # Files of a room of the record side that need torch and are imported only by those who ask for them.
-TORCH_FILES = {f"testing/{name}.py" for name in ("faults", "injector", "batches", "cells", "optimizers", "trials")}
+TORCH_FILES = {f"testing/{name}.py" for name in ("faults", "injector", "batches", "cells", "optimizers", "trials")} | {
+    f"batch_size/{name}.py" for name in ("switch", "throughput")
+}
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {
-    "cli": {"script", "demo", "papers", "report", "diagnose", "detect", "run", "stability"},
+    "cli": {"script", "demo", "papers", "report", "diagnose", "detect", "run", "stability", "bursts", "batch_size"},
     "__main__": {"cli"},
 }
 ALLOWED = RECORD_SIDE | TORCH_SIDE | FRONT
