@@ -1,0 +1,7 @@
+"""Optimizers whose step stays bounded, and what a gradient burst does to any optimizer."""
+
+from __future__ import annotations
+
+from foreshock.optim.s3 import S3
+
+__all__ = ["S3"]
