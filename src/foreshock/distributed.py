@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,20 @@ def slice_of(tensor: Tensor) -> tuple[Tensor, Group, int]:
             "mesh's, and replicated over the others: use redistribute(), or give its to_local() and the group"
         )
     return whole.to_local(), whole.device_mesh.get_group(split[0]), placement.dim % tensor.ndim
+
+
+def each(mine: Any, group: Group | None) -> Iterator[Any]:
+    """Yields what every rank of a group has, in the order of the ranks, one at a time; anything that pickles.
+
+    Tensors come on the processor's side. All ranks must take all of them.
+    """
+    rank, count = place(group)
+    for source in range(count):
+        box = [mine if source == rank else None]
+        torch.distributed.broadcast_object_list(
+            box, src=source if group is None else torch.distributed.get_global_rank(group, source), group=group
+        )
+        yield box[0]
 
 
 def local(tensor: Tensor) -> Tensor:
