@@ -15,33 +15,65 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# at once, since a function that is named like its file would be hidden by it when that is imported first
+from foreshock.batch_size.gain import gain
+from foreshock.batch_size.goodput import goodput
+
 if TYPE_CHECKING:
     from foreshock.batch_size.average import MovingMean
     from foreshock.batch_size.estimate import NoiseEstimate, NoiseScale
+    from foreshock.batch_size.gain import Gain, efficiency, lr_factor
+    from foreshock.batch_size.goodput import Goodput, critical_batch, optimum
     from foreshock.batch_size.pairs import Pair, adaptdl_pair, pair
+    from foreshock.batch_size.pollux import geometric_batches, pollux_seconds
     from foreshock.batch_size.ratio import Ratio, ratio_band
+    from foreshock.batch_size.times import StepTimes, recorded_times, step_times
 
 # name -> module of this package
 _LAZY = {
+    "Gain": "gain",
+    "Goodput": "goodput",
     "MovingMean": "average",
     "NoiseEstimate": "estimate",
     "NoiseScale": "estimate",
     "Pair": "pairs",
     "Ratio": "ratio",
+    "StepTimes": "times",
     "adaptdl_pair": "pairs",
+    "critical_batch": "goodput",
+    "efficiency": "gain",
+    "geometric_batches": "pollux",
+    "lr_factor": "gain",
+    "optimum": "goodput",
     "pair": "pairs",
+    "pollux_seconds": "pollux",
     "ratio_band": "ratio",
+    "recorded_times": "times",
+    "step_times": "times",
 }
 
 __all__ = [
+    "Gain",
+    "Goodput",
     "MovingMean",
     "NoiseEstimate",
     "NoiseScale",
     "Pair",
     "Ratio",
+    "StepTimes",
     "adaptdl_pair",
+    "critical_batch",
+    "efficiency",
+    "gain",
+    "geometric_batches",
+    "goodput",
+    "lr_factor",
+    "optimum",
     "pair",
+    "pollux_seconds",
     "ratio_band",
+    "recorded_times",
+    "step_times",
 ]
 
 
