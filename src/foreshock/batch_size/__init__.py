@@ -20,6 +20,7 @@ from foreshock.batch_size.gain import gain
 from foreshock.batch_size.goodput import goodput
 
 if TYPE_CHECKING:
+    from foreshock.batch_size.advice import Steady, SwitchAdvice, switch_advice
     from foreshock.batch_size.average import MovingMean
     from foreshock.batch_size.estimate import NoiseEstimate, NoiseScale
     from foreshock.batch_size.gain import Gain, efficiency, lr_factor
@@ -27,21 +28,29 @@ if TYPE_CHECKING:
     from foreshock.batch_size.pairs import Pair, adaptdl_pair, pair
     from foreshock.batch_size.pollux import geometric_batches, pollux_seconds
     from foreshock.batch_size.ratio import Ratio, ratio_band
+    from foreshock.batch_size.schedule import BatchSchedule, Phase, schedule_advice
+    from foreshock.batch_size.split import Split, feasible
     from foreshock.batch_size.times import StepTimes, recorded_times, step_times
 
 # name -> module of this package
 _LAZY = {
+    "BatchSchedule": "schedule",
     "Gain": "gain",
     "Goodput": "goodput",
     "MovingMean": "average",
     "NoiseEstimate": "estimate",
     "NoiseScale": "estimate",
     "Pair": "pairs",
+    "Phase": "schedule",
     "Ratio": "ratio",
+    "Split": "split",
+    "Steady": "advice",
     "StepTimes": "times",
+    "SwitchAdvice": "advice",
     "adaptdl_pair": "pairs",
     "critical_batch": "goodput",
     "efficiency": "gain",
+    "feasible": "split",
     "geometric_batches": "pollux",
     "lr_factor": "gain",
     "optimum": "goodput",
@@ -49,21 +58,29 @@ _LAZY = {
     "pollux_seconds": "pollux",
     "ratio_band": "ratio",
     "recorded_times": "times",
+    "schedule_advice": "schedule",
     "step_times": "times",
+    "switch_advice": "advice",
 }
 
 __all__ = [
+    "BatchSchedule",
     "Gain",
     "Goodput",
     "MovingMean",
     "NoiseEstimate",
     "NoiseScale",
     "Pair",
+    "Phase",
     "Ratio",
+    "Split",
+    "Steady",
     "StepTimes",
+    "SwitchAdvice",
     "adaptdl_pair",
     "critical_batch",
     "efficiency",
+    "feasible",
     "gain",
     "geometric_batches",
     "goodput",
@@ -73,7 +90,9 @@ __all__ = [
     "pollux_seconds",
     "ratio_band",
     "recorded_times",
+    "schedule_advice",
     "step_times",
+    "switch_advice",
 ]
 
 

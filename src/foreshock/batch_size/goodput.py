@@ -221,7 +221,7 @@ def size_of(candidate: Candidate) -> int:
     size = candidate[-1] if isinstance(candidate, tuple) else candidate
     if isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0:
         raise UsageError(f"a candidate is a batch size or (strategy, batch size), got {candidate!r}")
-    return size  # type: ignore[return-value]
+    return size
 
 
 class _Sight:
