@@ -9,7 +9,8 @@
 `diagnose` ranks its causes, `replay` proves them with one thing changed at a time, `attribute` says which tensors and
 examples did it; `Guard` stops them, as one of `policies` decides; `stability_threshold` and `edge` say how
 far an optimizer is from its edge of stability; `landscape` draws the loss around a training; `cross_entropy` is torch's
-with an exact gradient. Names are imported at first use, so that reading runs never waits for torch.
+with an exact gradient, `S3` an optimizer whose steps are bounded; `init_new_rows` starts new classes without a jump,
+and `goodput` says how large a batch pays. Names are imported at first use, so that reading runs never waits for torch.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from foreshock.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreshock import attribution, landscape, numerics, policies, probes, report
+    from foreshock import attribution, batch_size, heads, landscape, numerics, optim, policies, probes, report
     from foreshock.attribution import Attribution, attribute, attribute_event
+    from foreshock.batch_size import goodput
     from foreshock.curvature import (
         EdgeTracker,
         GaussNewton,
@@ -44,11 +46,13 @@ if TYPE_CHECKING:
     from foreshock.diagnose.rank import diagnose
     from foreshock.guard.guard import Guard
     from foreshock.guard.snapshots import Snapshots
+    from foreshock.heads import HeadStatistics, init_new_rows
     from foreshock.history import History
     from foreshock.monitor import Monitor
     from foreshock.numerics.absorption import absorption
     from foreshock.numerics.cross_entropy import cross_entropy
     from foreshock.numerics.linear import linear_cross_entropy
+    from foreshock.optim import S3
     from foreshock.probes import every
     from foreshock.replay import Replay, what_if
     from foreshock.replay.replay import replay
@@ -66,17 +70,20 @@ _LAZY = {
     "Event": "foreshock.run",
     "GaussNewton": "foreshock.curvature",
     "Guard": "foreshock.guard.guard",
+    "HeadStatistics": "foreshock.heads",
     "Hessian": "foreshock.curvature",
     "History": "foreshock.history",
     "Monitor": "foreshock.monitor",
     "Replay": "foreshock.replay",
     "Requeue": "foreshock.requeue",
     "Run": "foreshock.run",
+    "S3": "foreshock.optim",
     "Snapshots": "foreshock.guard.snapshots",
     "absorption": "foreshock.numerics",
     "attribute": "foreshock.attribution",
     "attribute_event": "foreshock.attribution",
     "attribution": "",
+    "batch_size": "",
     "cross_entropy": "foreshock.numerics",
     "diagnose": "",
     "edge": "foreshock.curvature",
@@ -84,9 +91,13 @@ _LAZY = {
     "eigsh": "foreshock.curvature",
     "every": "foreshock.probes",
     "generalized_sharpness": "foreshock.curvature",
+    "goodput": "foreshock.batch_size",
+    "heads": "",
+    "init_new_rows": "foreshock.heads",
     "landscape": "",
     "linear_cross_entropy": "foreshock.numerics",
     "numerics": "",
+    "optim": "",
     "policies": "",
     "probes": "",
     "replay": "",
@@ -98,6 +109,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "S3",
     "Attribution",
     "CorruptRunError",
     "Edge",
@@ -107,6 +119,7 @@ __all__ = [
     "ForeshockWarning",
     "GaussNewton",
     "Guard",
+    "HeadStatistics",
     "Hessian",
     "History",
     "ImportFormatError",
@@ -124,6 +137,7 @@ __all__ = [
     "attribute",
     "attribute_event",
     "attribution",
+    "batch_size",
     "cross_entropy",
     "diagnose",
     "edge",
@@ -131,9 +145,13 @@ __all__ = [
     "eigsh",
     "every",
     "generalized_sharpness",
+    "goodput",
+    "heads",
+    "init_new_rows",
     "landscape",
     "linear_cross_entropy",
     "numerics",
+    "optim",
     "policies",
     "probes",
     "replay",
