@@ -26,7 +26,7 @@ RECORD_SIDE: dict[str, set[str]] = {
     "run": {"signals"},
     "detect": {"run", "stats", "signals"},
     "diagnose": {"bursts", "detect", "run", "signals", "stats"},
-    "batch_size": {"run", "signals", "stats"},
+    "batch_size": {"run", "signals", "stats", "hooks"},  # hooks: where steps are timed
     "policies": {"run"},
     "testing": {"detect", "policies", "run"},
     "report": {"batch_size", "bursts", "detect", "diagnose", "run", "signals", "stats"},
@@ -69,7 +69,7 @@ TORCH_SIDE: dict[str, set[str]] = {
 }
 # Files of a room of the record side that need torch and are imported only by those who ask for them.
 TORCH_FILES = {f"testing/{name}.py" for name in ("faults", "injector", "batches", "cells", "optimizers", "trials")} | {
-    f"batch_size/{name}.py" for name in ("switch", "throughput")
+    f"batch_size/{name}.py" for name in ("followers", "moments", "switch", "throughput", "unchanged")
 }
 # The command line opens everything, but its files import the torch side only inside the commands that train.
 FRONT: dict[str, set[str]] = {

@@ -24,6 +24,7 @@ class Attempt:
         last_weights: those of the attempt before.
         batch, closure: whatever was last given to `observe`.
         sizes: examples in the batch that came with each loss, NaN where none did.
+        marks: signals that whoever changed the training wrote down for this attempt, such as `batch_switched`.
         prepared: whether the work before the update has been done.
         refused: whether the optimizer's step is called without gradients, so that it stands still.
     """
@@ -35,6 +36,7 @@ class Attempt:
         self.batch: Any = None
         self.closure: Callable[..., Any] | None = None
         self.sizes: list[float] = []
+        self.marks: dict[str, float] = {}
         self.prepared = self.refused = False
         self._seen: weakref.ref[Tensor] | None = None
 
@@ -73,6 +75,7 @@ class Attempt:
         loss = self.loss()
         if loss is not None:
             device["loss"] = loss
+        host.update(self.marks)
         host["micro_batches"] = float(len(self.losses))
         size = sum(self.sizes)
         if size > 0:
@@ -91,7 +94,7 @@ class Attempt:
         """Forgets all but the weights, which the next attempt will probably have as well."""
         if self.weights:
             self.last_weights = tuple(weight for weight, *_ in self.weights)
-        self.losses, self.weights, self.sizes, self._seen = [], [], [], None
+        self.losses, self.weights, self.sizes, self.marks, self._seen = [], [], [], {}, None
         self.batch = self.closure = None
         self.prepared = self.refused = False
 

@@ -284,6 +284,10 @@ _TABLE = (
         "batch_size", "1", "examples in the step: leading dimension of the first tensor in each batch given to "
         "`observe`, summed over the micro-batches; absent where one came without", "sum",
     ),
+    Signal(
+        "batch_switched", "1", "B_new / B_old at the first step after a declared switch of the batch size or strategy; "
+        "absent at all others", "same", "this library's `batch_size.switch`",
+    ),
     Signal("step_seconds", "s", "wall time from one optimizer step to the next", "max"),
     Signal("monitor_seconds", "s", "part of it spent inside foreshock on the host", "max"),
 )
