@@ -121,6 +121,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Returns a `DTensor` placed as another is; as it is where it lies so already."""
+    one: Any = tensor
+    other: Any = like
+    return tensor if one.placements == other.placements else one.redistribute(placements=other.placements)
+
+
 def alike(
     names: Sequence[str], numbers: Sequence[int] | None, error: Exception | None, group: Group, device: torch.device
 ) -> None:

@@ -1,49 +1,89 @@
-"""S3's update in torch operations, over lists of tensors: the one implementation that every device and type can run."""
+"""S3's update in torch operations over whole lists of tensors: what every device, type and compiler can run.
+
+For one coordinate, with w = 1 - beta2 and r = s^(1/p) what is kept of the p-th moment s:
+
+    m' = beta m + (1 - beta) g          n = beta m' + (1 - beta) g        (n = m' without the Nesterov mix)
+    s' = beta2 s + w |g|^p              b^p = beta2 s' + w |g|^p          (b^p = s' without it)
+    theta' = (1 - lr weight_decay) theta - lr n/(b + eps)
+
+No power of a gradient is ever formed: with a scale d = max(r, c |g|), both roots are d (k + (1 - k) y)^(1/p), where
+y = (|g|/d)^p, k = beta2 for s' and beta2^2 for b^p. c is so small that what it adds to r rounds away, and so large that
+y does not overflow (`scale`). Where there is no history, d = 0 and so is the update.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
+
+from foreshock.optim import blocks
+from foreshock.optim.blocks import Tensors
+from foreshock.optim.settings import Settings
 
 __all__ = ["update"]
 
 
 def update(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    roots: Sequence[Tensor],
-    *,
-    lr: float | Tensor,
-    beta: float,
-    beta2: float,
-    p: float,
-    eps: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
+    params: Tensors, grads: Tensors, exp_avgs: Tensors, roots: Tensors, **settings: Unpack[Settings]
 ) -> None:
-    """Makes one step of S3 in place: parameters, averages of gradients and roots of averages of |g|^p."""
-    for param, grad, m, r in zip(params, grads, exp_avgs, roots, strict=True):
-        work = torch.promote_types(param.dtype, torch.float32)
-        tiny = torch.finfo(work).tiny
-        g = grad.to(work)
-        if maximize:
-            g = -g
-        average = torch.lerp(m.to(work), g, 1 - beta)
-        size, old = g.abs(), r.to(work)
-        top = torch.maximum(size, old) + tiny
-        new, old = (size / top) ** p, (old / top) ** p
-        s = torch.lerp(old, new, 1 - beta2) if beta2 else new
-        root = top * s ** (1 / p) if beta2 else size
-        m.copy_(average)
-        r.copy_(root)
-        if nesterov:
-            average = torch.lerp(average, g, 1 - beta)
-            root = top * torch.lerp(s, new, 1 - beta2) ** (1 / p) if beta2 else size
-        moved = param.to(work)
+    """Makes one step of S3 in place: parameters, averages of gradients, roots of averages of |g|^p.
+
+    Works in float32 for narrower types, otherwise in that of the parameter.
+
+    Args:
+        params, grads, exp_avgs, roots: lists of real tensors of the same shapes on one device, of any layout;
+            parameters of one type.
+        settings: of their group; an lr that is a tensor is not read on the host.
+    """
+    if not params:
+        return
+    lr, beta, beta2, p = settings["lr"], settings["beta"], settings["beta2"], settings["p"]
+    nesterov, weight_decay = settings["nesterov"], settings["weight_decay"]
+    work = torch.promote_types(params[0].dtype, torch.float32)
+    gs, ms, rs = (_in(work, each) for each in (grads, exp_avgs, roots))
+    if settings["maximize"]:
+        gs = torch._foreach_neg(gs)
+    ms = torch._foreach_lerp(ms, gs, 1 - beta)
+    numerator = torch._foreach_lerp(ms, gs, 1 - beta) if nesterov else ms
+    size = torch._foreach_abs(gs)
+    if beta2:
+        large, tiny = blocks.scale(p, beta2, work), torch.finfo(work).tiny
+        top = torch._foreach_mul(size, large)
+        torch._foreach_maximum_(top, rs)
+        size = torch._foreach_div(size, torch._foreach_add(top, tiny))
+        blocks.power_(size, p)
+        rs = _root(size, top, beta2, p)
+        below = _root(size, top, beta2 * beta2, p) if nesterov else rs
+    else:
+        rs = below = size
+    torch._foreach_copy_(exp_avgs, ms)
+    torch._foreach_copy_(roots, rs)
+    below = torch._foreach_add(below, blocks.least(settings["eps"], work))
+    moved = _in(work, params)
+    if isinstance(lr, Tensor):
+        rate = lr.to(device=moved[0].device, dtype=work)
         if weight_decay:
-            moved = moved * (1 - lr * weight_decay)
-        param.copy_(moved - lr * (average / (root + max(eps, tiny))))
+            moved = torch._foreach_mul(moved, 1 - rate * weight_decay)
+        ratio = torch._foreach_div(numerator, below)
+        torch._foreach_mul_(ratio, rate)
+        moved = torch._foreach_sub(moved, ratio)
+    else:
+        if weight_decay:
+            moved = torch._foreach_mul(moved, 1 - lr * weight_decay)
+        moved = torch._foreach_addcdiv(moved, numerator, below, value=-lr)
+    torch._foreach_copy_(params, moved)
+
+
+def _root(powers: Tensors, top: Tensors, keep: float, p: float) -> Tensors:
+    """Returns top (keep + (1 - keep) powers)^(1/p)."""
+    mixed = torch._foreach_mul(powers, 1 - keep)
+    torch._foreach_add_(mixed, keep)
+    blocks.root_(mixed, p)
+    torch._foreach_mul_(mixed, top)
+    return mixed
+
+
+def _in(dtype: torch.dtype, tensors: Tensors) -> Tensors:
+    return [tensor.to(dtype) for tensor in tensors]

@@ -252,7 +252,7 @@ def _check_variants(trial: Trial) -> None:
     for name in ("foreach", "fused"):
         try:
             other = _variant(trial, **{"foreach": False, "fused": False, name: True})
-        except (RuntimeError, NotImplementedError):
+        except (RuntimeError, NotImplementedError, ValueError):
             continue  # refuses aloud: not on this device, or not with these settings
         for place, (a, b) in enumerate(zip(plain, other, strict=True)):
             if not torch.allclose(a, b, rtol=1e-4, atol=1e-5):
