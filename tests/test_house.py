@@ -40,7 +40,7 @@ TORCH_SIDE: dict[str, set[str]] = {
     "optim": {"bursts", "distributed"},
     "heads": {"distributed"},
     "noise": {"batch_size", "curvature", "distributed", "hooks"},
-    "probes": {"run", "batch_size", "curvature", "noise", "numerics", "stability", "distributed"},
+    "probes": {"run", "attempt", "batch_size", "curvature", "noise", "numerics", "stability", "distributed"},
     "hooks": set(),
     "mishaps": set(),
     "provenance": {"probes"},

@@ -45,6 +45,7 @@ _ALONG = "Bai et al. 2025, arXiv 2506.04805"
 _SPLIT = "first-order perturbation of chi; Bai et al. 2025, arXiv 2506.04805"
 _EDGE = "Cohen et al. 2022, arXiv 2207.14484"
 _ABSORPTION = "Liu et al. 2026, arXiv 2605.06152"
+_NOISE = "McCandlish et al. 2018, arXiv 1812.06162, appendix A.1"
 _COLLAPSE = "Prieto et al. 2025, arXiv 2501.04697"
 
 EDGES = frozenset({"chi", "chi_gradient", "chi_gradient_sym", "chi_step", "chi_secant"})
@@ -268,6 +269,28 @@ _TABLE = (
     Signal(
         "softmax_new", "1", "share of the rows whose right class was first seen less than 8 readings ago, this one "
         "included; from the 9th reading on", "mean",
+    ),
+    Signal(
+        "noise_trace", "1", "unbiased estimate of tr Sigma, the trace of the covariance of one example's gradient, of "
+        "this step, from squared norms of gradients at two batch sizes", "mean", _NOISE,
+    ),
+    Signal(
+        "noise_square", "1", "unbiased estimate of |G|^2 of this step, G the gradient without noise; often below 0",
+        "mean", _NOISE,
+    ),
+    Signal(
+        "noise_scale", "1", "gradient noise scale in examples, the mean of `noise_trace` over that of `noise_square`; "
+        "absent while the latter is not distinguishable from 0, or gated", "mean", _NOISE,
+    ),
+    Signal("noise_low", "1", "lower end of the band of `noise_scale` (95 %)", "min", _NOISE),
+    Signal("noise_high", "1", "upper end of the band of `noise_scale`", "max", _NOISE),
+    Signal(
+        "noise_factor", "1", "noise scale of all layers over that of the norm layers; `noise_scale` is multiplied with "
+        "it where it is measured on these alone", "mean", "Gray et al. 2024, arXiv 2411.00999",
+    ),
+    Signal(
+        "noise_gated", "1", "1 where the noise scale would have been measured but means nothing: absorption in the "
+        "softmax, or a spike just heard of; else 0", "max", _NOISE,
     ),
     Signal("nonfinite", "1", "number of tensors whose gradient or parameter has a norm that is NaN or infinite", "sum"),
     Signal(

@@ -95,8 +95,8 @@ class MovingMean:
                 gamma = self._products[h] / self._counted[h]
                 total += (1 - h / (LAGS + 1)) * self.ema**h * (gamma + gamma.T)
         values, vectors = np.linalg.eigh(total - 0.5 * own)
-        total = 0.5 * own + (vectors * np.maximum(values, 0.0)) @ vectors.T
-        return total
+        found: Array = 0.5 * own + (vectors * np.maximum(values, 0.0)) @ vectors.T
+        return found
 
     def _lag(self, noise: Array) -> Array:
         """Returns what lag adds, shape (k, k)."""

@@ -127,10 +127,16 @@ class NoiseScale:
 
     def take(self, found: Pair) -> None:
         """Takes one step's estimates, however they were made."""
-        if self._gates or not (math.isfinite(found.tr_sigma) and math.isfinite(found.g_sq)):
-            self.skipped += 1
-        else:
+        if self._gates:
+            self.pass_by()
+        elif math.isfinite(found.tr_sigma) and math.isfinite(found.g_sq):
             self._moving.update(found)
+        else:
+            self.skipped += 1
+
+    def pass_by(self) -> None:
+        """Counts a step that was not measured because of a gate."""
+        self.skipped += 1
         self._gates = {why: None if left is None else left - 1 for why, left in self._gates.items() if left != 1}
 
     def value(self) -> NoiseEstimate:
@@ -165,12 +171,15 @@ class NoiseScale:
             reason: why, in words; None lifts all gates, and what comes then counts afresh.
             steps: updates after which the gate lifts by itself; None: not before it is lifted.
         """
-        if reason is None:
-            if self._gates:
-                self.restart()
-            self._gates = {}
-        else:
+        if reason is not None:
             self._gates[reason] = steps
+        elif self._gates:
+            self._gates = {}
+            self.restart()
+
+    def lift(self, reason: str) -> None:
+        """Lifts one gate."""
+        self._gates.pop(reason, None)
 
     @property
     def gated(self) -> tuple[str, ...]:

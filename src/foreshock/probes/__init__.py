@@ -4,6 +4,7 @@ from foreshock.probes.base import Every, Live, Moment, Probe, Signals, Step, Una
 from foreshock.probes.cosine import GradientCosine
 from foreshock.probes.curvature import Curvature
 from foreshock.probes.moments import Moments
+from foreshock.probes.noise import NoiseScale
 from foreshock.probes.norms import GradientNorm, Update
 from foreshock.probes.secant import Secant
 from foreshock.probes.softmax import Softmax
@@ -26,6 +27,7 @@ __all__ = [
     "Live",
     "Moment",
     "Moments",
+    "NoiseScale",
     "Part",
     "Probe",
     "Secant",
