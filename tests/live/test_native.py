@@ -143,11 +143,13 @@ def test_the_build_leaves_the_library_out_without_a_working_compiler(
     hook = build_hook()
     for compiler in ("false", "no-such-compiler"):
         monkeypatch.setenv("CC", compiler)
-        assert not hook.compile_sweep(ROOT / "src/foreshock/probes/sweep.c", tmp_path / "a.so")
+        for source, _, flags in hook.PARTS:
+            assert not hook.compile_loop(ROOT / source, tmp_path / "a.so", flags)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler on this machine")
 def test_the_build_makes_a_library_where_there_is_a_compiler(tmp_path: Path) -> None:
-    assert build_hook().compile_sweep(ROOT / "src/foreshock/probes/sweep.c", tmp_path / "a.so")
+    source, _, flags = build_hook().PARTS[0]
+    assert build_hook().compile_loop(ROOT / source, tmp_path / "a.so", flags)
     assert os.listdir(tmp_path) == ["a.so"]
