@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foreshock.optim.burst import BurstResponse, burst_response
 from foreshock.optim.s3 import S3
 
-__all__ = ["S3"]
+__all__ = ["S3", "BurstResponse", "burst_response"]
