@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from foreshock.heads import HeadStatistics, init_new_rows
     from foreshock.history import History
     from foreshock.monitor import Monitor
+    from foreshock.noise import noise_scale
     from foreshock.numerics.absorption import absorption
     from foreshock.numerics.cross_entropy import cross_entropy
     from foreshock.numerics.linear import linear_cross_entropy
-    from foreshock.optim import S3
+    from foreshock.optim import S3, burst_response
     from foreshock.probes import every
     from foreshock.replay import Replay, what_if
     from foreshock.replay.replay import replay
@@ -84,6 +85,7 @@ _LAZY = {
     "attribute_event": "foreshock.attribution",
     "attribution": "",
     "batch_size": "",
+    "burst_response": "foreshock.optim",
     "cross_entropy": "foreshock.numerics",
     "diagnose": "",
     "edge": "foreshock.curvature",
@@ -96,6 +98,7 @@ _LAZY = {
     "init_new_rows": "foreshock.heads",
     "landscape": "",
     "linear_cross_entropy": "foreshock.numerics",
+    "noise_scale": "foreshock.noise",
     "numerics": "",
     "optim": "",
     "policies": "",
@@ -138,6 +141,7 @@ __all__ = [
     "attribute_event",
     "attribution",
     "batch_size",
+    "burst_response",
     "cross_entropy",
     "diagnose",
     "edge",
@@ -150,6 +154,7 @@ __all__ = [
     "init_new_rows",
     "landscape",
     "linear_cross_entropy",
+    "noise_scale",
     "numerics",
     "optim",
     "policies",
