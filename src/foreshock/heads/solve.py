@@ -17,6 +17,7 @@ class Solution:
     """Rows of a linear classifier.
 
     Attributes:
+        classes: whose rows they are, (k) ids.
         weight: (k, d) float64.
         bias: (k,) float64; zeros where none was asked for.
         lam: the ridge as applied, None where there is none.
@@ -24,11 +25,49 @@ class Solution:
         pooled: whether the covariance within classes was taken for the same in all, for want of second moments.
     """
 
+    classes: tuple[int, ...]
     weight: Tensor
     bias: Tensor
     lam: float | None = None
     condition: float | None = None
     pooled: bool = False
+    _lower: Tensor | None = None  # (d, d) Cholesky factor of what was solved
+    _centre: Tensor | None = None  # (d,) mean that was taken off
+    _omega: dict[int, float] | None = None  # what one example of a class counted
+    _unit: bool = False  # whether the rows are means of features of norm 1
+
+    def scores(self, h: Tensor) -> Tensor:
+        """Returns W h + b, (n, k) of features (n, d)."""
+        return h.double() @ self.weight.mT + self.bias
+
+    def held_out(self, h: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+        """Returns the scores (n, k) of examples that each would have without it.
+
+        For least squares (z - a y) / (1 - a) with a = omega_i (x' (S + lam I)^-1 x), x = h - m, and omega_i more with a
+        bias: leave-one-out without solving again (Allen 1974, Technometrics 16, "The relationship between variable
+        selection and data augmentation"), the weights of the others kept. For means the example is taken out of its
+        own.
+
+        Args:
+            h: (n, d), of those that were solved on, or others of the same classes.
+            labels: (n,) their classes.
+            counts: (n,) how often each was among those.
+        """
+        z = self.scores(h)
+        own = labels[:, None] == torch.tensor(self.classes, device=labels.device)
+        if self._omega is None or not self.classes:
+            return z
+        omega = counts * torch.tensor([self._omega.get(label, 0.0) for label in labels.tolist()], device=h.device)
+        if self._lower is None:
+            reach = h.double().norm(dim=1, keepdim=True) ** (1 if self._unit else 2)  # of an example to itself
+            omega = omega[:, None]
+            alone = omega > 1 - _LEAST  # nothing would be left
+            return torch.where(own & ~alone, (z - omega * reach) / (1 - omega).clamp(min=_LEAST), z)
+        x = h.double() if self._centre is None else h.double() - self._centre
+        half = torch.linalg.solve_triangular(self._lower, x.mT, upper=False)
+        lever = omega * (half.square().sum(0) + (0.0 if self._centre is None else 1.0))
+        lever = lever.clamp(max=1 - _LEAST)[:, None]
+        return (z - lever * own) / (1 - lever)
 
 
 @torch.no_grad()
@@ -97,9 +136,13 @@ def least_squares(
     else:
         condition = float((lower.diagonal().max() / lower.diagonal().min()) ** 2)
     offset = pi[chosen] - weight @ centre if bias else torch.zeros_like(pi[chosen])
-    return Solution(weight, offset, ridge, condition, pooled)
+    omega = dict(zip(used, (pi / n).tolist(), strict=True))
+    return Solution(
+        tuple(classes), weight, offset, ridge, condition, pooled, lower, centre if bias else None, omega
+    )  # fmt: skip
 
 
+_LEAST = 1e-6  # of an example's weight that is left to the others
 _SMALL = 1024  # eigenvalues up to this size: beyond it the diagonal of the Cholesky factor bounds them from within
 
 
@@ -112,7 +155,10 @@ def _second(
         return statistics.second / n.sum(), False
     if statistics.seconds is not None:
         seconds = statistics.seconds
-        return sum((seconds[c].to(n.device) * (p / m) for c, p, m in zip(used, pi, n, strict=True)), 0 * means.mT @ means), False
+        total = torch.zeros_like(statistics.second, device=n.device)
+        for label, share in zip(used, (pi / n).tolist(), strict=True):
+            total += share * seconds[label].to(n.device)
+        return total, False
     every = statistics.sums / statistics.weight[:, None]
     within = (statistics.second - every.mT @ statistics.sums) / statistics.weight.sum()
     return within + means.mT @ (pi[:, None] * means), True
@@ -123,6 +169,9 @@ def class_means(statistics: HeadStatistics, classes: Sequence[int], *, unit: boo
     """Returns the means of the classes' features as rows, without bias; unit: of features divided by their norm.
 
     The latter are not divided by their norm again, as in SGM's code (arXiv 2306.01904).
+
+    Raises:
+        UsageError: a class without examples.
     """
     at = {label: place for place, label in enumerate(statistics.classes.tolist())}
     missing = [label for label in classes if label not in at]
@@ -130,4 +179,6 @@ def class_means(statistics: HeadStatistics, classes: Sequence[int], *, unit: boo
         raise UsageError(f"no examples of class {missing} in the statistics: update them with some first")
     rows = torch.tensor([at[label] for label in classes], device=statistics.weight.device)
     sums = statistics.unit_sums if unit else statistics.sums
-    return Solution(sums[rows] / statistics.weight[rows, None], statistics.weight.new_zeros(len(classes)))
+    n = statistics.weight[rows]
+    omega = dict(zip(classes, (1 / n).tolist(), strict=True))
+    return Solution(tuple(classes), sums[rows] / n[:, None], torch.zeros_like(n), _omega=omega, _unit=unit)
