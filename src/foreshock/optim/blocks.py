@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foreshock.optim.settings import Settings
 
-__all__ = ["Tensors", "blocked", "least", "power_", "root_", "scale"]
+__all__ = ["Tensors", "blocked", "least", "power_plan", "root_plan", "scale"]
 
 BLOCK = 1 << 16
 """Elements worked on at once: three scratch buffers and four operands of float32 fill 2 MB of cache."""
@@ -50,36 +50,31 @@ def least(eps: float, work: torch.dtype) -> float:
     return max(eps, torch.finfo(work).tiny)
 
 
-def power_(tensors: Tensors, p: float) -> None:
-    """Raises non-negative tensors to the p-th power, in place.
+def power_plan(p: float) -> tuple[tuple[float, ...], float]:
+    """Returns how to raise to the p-th power: the squares and cubes to take in turn, and the power that is left.
 
-    Squares and cubes as long as 2 and 3 divide p, otherwise exp(p log y): torch's pow costs ten times as much. Its
-    error, |p log y| roundings of y^p, is below one rounding of 1 + y^p where y < 1, and a few where y is large.
+    What is left, where it is not 1, is exp(rest log y), because torch's own pow costs ten times as much. Its error is
+    |rest log y| roundings of y^p: less than one of 1 + y^p where y < 1, a few where y is large.
+
+    >>> power_plan(3.0), power_plan(12.0), power_plan(2.5)
+    (((3.0,), 1.0), ((2.0, 2.0, 3.0), 1.0), ((), 2.5))
     """
-    whole = int(p) if p == int(p) else 0
-    for factor in (2, 3):
-        while whole > 1 and whole % factor == 0:
-            whole //= factor
-            torch._foreach_pow_(tensors, float(factor))
-    if whole != 1:
-        rest = p if not whole or whole == p else float(whole)
-        torch._foreach_log_(tensors)
-        torch._foreach_mul_(tensors, rest)
-        torch._foreach_exp_(tensors)
+    factors = []
+    for factor in (2.0, 3.0):
+        while p == int(p) and p % factor == 0:
+            p /= factor
+            factors.append(factor)
+    return tuple(factors), p
 
 
-def root_(tensors: Tensors, p: float) -> None:
-    """Takes the p-th root of positive tensors, in place: square roots where p is a power of 2, else exp(log(y)/p)."""
-    rest = p
-    while rest > 1 and rest % 2 == 0:
-        rest /= 2
-    if rest == 1:
-        for _ in range(round(math.log2(p))):
-            torch._foreach_sqrt_(tensors)
-        return
-    torch._foreach_log_(tensors)
-    torch._foreach_mul_(tensors, 1 / p)
-    torch._foreach_exp_(tensors)
+def root_plan(p: float) -> tuple[int, float]:
+    """Returns how to take the p-th root: how many square roots where p is a power of 2, else the p of exp(log(y)/p).
+
+    >>> root_plan(1.0), root_plan(4.0), root_plan(3.0)
+    ((0, 1.0), (2, 1.0), (0, 3.0))
+    """
+    mantissa, exponent = math.frexp(p)
+    return (exponent - 1, 1.0) if mantissa == 0.5 else (0, p)
 
 
 def blocked(
@@ -103,7 +98,7 @@ def blocked(
 
     def run(share: Sequence[Block]) -> None:
         with torch.no_grad():  # each thread has its own
-            scratch = torch.empty(3, size, dtype=work).unbind()
+            scratch = torch.empty(3 * size, dtype=work)
             for block in share:
                 step(*block, scratch)
 
@@ -122,13 +117,14 @@ def blocked(
 
 
 class _Step:
-    """The update of one block of at most three scratch buffers' length, with what is the same for all of them."""
+    """The update of one block, with what is the same for all of them."""
 
     def __init__(self, work: torch.dtype, settings: Settings) -> None:
-        lr, beta, beta2 = float(settings["lr"]), settings["beta"], settings["beta2"]
-        self.work, self.beta, self.beta2, self.p = work, beta, beta2, settings["p"]
+        lr, beta, beta2, p = float(settings["lr"]), settings["beta"], settings["beta2"], settings["p"]
+        self.work, self.beta, self.beta2 = work, beta, beta2
         self.maximize, self.nesterov = settings["maximize"], settings["nesterov"]
-        self.large = scale(self.p, beta2, work) if beta2 else 1.0
+        (self.factors, self.rest), (self.squares, self.order) = power_plan(p), root_plan(p)
+        self.large = scale(p, beta2, work) if beta2 else 1.0
         self.tiny = torch.finfo(work).tiny
         self.eps = least(settings["eps"], work)
         self.epsilon, self.keep, self.keep_below = (
@@ -139,10 +135,13 @@ class _Step:
         self.mixed = (1 - beta) / beta if beta else 0.0
         self.rate = -lr * (beta if self.nesterov and beta else 1.0)
 
-    def __call__(self, param: Tensor, grad: Tensor, exp_avg: Tensor, root: Tensor, scratch: Sequence[Tensor]) -> None:
+    def __call__(self, param: Tensor, grad: Tensor, exp_avg: Tensor, root: Tensor, scratch: Tensor) -> None:
+        """Makes the update in place on flat tensors of the same length; `scratch` is three times as long or longer."""
         count, work = grad.numel(), self.work
-        a, d, y = scratch if scratch[0].numel() == count else [each[:count] for each in scratch]
-        g, m, r, theta = (each.to(work) for each in (grad, exp_avg, root, param))
+        both = scratch[: 2 * count]  # what is rooted lies together: one call for two operands
+        a, b, d = both[:count], both[count:], scratch[2 * count : 3 * count]
+        same = param.dtype is grad.dtype is exp_avg.dtype is root.dtype is work
+        g, m, r, theta = (grad, exp_avg, root, param) if same else (t.to(work) for t in (grad, exp_avg, root, param))
         if self.maximize:
             g = g.neg()
         m.lerp_(g, 1 - self.beta)
@@ -150,40 +149,48 @@ class _Step:
         if self.beta2:
             torch.mul(a, self.large, out=d)
             torch.maximum(d, r, out=d)
-            torch.add(d, self.tiny, out=y)
-            torch.div(a, y, out=y)
-            power_([y], self.p)
-            torch.add(self.keep, y, alpha=1 - self.beta2, out=a)
-            root_([a], self.p)
-            torch.mul(a, d, out=r)
+            torch.add(d, self.tiny, out=b)
+            torch.div(a, b, out=b)
+            self._raise(b)
+            torch.add(self.keep, b, alpha=1 - self.beta2, out=a)
             if self.nesterov:
-                torch.add(self.keep_below, y, alpha=1 - self.beta2 * self.beta2, out=a)
-                root_([a], self.p)
-                torch.addcmul(self.epsilon, a, d, out=a)
+                torch.add(self.keep_below, b, alpha=1 - self.beta2 * self.beta2, out=b)
+                self._root(both)
+                torch.addcmul(self.epsilon, b, d, out=b)
+                torch.mul(a, d, out=r)
             else:
-                torch.add(r, self.eps, out=a)
+                self._root(a)
+                torch.mul(a, d, out=r)
+                torch.add(r, self.eps, out=b)
         else:
             r.copy_(a)
-            a.add_(self.eps)
+            torch.add(a, self.eps, out=b)
+        n = m if not self.nesterov else torch.add(m, g, alpha=self.mixed, out=d) if self.beta else g
         if self.shrink != 1:
             theta.mul_(self.shrink)
-        if not self.nesterov:
-            n = m
-        elif self.beta:
-            n = torch.add(m, g, alpha=self.mixed, out=d)
-        else:
-            n = g
-        theta.addcdiv_(n, a, value=self.rate)
+        theta.addcdiv_(n, b, value=self.rate)
         for into, new in ((exp_avg, m), (root, r), (param, theta)):
             if new is not into:
                 into.copy_(new)
+
+    def _raise(self, tensor: Tensor) -> None:
+        for factor in self.factors:
+            tensor.pow_(factor)
+        if self.rest != 1:
+            tensor.log_().mul_(self.rest).exp_()
+
+    def _root(self, tensor: Tensor) -> None:
+        for _ in range(self.squares):
+            tensor.sqrt_()
+        if self.order != 1:
+            tensor.log_().mul_(1 / self.order).exp_()
 
 
 def _packed(step: _Step, pack: Sequence[Block], work: torch.dtype) -> None:
     """Makes the update of several tensors laid end to end in copies, which also serves those of any layout."""
     params, _, exp_avgs, roots = zip(*pack, strict=True)
     p, g, m, r = (torch.cat([each.reshape(-1) for each in tensors]).to(work) for tensors in zip(*pack, strict=True))
-    step(p, g, m, r, torch.empty(3, p.numel(), dtype=work).unbind())
+    step(p, g, m, r, torch.empty(3 * p.numel(), dtype=work))
     sizes = [param.numel() for param in params]
     for tensors, flat in ((params, p), (exp_avgs, m), (roots, r)):
         parts = torch.split(flat, sizes)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.errors import UsageError
-from foreshock.optim import blocks, update
+from foreshock.optim import blocks, native, update
 from foreshock.optim.blocks import Tensors
 from foreshock.optim.settings import Settings
 
@@ -25,18 +25,21 @@ def take(
     foreach: bool | None,
     fused: bool | None,
 ) -> None:
-    """Makes one step in place, by the fastest way there is, or by the one that is asked for.
+    """Makes one step in place.
+
+    Args:
+        foreach: False takes one tensor at a time, in torch operations.
+        fused: True asks for a compiled way, False for torch operations; by default what is fastest.
 
     Raises:
         UsageError: `fused` is True and there is no compiled way for these tensors.
     """
+    if torch.compiler.is_compiling():  # which fuses by itself
+        return update.update(params, grads, exp_avgs, roots, **settings)
     for lists in _alike(params, grads, exp_avgs, roots):
-        if torch.compiler.is_compiling():  # the compiler fuses by itself
-            update.update(*lists, **settings)
+        plain = lists[0][0].is_cpu and all(type(each) in (Tensor, nn.Parameter) for each in lists[0])
+        if (fused or (fused is None and foreach is not False)) and _compiled(lists, settings, plain, bool(fused)):
             continue
-        plain = lists[0][0].device.type == "cpu" and all(type(each) in (Tensor, nn.Parameter) for each in lists[0])
-        if fused:
-            raise UsageError("no compiled way")
         if foreach is False:
             for one in zip(*lists, strict=True):
                 update.update(*([each] for each in one), **settings)
@@ -44,11 +47,28 @@ def take(
             blocks.blocked(*lists, **settings)
         else:
             update.update(*lists, **settings)
+    return None
 
 
-def _alike(
-    params: Tensors, grads: Tensors, exp_avgs: Tensors, roots: Tensors
-) -> list[Lists]:
+def _compiled(lists: Lists, settings: Settings, plain: bool, asked: bool) -> bool:
+    """Makes the step in a compiled way, and returns whether there is one."""
+    if plain and native.usable(*lists, settings["p"]):
+        native.update(*lists, **settings)
+        return True
+    if asked:
+        raise UsageError(
+            f"fused=True: no compiled step for {lists[0][0].dtype} parameters on {lists[0][0].device.type}"
+            + (
+                "; it is built when foreshock is installed where there is a C compiler"
+                if plain and native.library() is None
+                else ", which float16 and mixtures with float64 do not have"
+            )
+            + ". Leave fused out to have the fastest there is"
+        )
+    return False
+
+
+def _alike(params: Tensors, grads: Tensors, exp_avgs: Tensors, roots: Tensors) -> list[Lists]:
     """Returns tensors in lists of one device and one type."""
     found: dict[tuple[torch.device, torch.dtype], Lists] = {}
     for four in zip(params, grads, exp_avgs, roots, strict=True):

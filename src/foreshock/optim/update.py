@@ -53,7 +53,11 @@ def update(
         top = torch._foreach_mul(size, large)
         torch._foreach_maximum_(top, rs)
         size = torch._foreach_div(size, torch._foreach_add(top, tiny))
-        blocks.power_(size, p)
+        factors, rest = blocks.power_plan(p)
+        for factor in factors:
+            torch._foreach_pow_(size, factor)
+        if rest != 1:
+            _power(size, rest)
         rs = _root(size, top, beta2, p)
         below = _root(size, top, beta2 * beta2, p) if nesterov else rs
     else:
@@ -80,9 +84,19 @@ def _root(powers: Tensors, top: Tensors, keep: float, p: float) -> Tensors:
     """Returns top (keep + (1 - keep) powers)^(1/p)."""
     mixed = torch._foreach_mul(powers, 1 - keep)
     torch._foreach_add_(mixed, keep)
-    blocks.root_(mixed, p)
+    squares, order = blocks.root_plan(p)
+    for _ in range(squares):
+        torch._foreach_sqrt_(mixed)
+    if order != 1:
+        _power(mixed, 1 / order)
     torch._foreach_mul_(mixed, top)
     return mixed
+
+
+def _power(tensors: Tensors, exponent: float) -> None:
+    torch._foreach_log_(tensors)
+    torch._foreach_mul_(tensors, exponent)
+    torch._foreach_exp_(tensors)
 
 
 def _in(dtype: torch.dtype, tensors: Tensors) -> Tensors:
