@@ -14,11 +14,11 @@ from foreshock.bursts.rule import Burst, Rule, over
 from foreshock.bursts.settings import label, read
 from foreshock.errors import UsageError
 
-__all__ = ["BurstResponse", "burst_response", "of_group", "one_burst", "worded"]
+__all__ = ["BurstResponse", "burst_response", "first_updates", "of_group", "one_burst", "worded"]
 
 ROUNDING = 1e-12  # so near to 1, an update neither grows nor falls
-REST = 1e-10  # of the sum, beside which what comes later does not count
-LONGEST = 1_000_000  # updates that are summed up
+REST = 1e-9  # of the sum, beside which what comes later does not count
+LONGEST = 400_000  # updates that are summed up
 SHOWN, WITHIN = 10_000, 1e-7  # updates that are kept, and the part of the sum that those left out may be
 SINGULAR = re.compile("(rate|move|step)s")
 ENDLESS = 1000  # of a course that does not end
@@ -158,11 +158,24 @@ def of_group(
     """
     burst = one_burst(ratio, step, usual)
     try:
-        _, rule, _ = table.find(kind if isinstance(kind, str) else _named(kind))
-        names = {*rule.settings, "betas", "nus"}
-        return _response(kind, {key: value for key, value in group.items() if key in names}, burst)
+        return _response(kind, _counting(kind, group), burst)
     except UsageError:
         return None
+
+
+def first_updates(kind: str | type, group: Mapping[str, object], burst: Burst, count: int) -> list[float]:
+    """Returns the sizes of the first updates from a burst on; arguments and errors as for `burst_response`."""
+    _, rule, preset = table.find(kind if isinstance(kind, str) else _named(kind))
+    known = read(rule, preset, _counting(kind, group))
+    scale = burst.quiet ** -rule.power(known) if burst.quiet else 1.0
+    return [scale * abs(each) for each in islice(rule.course(known, burst), count)]
+
+
+def _counting(kind: str | type, group: Mapping[str, object]) -> dict[str, object]:
+    """Returns those settings of a group that its rule knows."""
+    _, rule, _ = table.find(kind if isinstance(kind, str) else _named(kind))
+    names = {*rule.settings, "betas", "nus"}
+    return {key: value for key, value in group.items() if key in names}
 
 
 def one_burst(ratio: float, step: float, usual: float) -> Burst:

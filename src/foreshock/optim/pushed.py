@@ -24,13 +24,14 @@ BURST = 1e9  # a burst beside which noise of size 1 does not count, and an eps o
 WEAKER = 1e-3  # times it: an optimizer whose update grows with the gradient is found by a second one
 GROWS = 0.02  # power of the burst from which its update grows with it
 LONGER = 0.03  # part of the sum that the stronger one brings more, where only its size ends the course, as with signs
-FIRST, LATER = 100, 1_000_000  # steps before a burst that dwarfs them, then what their counters are set on by
+FIRST, LATER = 30, 1_000_000  # steps before a burst that dwarfs them, then what their counters are set on by
 LIVES, LEAST, MOST = 5.0, 200, 5000  # steps before a finite burst: lives of the slowest average, within limits
-LONGEST, STILL, NEAR = 3000, 1e-8, 1e-3  # updates after it, at most; part of the sum from which they do not count
-LATE = 200  # updates that the last factor per step is read from
+LONGEST, STILL, NEAR = 2000, 1e-6, 1e-3  # updates after it, at most; part of the sum from which they do not count
+LATE = 50  # updates that the last factor per step is read from
+EVEN, SAME = 150, 1e-9  # updates in a row that are the same, from which they are taken to stay so
 ENDLESS = 1 - 2e-4  # the factor per step from which the updates do not fall in any time
-PAIRS = 32  # of tensors with opposite noise, over which a finite burst is averaged
-QUIET = 50  # updates in a row that must not count
+PAIRS = 8  # of tensors with opposite noise, over which a finite burst is averaged
+QUIET = 20  # updates in a row that must not count
 SEED = 2507_06464
 SLOW = ("fused", "foreach", "capturable", "differentiable")  # options whose other paths give the same updates
 
@@ -138,9 +139,14 @@ def _course(
             course.append(move)
             total += move
             quiet = quiet + 1 if move <= (NEAR if noise else STILL) * total else 0
-            if quiet >= QUIET:
+            if quiet >= QUIET or _even(course):
                 break
     return course
+
+
+def _even(course: Sequence[float]) -> bool:
+    last = course[-EVEN:]
+    return len(last) == EVEN and last[-1] > 0 and abs(last[0] - last[-1]) <= SAME * last[-1]
 
 
 def _noise(params: Sequence[Tensor], signs: torch.Generator) -> list[Tensor]:
