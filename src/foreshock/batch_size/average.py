@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,10 @@ class MovingMean:
 
     1. Noise: V = (W_2 / W^2) sum_h k_h a^|h| Gamma_h, W and W_2 the sums of the weights and of their squares, Gamma_h
        the covariance at lag h about the mean, k_h = 1 - |h| / (L + 1) (Bartlett's window).
-    2. Lag: a mean of the past is late where the series drifts. The mean of the mean is late twice, so d = m - m' says
-       by how much, as in Brown's double smoothing; d d' is added, drawn to 0 by as much as noise would make of it.
+    2. Lag: a mean of the past is late where the series drifts. The mean of the mean, m', is later still: what is missed
+       is d = f (m - m'), exactly so for a straight drift, where f says how m and m' lag behind the steps' numbers (1
+       in the long run, as in Brown's double smoothing, 2 at first). d d' is added, drawn to 0 by as much as noise
+       alone would make of it.
 
     Args:
         series: k, how many.
@@ -42,9 +43,11 @@ class MovingMean:
         if keep <= 0.0:
             self.n, self.weight, self.squares, self.late_weight = 0, 0.0, 0.0, 0.0
             self.mean, self.late = np.zeros(k), np.zeros(k)
+            self._clock, self._late_clock = 0.0, 0.0  # the same means of the numbers of the values
             self._products = np.zeros((LAGS + 1, k, k))  # weighted sums of x_t x_(t-h)' about the mean
             self._counted = np.zeros(LAGS + 1)  # their weights
-            self._recent: deque[Array] = deque(maxlen=LAGS)
+            self._recent = np.zeros((LAGS, k))  # the last values, newest first
+            self._held = 0  # how many of them there are
             return
         self.weight, self.late_weight, self.squares = keep * self.weight, keep * self.late_weight, keep * self.squares
         self._products *= keep
@@ -61,15 +64,17 @@ class MovingMean:
         self.mean = self.mean + before / self.weight
         self.late_weight = a * self.late_weight + 1.0
         self.late = self.late + (self.mean - self.late) / self.late_weight
+        self._clock += (self.n - self._clock) / self.weight
+        self._late_clock += (self._clock - self._late_clock) / self.late_weight
+        off, held = x - self.mean, self._held
         self._products *= a
+        self._products[0] += before[:, None] * off  # Welford's: exact about a mean that moves
+        self._products[1 : held + 1] += off[:, None] * (self._recent[:held] - self.mean)[:, None]
         self._counted *= a
-        off = x - self.mean
-        self._products[0] += np.outer(before, off)  # Welford's: exact about a mean that moves
-        self._counted[0] += 1.0
-        for h, old in enumerate(reversed(self._recent), start=1):
-            self._products[h] += np.outer(off, old - self.mean)
-            self._counted[h] += 1.0
-        self._recent.append(x)
+        self._counted[: held + 1] += 1.0
+        self._recent[1:] = self._recent[:-1]
+        self._recent[0] = x
+        self._held = min(held + 1, LAGS)
 
     @property
     def effective(self) -> float:
@@ -86,22 +91,26 @@ class MovingMean:
         return noise + self._lag(noise)
 
     def _long_run(self) -> Array:
-        """Returns sum_h k_h a^|h| Gamma_h, and at least half of Gamma_0, shape (k, k)."""
+        """Returns sum_h k_h a^|h| Gamma_h, shape (k, k), each series having half its Gamma_0 at least."""
         own = self._products[0] / (self.weight - self.squares / self.weight)
-        own = 0.5 * (own + own.T)
-        total = own.copy()
-        for h in range(1, LAGS + 1):
-            if self._counted[h] > 2 * LAGS:  # too few pairs say nothing
-                gamma = self._products[h] / self._counted[h]
-                total += (1 - h / (LAGS + 1)) * self.ema**h * (gamma + gamma.T)
-        values, vectors = np.linalg.eigh(total - 0.5 * own)
-        found: Array = 0.5 * own + (vectors * np.maximum(values, 0.0)) @ vectors.T
+        total = own
+        if self._counted[-1] > 2 * LAGS:  # too few pairs say nothing
+            h = np.arange(1, LAGS + 1)
+            factors = (1 - h / (LAGS + 1)) * self.ema**h / self._counted[1:]
+            total = own + 2 * (factors[:, None, None] * self._products[1:]).sum(0)
+        least = 0.5 * np.diag(own)
+        spread = np.sqrt(np.maximum(np.diag(total), least))
+        bound = spread[:, None] * spread
+        found: Array = np.clip(0.5 * (total + total.T), -bound, bound)
+        np.fill_diagonal(found, spread * spread)
         return found
 
     def _lag(self, noise: Array) -> Array:
         """Returns what lag adds, shape (k, k)."""
-        late = self.mean - self.late
-        spread = 0.5 * noise  # the covariance of m - m' under noise alone, in the long run half of that of m
+        behind = self._clock - self._late_clock
+        factor = (self.n - self._clock) / behind if behind > 0.0 else 0.0
+        late = factor * (self.mean - self.late)
+        spread = 0.5 * factor**3 * noise  # of d under noise alone: half the mean's in the long run, 4 times it at first
         scale = np.sqrt(np.maximum(np.diag(spread), 0.0))
         if not np.all(scale > 0.0):
             return np.outer(late, late)
@@ -113,14 +122,17 @@ class MovingMean:
         """Returns all that is known, in plain numbers and lists."""
         return {
             "n": self.n, "weight": self.weight, "squares": self.squares, "late_weight": self.late_weight,
+            "clocks": [self._clock, self._late_clock],
             "mean": self.mean.tolist(), "late": self.late.tolist(), "products": self._products.tolist(),
-            "counted": self._counted.tolist(), "recent": [each.tolist() for each in self._recent],
+            "counted": self._counted.tolist(), "recent": self._recent[: self._held].tolist(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.n, self.weight, self.squares = int(state["n"]), float(state["weight"]), float(state["squares"])
         self.late_weight = float(state["late_weight"])
+        self._clock, self._late_clock = state["clocks"]
         self.mean, self.late = np.array(state["mean"]), np.array(state["late"])
         self._products, self._counted = np.array(state["products"]), np.array(state["counted"])
-        self._recent = deque((np.array(each) for each in state["recent"]), maxlen=LAGS)
+        self._recent, self._held = np.zeros((LAGS, self.series)), len(state["recent"])
+        self._recent[: self._held] = np.array(state["recent"]).reshape(self._held, self.series)
