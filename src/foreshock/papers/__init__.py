@@ -25,6 +25,8 @@ PAPERS = {
         "softmax_absorption",
         "Grokking or Glitching? How Low-Precision Drives Slingshot Loss Spikes, arXiv 2605.06152",
     ),
+    "s3": ("s3", "SoftSignSGD (S3), arXiv 2507.06464"),
+    "new-heads": ("new_heads", "A Good Start Matters (new rows of a head, by least squares), arXiv 2503.06385"),
 }
 
 
