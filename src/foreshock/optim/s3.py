@@ -14,6 +14,7 @@ from foreshock.distributed import local, placed_like, sharded
 from foreshock.errors import UsageError
 from foreshock.optim.paths import take
 from foreshock.optim.settings import settings_of
+from foreshock.optim.transfer import Transfer, moved
 
 __all__ = ["S3"]
 
@@ -75,7 +76,7 @@ class S3(Optimizer):
     >>> optimizer = S3([weight], lr=0.1)
     >>> weight.grad = torch.tensor([1e-8, -1.0, 1e8])  # any size: the first step is (1 - .95^2)^(2/3) lr
     >>> optimizer.step()
-    >>> [round(float(each), 4) for each in weight]
+    >>> [round(each, 4) for each in weight.tolist()]
     [-0.0212, 0.0212, -0.0212]
     """
 
@@ -101,8 +102,44 @@ class S3(Optimizer):
             "nesterov": nesterov, "maximize": maximize, "foreach": foreach, "fused": fused, "capturable": capturable,
             "state_dtype": state_dtype,
         }
+        self.transfers: tuple[Transfer, ...] = ()
         super().__init__(params, defaults)
         self._note_scaling()
+
+    @classmethod
+    def from_adamw(
+        cls, source: Optimizer | Mapping[str, Any], params: Iterable[Any] | None = None, *,
+        match: str | float = "rms", **settings: Any,
+    ) -> S3:  # fmt: skip
+        """Returns an S3 in place of an AdamW, with learning rates and decays transferred group by group.
+
+        Args:
+            source: AdamW or Adam, or its settings (`lr`, `betas`, `weight_decay`; what is missing is as in torch).
+            params: what is to be trained, where `source` is settings. An optimizer's own parameters are taken
+                with their groups, names and further settings of a group, its state is not.
+            match: what is to be equal: "rms", the typical step under noise (1.54 times AdamW's lr where beta1 = .9);
+                "burst", how far one burst of gradient moves a coordinate in all (7.98 times for betas .9 and .999);
+                "peak", how far it moves it at once (14.9 times); or the factor itself. 10 is what the paper reports as
+                stable; try {1.5, 3, 10}. lr weight_decay is kept in all cases.
+            settings: of S3, for all groups: `beta`, `p`, ...
+
+        Returns:
+            S3, whose `transfers` hold for each group the numbers and, as `.text`, the reasons.
+
+        Raises:
+            UsageError: `source` is no Adam; settings without parameters; `match` is none of these.
+
+        >>> weight = torch.zeros(2, requires_grad=True)
+        >>> optimizer = S3.from_adamw(torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.1), match=10)
+        >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]
+        (0.01, 0.01)
+        >>> optimizer.transfers[0].text[:35]
+        'lr 0.001 x 10 = 0.01, as asked for.'
+        """
+        groups, transfers = moved(source, params, match, settings)
+        made = cls(groups, **{"lr": transfers[0].lr, **settings})
+        made.transfers = transfers
+        return made
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters with settings of their own; what is not given is as the optimizer was made.
@@ -206,6 +243,7 @@ class S3(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.transfers = getattr(self, "transfers", ())
         for group in self.param_groups:
             for name, value in _ABSENT.items():
                 group.setdefault(name, value)
