@@ -5,5 +5,6 @@
 """
 
 from foreshock.noise.examples import ExampleNorms, PerExampleNorms
+from foreshock.noise.once import noise_scale
 
-__all__ = ["ExampleNorms", "PerExampleNorms"]
+__all__ = ["ExampleNorms", "PerExampleNorms", "noise_scale"]
