@@ -188,6 +188,14 @@ class Baseline:
                 self._usual = self.residuals.median()
         self._expected = self.level + self._fall + self._usual
 
+    def widen(self, factor: float) -> None:
+        """Takes the noise for so many times what was seen of it: something is known to have made it so."""
+        self.residuals = Window(self.residuals.size, [factor * error for error in self.residuals.to_list()])
+        self._recent = Window(self.RECENT, [factor * error for error in self._recent.to_list()])
+        self._changes = Window(self.CHANGES, [factor * change for change in self._changes.to_list()])
+        self._usual, self._previous = self.residuals.median(), factor * self._previous
+        self._expected = self.level + self._fall + self._usual
+
     def restart(self, values: Iterable[float]) -> None:
         """Forgets the level and takes it from these values; what is known about the noise stays."""
         self._new, self._old = Window(self.half, values), Window(self.half)

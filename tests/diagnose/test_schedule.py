@@ -138,3 +138,16 @@ def test_a_warm_up_that_was_recorded_rarely_is_no_leap() -> None:
     leaping = Run.from_arrays({"step": rare, "loss": loss, "lr": np.where(at >= 100, 1e-3, 1e-4)})
     scores = [cause.score for run in (climbing, leaping) if (cause := schedule(run, event))]
     assert scores[0] < 0.5 < 0.9 < scores[1]
+
+
+@pytest.mark.parametrize(
+    ("moments", "factor", "least", "most"),
+    [("reset", 1.0, 0.8, 1.0), ("keep", 4.0, 0.8, 1.0), ("rescale", 1.0, 0.3, 0.7), ("keep", 0.25, 0.0, 0.2)],
+)
+def test_a_declared_switch_of_the_batch_is_named(moments, factor, least, most):
+    note = {"kind": "batch_switched", "step": AT, "old": 64, "new": 1024, "lr_factor": factor, "moments": moments}
+    cause = judged(run_with([note]))
+    assert least <= cause.score <= most
+    if least > 0.2:
+        assert "switched from 64 to 1024" in " ".join(cause.evidence)
+        assert any("moments='keep'" in line for line in cause.advice) == (cause.score >= 0.3)

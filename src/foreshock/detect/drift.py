@@ -10,6 +10,7 @@ from typing import Any
 from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.detect.level import Level
 from foreshock.detect.planned import PlannedRise
+from foreshock.detect.switched import Switched
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
 from foreshock.stats import DUST, Window
@@ -30,7 +31,8 @@ class Drift:
     The rise must be a tenth of the loss (of the descent, for signed losses), exceed the noise of single records (six
     times that of the level), stand out of the slow wander of this loss, and be twice any earlier slow rise that went
     away again (seasons of the data, restarts). A rise that came at once is left to `Spike`, its ring-down included.
-    After the learning rate went up nothing is judged for 200 records, and the best level is taken anew.
+    After the learning rate went up, or the batch was switched, nothing is judged for 200 records, and the best level is
+    taken anew.
 
     `height` and `peak` are of the level, not of single losses. Event data: "baseline" (best level), "scale" (noise of
     single records, on the loss's scale), "wander" (usual change from block to block).
@@ -47,7 +49,7 @@ class Drift:
         self._long: deque[float] = deque(maxlen=3 * BLOCK)
         self._swift = 0.0  # steepest three blocks since the best
         self._abrupt = self._peak = self._usual = 0.0  # steepest block, greatest rise since the best; largest past rise
-        self._planned = PlannedRise(wait=200)
+        self._planned, self._switched = PlannedRise(wait=200), Switched(wait=200)
         self._was_planned = False
         self._onset = 0
         self._event: Event | None = None
@@ -55,7 +57,8 @@ class Drift:
 
     def update(self, record: StepRecord) -> Sequence[Event]:
         """Returns the event when it is raised, when its height doubled, and when it ended."""
-        planned = self._planned.update(record)
+        risen, switched = self._planned.update(record), self._switched.update(record)
+        planned = risen or switched
         value, level = record.values.get(self.signal), self._level
         if not is_finite(value):
             return ()
@@ -157,6 +160,7 @@ class Drift:
             "level": self._level.state_dict(), "short": self._short.to_list(), "shorts": list(self._shorts),
             "long": list(self._long),
             "wander": self._wander.to_list(), "planned": self._planned.state_dict(), "event": pack(self._event),
+            "switched": self._switched.state_dict(),
         } | {name: getattr(self, f"_{name}") for name in self._PLAIN}  # fmt: skip
 
     _PLAIN = ("count", "change", "abrupt", "swift", "peak", "usual", "was_planned", "onset", "told")
@@ -165,6 +169,7 @@ class Drift:
         """Restores the state that `state_dict` returned."""
         self._level.load_state_dict(state["level"])
         self._planned.load_state_dict(state["planned"])
+        self._switched.load_state_dict(state.get("switched", {"wait": 0}))
         self._short, self._wander = Window(BLOCK, state["short"]), Window(32, state["wander"])
         self._shorts = deque(state["shorts"], maxlen=BLOCK)
         self._long = deque(state["long"], maxlen=3 * BLOCK)

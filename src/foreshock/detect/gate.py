@@ -48,7 +48,8 @@ class Gate:
     and of `parameters` (their norm leapt since it was last looked at).
 
     Where the set of tensors changes (`tensors` counts them), or the user has loaded a state (`forget`), norms, moments
-    and learning rates are learnt anew; `lr_meant`, above 0, says that a schedule set the learning rate.
+    and learning rates are learnt anew, and so they are after a declared switch of the batch (`batch_switched`);
+    `lr_meant`, above 0, says that a schedule set the learning rate.
 
     A spike is one stretch of elevated attempts: where a calm one lies between, what comes then is another cause.
     A refused batch's loss is known to the spike detector, which never learns its baseline from what it flags.
@@ -84,7 +85,7 @@ class Gate:
         """
         self._step, self._before, self._values = step, self._values, values
         tensors = values.get("tensors", self._tensors)
-        if tensors != self._tensors and self._tensors is not None:
+        if (tensors != self._tensors and self._tensors is not None) or "batch_switched" in values:
             self.forget()
         self._tensors = tensors
         while self._suspects and step - self._suspects[0][0] > MEMORY:
@@ -149,7 +150,7 @@ class Gate:
 
     def _spiking(self, step: int, loss: float, values: Mapping[str, float]) -> Event | None:
         """Returns the spike that this attempt belongs to, if it is one of its elevated records."""
-        known = {"loss": loss} | ({"lr": values["lr"]} if "lr" in values else {})
+        known = {name: values[name] for name in ("loss", "lr", "batch_switched") if name in values}
         self._spike.update(StepRecord(step, known))
         event = self._spike.open
         if event is None or event.end != step:

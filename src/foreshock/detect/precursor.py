@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from foreshock.detect.base import is_finite, pack, unpack
+from foreshock.detect.switched import Switched
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
 from foreshock.stats import CHANGE_TO_SIGMA, DUST, Baseline, tail_bound
@@ -30,7 +31,9 @@ class Precursor:
     """Raises an event when a positive signal leaps or climbs far above its recent level while the loss is still calm.
 
     A leap at the very record where the loss leaps is no early sign and raises nothing; `Spike` reports it. A change of
-    level that stays (a smaller batch, say) is learnt after 12 records, or ends the event after `longest`.
+    level that stays (a smaller batch, say) is learnt after 12 records, or ends the event after `longest`. After a
+    declared switch of the batch the level is learnt anew from 12 records, of which only what the noise cannot explain
+    is raised.
 
     Event data: "baseline" (of the signal), "scale" (of its logarithm), "ratio" (largest value over the baseline).
     """
@@ -41,6 +44,7 @@ class Precursor:
         self._base = Baseline(half, memory)
         self._losses: deque[float] = deque(maxlen=32)
         self._held: list[tuple[int, float, float]] = []  # suspects: (step, logarithm, residual)
+        self._switched, self._allowed = Switched(wait=HELD), 0.0
         self._event: Event | None = None
         self._calm = 0
         self._tail: list[float] = []
@@ -48,7 +52,11 @@ class Precursor:
 
     def update(self, record: StepRecord) -> Sequence[Event]:
         """Returns the event when it is raised, when it grew twofold, and when it ended."""
-        loss = record.values.get("loss")
+        settling, loss = self._switched.update(record), record.values.get("loss")
+        if "batch_switched" in record.values:
+            self._allowed = math.log(self._switched.noisier)
+            self._release(self._base.scale())
+            self._base.widen(self._switched.noisier)
         if is_finite(loss):
             self._losses.append(loss)
         value = record.values.get(self.signal)
@@ -58,6 +66,8 @@ class Precursor:
         if self._event is not None:
             return self._follow(self._event, record.step, y, value)
         residual = base.residual(y)
+        if settling:
+            return self._settle(record.step, y, value, residual)
         if residual < SUSPECT or len(base) < WARM or residual < SUSPECT_Z * (scale := base.scale()):
             if self._held:
                 self._release(base.scale())
@@ -68,6 +78,19 @@ class Precursor:
         self._held.append((record.step, y, residual))
         if len(self._held) == HELD:
             base.restart([item[1] for item in self._held])
+            self._held.clear()
+        return ()
+
+    def _settle(self, step: int, y: float, value: float, residual: float) -> Sequence[Event]:
+        """Takes a record right after a switch of the batch: only a leap beyond the noise of the new one is raised."""
+        scale, over = self._base.scale(), residual - self._allowed
+        self._held.append((step, y, residual))
+        least = max(LEAP, LEAP_Z * (1.0 + EARLY / max(1, len(self._base))) * scale)
+        if len(self._base) >= WARM and over >= least and self._loss_is_calm():
+            self._held = self._held[-1:]
+            return (self._raise(step, value, residual, scale),)
+        if len(self._held) >= HELD:
+            self._base.restart([item[1] for item in self._held])
             self._held.clear()
         return ()
 
@@ -141,6 +164,7 @@ class Precursor:
         return {
             "base": self._base.state_dict(), "losses": list(self._losses), "held": [list(item) for item in self._held],
             "event": pack(self._event), "calm": self._calm, "tail": list(self._tail), "told": self._told,
+            "switched": self._switched.state_dict(), "allowed": self._allowed,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -148,5 +172,7 @@ class Precursor:
         self._base.load_state_dict(state["base"])
         self._losses = deque(state["losses"], maxlen=32)
         self._held = [(int(step), y, residual) for step, y, residual in state["held"]]
+        self._switched.load_state_dict(state.get("switched", {"wait": 0}))
+        self._allowed = float(state.get("allowed", 0.0))
         self._event, self._calm = unpack(state["event"]), int(state["calm"])
         self._tail, self._told = list(state["tail"]), float(state["told"])

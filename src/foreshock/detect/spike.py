@@ -11,6 +11,7 @@ from typing import Any
 
 from foreshock.detect.base import is_finite, pack, unpack
 from foreshock.detect.planned import PlannedRise
+from foreshock.detect.switched import Switched
 from foreshock.run.event import Event
 from foreshock.run.record import StepRecord
 from foreshock.stats import DUST, Baseline, LossScale, Window, tail_bound
@@ -30,6 +31,10 @@ TAIL_KNOWN = 32  # residuals from which a tail can be learnt
 OBVIOUS, OBVIOUS_Z = 3.0, 3.5  # a loss e^3 = 20 times as high (signed: by three descents) needs no tail bound
 LATE = 25  # records into an event, a rise twice as high as all of the last so many is another event
 JUMPS = 2.5  # a rise must be so many times what the loss usually (80th percentile) changes from record to record
+# For a while after a declared switch of the batch a rise must have doubled the loss for five records in a row, or have
+# lost a quarter of the descent at once: an optimizer whose moments were changed stumbles, and the tail of the noise of
+# smaller batches is not known yet.
+SWITCHED, DOUBLED, LOST = 100, 0.693, 0.25
 HABIT = 128  # three narrow events within so many records: outliers like them are the noise of this run
 
 
@@ -53,6 +58,9 @@ class Spike:
     asked of one, two, three or five suspects in a row. A rise must also pass the tail bound that the noise of this run
     sets, exceed the usual change from record to record, and be a rise over the last real values.
 
+    After a declared switch of the batch (`batch_switched`) the noise is taken to have grown with it, and little is
+    raised for 100 records.
+
     What is flagged never enters the history. The event ends when the signal stayed near its old level: for 5 records
     after a narrow spike, for up to 25 after a wide one, so that its ring-down belongs to it. A level that stays up
     without rising further for `longest` records is a level change: one wide event, and the history starts anew there.
@@ -72,6 +80,7 @@ class Spike:
         self._scale = LossScale()
         self._base = Baseline(half, memory)
         self._planned = PlannedRise(wait=100)
+        self._switched = Switched(wait=SWITCHED)
         self._pending: list[tuple[int, float, float]] = []  # suspects: (step, loss, residual)
         self._admitted: deque[float] = deque(maxlen=64)  # losses as they came, but for what was flagged
         self._narrow: deque[tuple[int, float]] = deque(maxlen=3)  # the last narrow events: (record count, residual)
@@ -83,7 +92,9 @@ class Spike:
 
     def update(self, record: StepRecord) -> Sequence[Event]:
         """Returns the event when it is raised, when it became wide or twice as high, and when it ended."""
-        planned = self._planned.update(record)
+        planned, settling = self._planned.update(record), self._switched.update(record)
+        if self._switched.noisier > 1.0:
+            self._base.widen(self._switched.noisier)
         value = record.values.get(self.signal)
         if not is_finite(value):
             return ()
@@ -104,7 +115,7 @@ class Spike:
             self._admit(value, y, residual)
             return ended
         self._pending.append((record.step, value, residual))
-        if self._is_spike(scale, planned):
+        if self._is_spike(scale, planned) and not (settling and self._stumbles()):
             return (*ended, self._raise(record.step, scale))
         if len(self._pending) == LASTING:
             self._release(scale)
@@ -161,6 +172,16 @@ class Spike:
             if residual >= tail_bound(base.residuals, FALSE_RATE ** (1.0 / records)):
                 return True
         return False
+
+    def _stumbles(self) -> bool:
+        """Returns whether what is pending is no more than a switch of the batch may do."""
+        lowest, highest = min(item[1] for item in self._pending), max(item[1] for item in self._pending)
+        level, back = self._base.level, self._scale.back
+        doubled = self._scale(lowest) - level > DOUBLED * max(self._unit(), DUST)
+        if len(self._pending) >= LASTING and doubled:
+            return False
+        descent = 0.0 if self._first is None else back(self._first) - back(self._best)
+        return highest - back(level) < max(LOST * descent, OBVIOUS * abs(back(level)))
 
     def _unit(self) -> float:
         """What a share of a rise is of: 1 on the logarithmic scale, the descent so far on the linear one."""
@@ -282,6 +303,7 @@ class Spike:
             "pending": [list(item) for item in self._pending], "admitted": list(self._admitted),
             "narrow": [list(item) for item in self._narrow], "count": self._count, "first": self._first,
             "best": self._best, "event": pack(self._event), "open": asdict(self._open),
+            "switched": self._switched.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -289,6 +311,7 @@ class Spike:
         self._scale.load_state_dict(state["scale"])
         self._base.load_state_dict(state["base"])
         self._planned.load_state_dict(state["planned"])
+        self._switched.load_state_dict(state.get("switched", {"wait": 0}))
         self._pending = [(int(step), value, residual) for step, value, residual in state["pending"]]
         self._admitted = deque(state["admitted"], maxlen=self._admitted.maxlen)
         self._narrow = deque(((int(count), size) for count, size in state["narrow"]), maxlen=3)

@@ -26,6 +26,8 @@ SMALLER, SIXTEENFOLD = 0.35, 0.92  # scores of a batch half as large, and one of
 HALF, SIXTEEN = 2.0, 16.0
 PASSED = 0.5  # share of a leap of the loss scale (on the logarithmic scale) that must be in the gradient
 UNSEEN = 0.5  # score factor where the gradient was not recorded
+UNWARMED = 0.9  # score of a declared switch of the batch that reset the optimizer's moments
+DECLARED = 0.5  # and of one that only changed them
 SETTING = 0.55  # score of another change of the optimizer's settings
 OFTEN = 2  # earlier times that a batch was as small: the last of an epoch
 
@@ -35,7 +37,7 @@ class Leap:
     """One change.
 
     Attributes:
-        what: "lr", "lr/group1", "batch_size", "micro_batches", "loss_scale" or the name of a setting.
+        what: "lr", "lr/group1", "batch_size", "micro_batches", "loss_scale", "batch_switched" or the name of a setting.
         step: first step with it.
         factor: by which a step got longer, or a batch smaller; NaN where that is not known.
         score: 0 to 1, how likely it made the event.
@@ -56,7 +58,9 @@ def leaps(run: Run, rise: int) -> list[Leap]:
         run: the run, or the part of it around the event.
         rise: step at which the loss rose.
     """
-    found = [*_rates(run, rise), *_scale(run, rise), *_sizes(run, rise), *_settings(run, rise)]
+    found = [
+        *_rates(run, rise), *_scale(run, rise), *_sizes(run, rise), *_switches(run, rise), *_settings(run, rise)
+    ]  # fmt: skip
     return sorted(found, key=lambda leap: -leap.score)
 
 
@@ -177,6 +181,23 @@ def _sizes(run: Run, rise: int) -> Iterator[Leap]:
             score *= HARMLESS
             said += "; it had had as few before, and nothing came of it"
         yield Leap(name, at, factor, score, said + ".")
+
+
+def _switches(run: Run, rise: int) -> Iterator[Leap]:
+    """Yields declared switches of the batch or the strategy: what they did to the steps."""
+    for note in run.notes:
+        at = int(note.get("step", -1))
+        if note.get("kind") != "batch_switched" or not rise - NOISE <= at <= rise:
+            continue
+        factor, moments = float(note.get("lr_factor", 1.0)), str(note.get("moments", "keep"))
+        old, new = note.get("old"), note.get("new")
+        score = {"reset": UNWARMED, "rescale": DECLARED}.get(moments, 0.1)
+        score = max(score, longer(factor) if factor >= RATIO else 0.0)
+        said = f"The batch was switched from {old} to {new} at step {at:,}, with {factor:.3g} times the learning rate"
+        said += {"reset": " and the optimizer's moments reset", "rescale": " and its second moments rescaled"}.get(
+            moments, ""
+        )
+        yield Leap("batch_switched", at, factor, score * (1.0 if rise - at <= NEAR else LATE), said + ".")
 
 
 def _changed(values: Series, first: int, last: int) -> tuple[int, float, float] | None:

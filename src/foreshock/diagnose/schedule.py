@@ -33,6 +33,10 @@ ADVICE = {
         "Lower the learning rate with the batch (by the root of their ratio with Adam, in proportion with SGD), or "
         "accumulate gradients over more micro-batches.",
     ),
+    "batch_switched": (
+        "Keep the optimizer's moments at a switch of the batch, `switch(optimizer, old=..., new=..., moments='keep')`, "
+        "and let the learning rate come to its new value over some hundred steps.",
+    ),
     "micro_batches": ("Divide each loss by the number of micro-batches: `(loss / accumulate).backward()`.",),
     "loss_scale": (
         "Take the scale out of the gradients before the update: `scaler.unscale_(optimizer)`, and step by "

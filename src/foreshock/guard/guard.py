@@ -193,6 +193,7 @@ class Guard:
         bad = [value for name, value in values.items() if name in ("loss", "grad_norm") and value - value != 0.0]
         if bad:
             values["parameters"] = float(self._sound())
+        values |= self.monitor.attempt.marks
         if self.along.meant():
             values["lr_meant"] = 1.0
         self._going = True
