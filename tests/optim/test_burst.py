@@ -1,4 +1,4 @@
-"""The response of a live optimizer: its closed form is what a copy does that is pushed, and nothing of it is touched."""
+"""The response of a live optimizer: its closed form is what a pushed copy does, and nothing of it is touched."""
 
 from __future__ import annotations
 

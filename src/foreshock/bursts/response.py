@@ -14,7 +14,7 @@ from foreshock.bursts.rule import Burst, Rule, over
 from foreshock.bursts.settings import label, read
 from foreshock.errors import UsageError
 
-__all__ = ["BurstResponse", "burst_response", "first_updates", "of_group", "one_burst", "worded"]
+__all__ = ["BurstResponse", "burst_response", "first_updates", "largest_update", "of_group", "one_burst", "worded"]
 
 ROUNDING = 1e-12  # so near to 1, an update neither grows nor falls
 REST = 1e-9  # of the sum, beside which what comes later does not count
@@ -161,6 +161,19 @@ def of_group(
         return _response(kind, _counting(kind, group), burst)
     except UsageError:
         return None
+
+
+def largest_update(kind: str | type, group: Mapping[str, object]) -> tuple[str, float]:
+    """Returns (name of the rule, sup|u| in the long run); arguments as for `of_group`, NaN where nothing is known.
+
+    >>> largest_update("AMSGrad", {"lr": 1e-3, "betas": [0.9, 0.9]})[0], largest_update("Sophia", {})
+    ('Adam', ('', nan))
+    """
+    try:
+        _, rule, preset = table.find(kind if isinstance(kind, str) else _named(kind))
+        return rule.name, rule.sup(read(rule, preset, _counting(kind, group)), math.inf)
+    except UsageError:
+        return "", math.nan
 
 
 def first_updates(kind: str | type, group: Mapping[str, object], burst: Burst, count: int) -> list[float]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 
+from foreshock.bursts import burst_response
 from foreshock.diagnose.base import Cause
 from foreshock.diagnose.odds import Odds
 from foreshock.diagnose.onset import RAISED, Onset
+from foreshock.diagnose.reach import S3_LINE, Reach, reach
 from foreshock.diagnose.strike import STEPPED, Leap, Strike, changed, strike, turned
 from foreshock.diagnose.wording import count, number
 from foreshock.run.event import Event
 from foreshock.run.run import Run
 
 NAME = "update_burst"
+ADAM = tuple(burst_response("Adam", betas=(0.9, beta2)) for beta2 in (0.999, 0.95))
 KINDS = frozenset({"spike", "divergence", "nonfinite", "precursor"})
 NEEDS = ("grad_norm",)
 BETTER = ("update_rms", "grad_sq_over_v_max", "v_ratio", "lr")
@@ -31,6 +34,11 @@ SET, SHAPED, UNSEEN = -5.0, 0.5, -1.5
 TURNED = -3.0  # its gradient pointed against the one before: the step before had gone too far already
 HARM = 1.0  # a batch whose own loss was off, and whose update made more of it
 NOTHING = 0.03
+BEYOND = 1.5  # times the largest update that gradients can make, from which they did not: weight decay adds to it
+ANY_BETA2 = (
+    "A smaller `beta2` (0.95 for AdamW) lets v follow bursts: after one of them Adam goes "
+    f"{ADAM[0].displacement:.3g} learning rates at 0.9 and 0.999, and {ADAM[1].displacement:.3g} at 0.9 and 0.95."
+)
 REFERENCES = ("arXiv 2507.06464, section on the response to bursts", "Bai et al. 2025, arXiv 2506.04805")
 CONTRADICTS = (
     "The same event in a rerun from before it in which this update is clipped.",
@@ -62,9 +70,13 @@ def update_burst(run: Run, event: Event) -> Cause | None:
         odds.add(-found.built[0], found.built[1], "grad_norm")
     if turned(found.order, leap.step):
         odds.add(TURNED, "Its gradient pointed against the one before: that step had gone too far.", "grad_cosine")
+    advice: tuple[str, ...] = ()
+    if odds.score >= NOTHING:
+        known = reach(run, _ratio(found.order, leap))
+        _bounds(odds, leap, known)
+        advice = _advice(leap, known)
     said = odds.pro if odds.total >= 0 or not odds.con else [*odds.con, *odds.pro]
     against = tuple(f"Here: {each[:1].lower()}{each[1:]}" for each in odds.con) if odds.total >= 0 else ()
-    advice = _advice(leap) if odds.score >= NOTHING else ()
     return Cause(NAME, odds.score, tuple(said), (*against, *CONTRADICTS), advice, REFERENCES, tuple(odds.signals))
 
 
@@ -100,6 +112,32 @@ def _loss(odds: Odds, found: Strike, leap: Leap) -> None:
         odds.add(HARM, "The loss stayed up after it: the update did harm of its own.", "loss")
 
 
+def _ratio(order: Onset, leap: Leap) -> float:
+    """Returns how many times the usual the largest gradient of a coordinate was; inf where that is not known."""
+    found = order.at("grad_sq_over_v_max", leap.step)
+    return math.sqrt(found.value) if found is not None and 1 < found.value < math.inf else math.inf
+
+
+def _bounds(odds: Odds, leap: Leap, known: Reach | None) -> None:
+    """Adds what the optimizer can make of gradients, and whether the update was more than that."""
+    update = next((each for each in leap.readings if each.signal == "update_in_lr"), None)
+    if known is None or not math.isfinite(known.own.sup) or known.own.unit != "learning rates":
+        return
+    own, most = known.own, "one learning rate" if known.own.sup == 1 else f"{number(known.own.sup)} learning rates"
+    if update is not None and update.value > BEYOND * own.sup:
+        odds.add(
+            0.0, f"Whatever the gradients, {own.optimizer} moves a coordinate by at most {most} in a step; this update "
+            f"was {number(update.value)} in root mean square: its state was lost or written to, or its rate is not the "
+            "one recorded.", "update_in_lr",
+        )  # fmt: skip
+        return
+    size = "" if math.isinf(own.ratio) else f" of {number(own.ratio)} times the usual gradient, as one had,"
+    odds.add(
+        0.0, f"A burst{size} makes {own.optimizer} move a coordinate by {number(own.peak)} learning rates in one step; "
+        f"no gradients make it move by more than {most}.", "update_in_lr",
+    )  # fmt: skip
+
+
 def _lag(odds: Odds, found: Strike, leap: Leap) -> None:
     """Adds how soon the loss rose after it."""
     if found.loss is None or found.loss.step <= leap.step:
@@ -124,7 +162,10 @@ def _read(order: Onset) -> tuple[str, ...]:
     return tuple(name for name in ("grad_norm", "update_rms", "v_ratio") if name in order.tracks)
 
 
-def _advice(leap: Leap) -> tuple[str, ...]:
+def _advice(leap: Leap, known: Reach | None) -> tuple[str, ...]:
+    shorter = [*([known.text] if known is not None and known.text else []), *([ANY_BETA2] if known is None else [])]
+    if known is not None and "S3" in known.instead:
+        shorter.append(f"An optimizer whose updates stay within one learning rate, with its own one: `{S3_LINE}`.")
     lost = (
         "Find what writes to the optimizer's state: a load without it, a reset, a wrapper; then warm the rate up anew.",
     )
@@ -132,8 +173,7 @@ def _advice(leap: Leap) -> tuple[str, ...]:
         *(lost if leap.lost is not None else ()),
         "Clip the update, not only the gradient: `fs.Guard(monitor, policy=fs.policies.clip_update())` and "
         "`guard.step()` in place of `optimizer.step()`.",
-        "A smaller `beta2` (0.95 for AdamW) lets v follow bursts: the largest step of Adam is "
-        "(1 - beta1) / sqrt(1 - beta2) learning rates, 3.2 at 0.9 and 0.999, and 0.45 at 0.9 and 0.95.",
+        *shorter,
         f"Look at what made the gradient of step {leap.step:,}: a scale that was not taken out, a sum in place of a "
         "mean, an example with a gradient of its own size; `torch.nn.utils.clip_grad_norm_` holds those.",
     )

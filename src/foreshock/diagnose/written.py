@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foreshock.bursts import largest_update
 from foreshock.detect.second_moment import groups, optimizer
 from foreshock.detect.series import Series, series
 from foreshock.run.run import Run
@@ -26,6 +27,8 @@ BEYOND = 1.5  # times its bound from which an update was none
 LATELY, HABIT, ALIKE = 128, 3, 5.0  # so many writes in the steps before, and times their median: some loops always do
 CLOSE, AFAR = 1.05, 0.45  # times their bounds that others come to under a tampered state; a burst takes Adam to 0.43
 ALONE = 0.5  # times such an update, that those around it may be
+BOUNDED = frozenset({"Adam", "Adamax", "RMSprop", "Adagrad", "Lion", "SignSGD", "S3"})
+"""Optimizers of which no update exceeds the bound of the long run, not even one of the first steps."""
 LEAST = 1e-3  # of a tensor's norm: less makes no event
 
 
@@ -141,8 +144,8 @@ def _usual(measured: Series, step: int, size: float) -> bool:
 def _bounds(run: Run, tail: str, updates: Series) -> dict[int, float]:
     """Returns the most that each recorded update of a tensor can have been, by step; empty where nothing bounds it.
 
-    Adam: lr (1-beta1) / sqrt((1-beta2)(1-beta1^2/beta2)) a coordinate, whatever the gradients (see docs of S3's
-    bound); RMSprop: lr / sqrt(1-alpha); Adagrad: lr; each with its decay. SGD: lr |g| and what momentum keeps.
+    Of a coordinate what gradients can make of it at most (see `foreshock.bursts`), each with its decay. SGD: lr |g| and
+    what momentum keeps.
     """
     sets, kind = groups(run), optimizer(run)
     rate = series(run, "lr" if "lr" in run else "lr/group0")
@@ -178,19 +181,6 @@ def _most(kind: str, sets: Sequence[object]) -> float:
     >>> round(_most("Adam", [{"betas": [0.9, 0.999]}]), 2), _most("Adagrad", [{}]), _most("Lion", [{}])
     (7.27, 1.0, 1.0)
     """
-    found = []
-    for each in sets:
-        group = each if isinstance(each, Mapping) else {}
-        betas, alpha = group.get("betas"), group.get("alpha")
-        if kind in ("Adam", "AdamW") and isinstance(betas, (list, tuple)) and len(betas) == 2:
-            beta1, beta2 = (float(beta) if isinstance(beta, (int, float)) else math.nan for beta in betas)
-            room = (1 - beta2) * (1 - beta1**2 / beta2) if beta2 > 0 else 0.0
-            found.append((1 - beta1) / math.sqrt(room) if room > 0 else math.nan)
-        elif kind == "RMSprop" and isinstance(alpha, float) and alpha < 1 and not group.get("centered"):
-            momentum = group.get("momentum")
-            found.append(1 / math.sqrt(1 - alpha) / (1 - (momentum if isinstance(momentum, float) else 0.0)))
-        elif kind in ("Adagrad", "Lion", "SignSGD"):
-            found.append(1.0)
-        else:
-            found.append(math.nan)
-    return max(found) if found and not any(map(math.isnan, found)) else math.nan
+    found = [largest_update(kind, each if isinstance(each, Mapping) else {}) for each in sets]
+    most = [sup if name in BOUNDED and math.isfinite(sup) else math.nan for name, sup in found]
+    return float(np.max(most)) if most else math.nan
