@@ -101,7 +101,7 @@ def jackknife(sq: np.ndarray[Any, Any], along: np.ndarray[Any, Any], whole: floa
     norms = n * n * whole - 2 * n * along + sq  # of the sums of their gradients
     each = np.stack([(sums - norms / m) / (m - 1), (norms - sums) / (m * (m - 1))])
     covariance = np.cov(each, bias=True) * (n - 1)
-    xx, xy, yy = covariance[0, 0], covariance[0, 1], covariance[1, 1]
+    xx, xy, yy = (float(covariance[place]) for place in ((0, 0), (0, 1), (1, 1)))
     found = ratio_band(tr_sigma, g_sq, (xx, xy, yy), student(CONFIDENCE, n - 1))
     fine = math.isfinite(found.high)
     return NoiseEstimate(
