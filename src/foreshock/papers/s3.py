@@ -59,13 +59,13 @@ STUDIES = {
     "images": Study("Fashion-MNIST, CNN: seven optimizers at 1x to 30x lr", raised("images"), 50, 400),
     "images-ablations": Study("... p, betas, Nesterov, decay", ablations("images"), 25, 400),
     "images-halves": Study("... S3 with half of AdamW's steps, lr along a cosine", halves("images"), 6, 400),
-    "text": Study("Austen, Transformer: seven optimizers at 1x to 30x lr", raised("text"), 100, 250),
-    "text-ablations": Study("... p, betas, Nesterov, decay", ablations("text"), 50, 250),
-    "text-halves": Study("... S3 with half of AdamW's steps, lr along a cosine", halves("text"), 12, 250),
+    "text": Study("Austen, Transformer: seven optimizers at 1x to 30x lr", raised("text"), 70, 200),
+    "text-ablations": Study("... p, betas, Nesterov, decay", ablations("text"), 35, 200),
+    "text-halves": Study("... S3 with half of AdamW's steps, lr along a cosine", halves("text"), 8, 200),
     "bursts": Study("One bad step in a calm training: does the burst response tell how high the loss goes?", bursts, 45,
                     300),
     "rounding": Study("Does S3 end the spikes of low precision? 200 digits, far beyond the fit", rounding, 25, 3000),
-    "sweep": Study("The lr that is best for AdamW .9/.999, which is 1x", sweep, 60, 250, seeded=False),
+    "sweep": Study("The lr that is best for AdamW .9/.999, which is 1x", sweep, 60, 200, seeded=False),
 }
 QUICK = ("bounds", "digits", "images")
 

@@ -20,6 +20,7 @@ LENGTH = 3000  # steps, by the end of which Adam's correction of its first momen
 GROWTH = 200  # of them, over which what grows does: it spans 1e-9 to 1
 ORDERS = (1.0, 1.5, 2.0, 3.0, 6.0)
 BETA = 0.95
+TINY = 1e-30  # eps, so that gradients of 1e-15 count
 
 Floats = npt.NDArray[np.float64]
 Make = Callable[[Iterable[Tensor]], Optimizer]
@@ -82,7 +83,7 @@ def bounds(seed: int, live: Live, steps: int, shelf: Shelf) -> Found:
 
 
 def _s3(p: float) -> Make:
-    return lambda params: S3(params, 1.0, beta=BETA, p=p)
+    return lambda params: S3(params, 1.0, beta=BETA, p=p, eps=TINY)
 
 
 def _adam(beta1: float, beta2: float) -> Make:

@@ -46,7 +46,9 @@ def ablations(task: str) -> Study:
         spikes = {arm.name: _spikes(traces, arm, HIGH) for arm in kinds if not arm.keeps_decay}
         numbers = {
             "equal betas spare spikes": spikes["adamw"] - spikes["adamw-equal"],
-            **{f"{name} adds spikes": spikes[name] - spikes["s3"] for name in spikes if name.startswith("s3-")},
+            **{
+                f"{name} adds spikes": spikes[name] - spikes["s3"] for name in ("s3-p2", "s3-p1", "s3-different")
+            },
             **{
                 f"{name} over S3": _ratio(_lowest(traces, ARMS[name]), _lowest(traces, S3_ARM))
                 for name in ("s3-plain", "s3-different")

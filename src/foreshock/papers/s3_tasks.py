@@ -164,7 +164,7 @@ def _text() -> Task:
     held = excerpts(whole[cut:], EXCERPTS_HELD, LENGTH)(np.random.default_rng(SHUFFLE))
     return Task(
         "text", "Austen, Transformer", lambda: Transformer(len(kinds), LENGTH, width=WIDTH),
-        excerpts(whole[:cut], 16, LENGTH), held, 250, 1e-2,
+        excerpts(whole[:cut], 8, LENGTH), held, 200, 1e-2,
     )
 
 

@@ -97,7 +97,7 @@ def warmed(step: int, steps: int, *, cosine: bool) -> float:
     """Returns the share of its learning rate at a step: linear warm-up, then constant or along a cosine.
 
     >>> [round(warmed(step, 120, cosine=True), 3) for step in (0, 19, 69, 119)]
-    [0.05, 1.0, 0.523, 0.03]
+    [0.05, 1.0, 0.515, 0.03]
     """
     up = min(1.0, (step + 1) / WARM)
     if not cosine or step < WARM:
