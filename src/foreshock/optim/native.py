@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain, repeat
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +23,19 @@ from torch import Tensor
 
 __all__ = ["library", "update", "usable"]
 
-SHARE = 1 << 16
+SHARE = 1 << 15
 """Fewest elements for which another thread is worth its start."""
+SHARES = 4
+"""Shares for each thread: who is held up takes fewer."""
 LINE = 64
-"""Threads begin at multiples of this many elements of a tensor."""
+"""Shares begin at multiples of this many elements of a tensor: each element has its place in the vectors as ever."""
 
-_VERSION = 1
+_VERSION = 2
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _HOW = {1.0: 0, 1.5: 1, 2.0: 2, 3.0: 3, 4.0: 4, 6.0: 5}
 _ANY = 6
+# getters that `map` calls without a frame of Python: there may be thousands of small tensors
+_TYPE, _ON_CPU, _LAYOUT = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("layout")
 _SETTINGS = ctypes.c_double * 10
 
 
@@ -46,10 +53,20 @@ def library() -> Mapping[torch.dtype, Callable[..., None]] | None:
         return None
     for step in steps.values():
         step.argtypes = [
-            ctypes.c_int64, *[ctypes.c_void_p] * 3, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+            ctypes.c_int64, *[ctypes.c_void_p] * 3, ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int32,
+            ctypes.c_int32, ctypes.c_void_p,
         ]
         step.restype = None
     return steps if all(_works(step, dtype) for dtype, step in steps.items()) else None
+
+
+@cache
+def team() -> int | None:
+    """Returns where the function is that runs another one on torch's own threads (OpenMP's), or None."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError, TypeError):
+        return None
 
 
 def _works(step: Callable[..., None], dtype: torch.dtype) -> bool:
@@ -59,7 +76,9 @@ def _works(step: Callable[..., None], dtype: torch.dtype) -> bool:
     places = np.array([array.ctypes.data for array in (theta, grad, average, root)], np.uint64)
     size, types = np.array([37], np.int64), np.array([_TYPES[dtype]] * 4, np.int32)
     settings = _settings(0.5, 0.95, 0.95, 3.0, 1e-30, 0.2, True, False, dtype)
-    step(1, size.ctypes.data, places.ctypes.data, types.ctypes.data, _HOW[3.0], ctypes.addressof(settings), 0, 37)
+    edges = np.array([0, 16, 37], np.int64)
+    at = [array.ctypes.data for array in (size, places, types)]
+    step(1, *at, _HOW[3.0], ctypes.addressof(settings), edges.ctypes.data, 2, 1, None)
     u = (1 - 0.95**2) ** (2 / 3)
     return bool(
         np.allclose(theta, 0.9 - 0.5 * u * np.sign(grad), rtol=1e-6)
@@ -75,12 +94,10 @@ def usable(
     bfloat16 in any mix, or float64 alone."""
     if torch.compiler.is_compiling() or not p < float("inf") or library() is None:
         return False
-    types = set()
-    for tensors in (params, grads, exp_avgs, roots):
-        for tensor in tensors:
-            if not tensor.is_cpu or tensor.layout is not torch.strided:
-                return False
-            types.add(tensor.dtype)
+    columns = (params, grads, exp_avgs, roots)
+    if not all(all(map(_ON_CPU, column)) and set(map(_LAYOUT, column)) <= {torch.strided} for column in columns):
+        return False
+    types = {each for column in columns for each in set(map(_TYPE, column))}
     return types <= {torch.float32, torch.bfloat16} or types <= {torch.float64}
 
 
@@ -101,12 +118,12 @@ def update(
 ) -> None:
     """Makes one step of S3 in place, as `optim.update.update` does; call it where `usable`.
 
-    The tensors are laid end to end and cut into as many shares as torch has threads. What does not lie in memory as its
-    parameter does goes through a copy.
+    The tensors are laid end to end and cut into shares, which torch's threads take as they get done. What does not lie
+    in memory as its parameter does goes through a copy.
     """
     columns = [params, grads, exp_avgs, roots]
     copies: list[tuple[Tensor, Tensor]] = []
-    if not all(tensor.is_contiguous() for column in columns for tensor in column):
+    if not all(all(map(Tensor.is_contiguous, column)) for column in columns):
         columns = _alike(columns, copies)
     for types, members in _by_type(columns).items():
         work = torch.float64 if torch.float64 in types else torch.float32
@@ -114,6 +131,8 @@ def update(
         _run(members, types, _HOW.get(float(p), _ANY), settings, work)
     for tensor, copy in copies:
         tensor.copy_(copy)
+    for column in (params, exp_avgs, roots):
+        torch.autograd.graph.increment_version(column)
 
 
 def _settings(
@@ -129,16 +148,15 @@ def _settings(
     )  # fmt: skip
 
 
-def _by_type(columns: Sequence[Sequence[Tensor]]) -> dict[tuple[torch.dtype, ...], list[list[Tensor]]]:
+def _by_type(columns: Sequence[Sequence[Tensor]]) -> dict[tuple[torch.dtype, ...], Sequence[Sequence[Tensor]]]:
     """Returns the four columns for each combination of types."""
-    kinds = [tuple(tensor.dtype for tensor in row) for row in zip(*columns, strict=True)]
-    if len(set(kinds)) == 1:
-        return {kinds[0]: [list(column) for column in columns]}
-    found: dict[tuple[torch.dtype, ...], list[list[Tensor]]] = {}
-    for kind, *row in zip(kinds, *columns, strict=True):
-        for column, tensor in zip(found.setdefault(kind, [[], [], [], []]), row, strict=True):
-            column.append(tensor)
-    return found
+    found = [set(map(_TYPE, column)) for column in columns]
+    if all(len(types) == 1 for types in found):
+        return {tuple(types.pop() for types in found): columns}
+    rows: dict[tuple[torch.dtype, ...], list[tuple[Tensor, ...]]] = {}
+    for row in zip(*columns, strict=True):
+        rows.setdefault(tuple(tensor.dtype for tensor in row), []).append(row)
+    return {kind: list(zip(*members, strict=True)) for kind, members in rows.items()}
 
 
 def _run(
@@ -147,36 +165,33 @@ def _run(
 ) -> None:  # fmt: skip
     steps = library()
     assert steps is not None
-    count = len(columns[0])
-    sizes = [tensor.numel() for tensor in columns[0]]
-    # kept in names: the loop reads them while it runs
-    numbers = (ctypes.c_int64 * count)(*sizes)
-    places = (ctypes.c_uint64 * (4 * count))(*[tensor.data_ptr() for column in columns for tensor in column])
-    kinds = (ctypes.c_int32 * 4)(*[_TYPES[kind] for kind in types])
-    at = [ctypes.addressof(array) for array in (numbers, places, kinds, settings)]
+    count, sizes = len(columns[0]), array("q", map(Tensor.numel, columns[0]))
+    threads = max(1, min(torch.get_num_threads(), sum(sizes) // SHARE))
+    edges = array("q", _edges(sizes, SHARES * threads if threads > 1 else 1))
+    places = array("Q", chain.from_iterable(map(Tensor.data_ptr, column) for column in columns))
+    kinds = array("i", [_TYPES[kind] for kind in types])
+    at = [each.buffer_info()[0] for each in (sizes, places, kinds)]
 
-    def share(first: int, stop: int) -> None:
-        steps[work](count, *at[:3], how, at[3], first, stop)
+    def run(first: int, shares: int) -> None:
+        begin = edges.buffer_info()[0] + first * edges.itemsize
+        steps[work](count, *at, how, ctypes.addressof(settings), begin, shares, threads, team())
 
+    if threads == 1 or team() is not None:
+        run(0, len(edges) - 1)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(len(edges) - 1), repeat(1)))
+
+
+def _edges(sizes: Sequence[int], shares: int) -> list[int]:
+    """Returns where equal shares of tensors laid end to end begin, and where the last one stops."""
     total = sum(sizes)
-    threads = min(torch.get_num_threads(), max(1, total // SHARE))
-    if threads == 1:
-        share(0, total)
-        return
-    edges = [0, *_edges(sizes, total, threads), total]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(share, edges[:-1], edges[1:]))
-
-
-def _edges(sizes: Sequence[int], total: int, threads: int) -> list[int]:
-    """Returns where all threads but the first begin: so that an element is in the same place of the vectors as ever."""
-    found, before, wanted = [], 0, 1
+    found, before = [0], 0
     for size in sizes:
-        while wanted < threads and before + size > total * wanted // threads:
-            found.append(before + (total * wanted // threads - before) // LINE * LINE)
-            wanted += 1
+        while len(found) < shares and before + size > (wanted := total * len(found) // shares):
+            found.append(before + (wanted - before) // LINE * LINE)
         before += size
-    return found
+    return [*found, total]
 
 
 def _alike(columns: Sequence[Sequence[Tensor]], copies: list[tuple[Tensor, Tensor]]) -> list[Sequence[Tensor]]:

@@ -31,7 +31,10 @@ typedef struct {
     double lr, decay, eps, sign, rest, now, fresh, fresh_below, past, p;
 } Settings;
 
-int32_t foreshock_s3_version(void) { return 1; }
+/* Runs a function on so many threads at once, the caller's among them: GOMP_parallel of the OpenMP that torch brings. */
+typedef void Team(void (*run)(void *), void *work, unsigned threads, unsigned flags);
+
+int32_t foreshock_s3_version(void) { return 2; }
 
 INLINE float power_float32(float x, float p);
 
@@ -219,33 +222,59 @@ WIDE static void NAMED(narrow)(const REAL *restrict from, uint16_t *restrict to,
     }
 }
 
-/* Elements first to stop of the tensors laid end to end; n (count) elements each. The four pointers of each tensor:
- * parameter, gradient, average, root; `types` says what each of the four is stored as. */
-void NAMED(foreshock_s3)(int64_t count, const int64_t *n, void *const *places, const int32_t *types, int32_t how,
-                         const Settings *settings, int64_t first, int64_t stop) {
+/* What is to be done: `count` tensors, laid end to end, of n (count) elements each; `places` (4, count): parameters,
+ * gradients, averages, roots; `types` says what each of the four is stored as. Shares lie between two of the edges. */
+typedef struct {
+    int64_t count;
+    const int64_t *n;
+    void *const *places;
+    const int32_t *types;
+    const Settings *settings;
+    const int64_t *edges;
+    int32_t how, shares, next;
+} NAMED(Work);
+
+static void NAMED(share)(const NAMED(Work) *work, int64_t first, int64_t stop) {
     static void (*const HOW[])(REAL *restrict, const REAL *restrict, REAL *restrict, REAL *restrict, ptrdiff_t,
                                const Settings *) = {
         NAMED(elements_one), NAMED(elements_one_and_half), NAMED(elements_two), NAMED(elements_three),
         NAMED(elements_four), NAMED(elements_six), NAMED(elements_any),
     };
+    const int32_t *types = work->types;
     int direct = types[0] == OWN && types[1] == OWN && types[2] == OWN && types[3] == OWN;
     int64_t before = 0;
-    for (int64_t t = 0; t < count && before < stop; before += n[t++]) {
-        int64_t from = first > before ? first - before : 0, to = stop - before < n[t] ? stop - before : n[t];
+    for (int64_t t = 0; t < work->count && before < stop; before += work->n[t++]) {
+        int64_t from = first > before ? first - before : 0, n = work->n[t], to = stop - before < n ? stop - before : n;
         while (from < to) {
             ptrdiff_t size = direct || to - from < BLOCK ? to - from : BLOCK;
             REAL wide[4][BLOCK], *at[4];
             for (int j = 0; j < 4; j++) {
-                void *place = places[j * count + t];
+                void *place = work->places[j * work->count + t];
                 at[j] = types[j] == OWN ? (REAL *)place + from : wide[j];
                 if (types[j] != OWN) NAMED(widen)((const uint16_t *)place + from, wide[j], size);
             }
-            HOW[how](at[0], at[1], at[2], at[3], size, settings);
+            HOW[work->how](at[0], at[1], at[2], at[3], size, work->settings);
             for (int j = 0; j < 4; j++)
-                if (types[j] != OWN && j != 1) NAMED(narrow)(wide[j], (uint16_t *)places[j * count + t] + from, size);
+                if (types[j] != OWN && j != 1)
+                    NAMED(narrow)(wide[j], (uint16_t *)work->places[j * work->count + t] + from, size);
             from += size;
         }
     }
+}
+
+/* One thread's part: the next share that nobody has taken, until there is none. */
+static void NAMED(shares)(void *data) {
+    NAMED(Work) *work = data;
+    int32_t mine;
+    while ((mine = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->shares)
+        NAMED(share)(work, work->edges[mine], work->edges[mine + 1]);
+}
+
+void NAMED(foreshock_s3)(int64_t count, const int64_t *n, void *const *places, const int32_t *types, int32_t how,
+                         const Settings *settings, const int64_t *edges, int32_t shares, int32_t threads, Team *team) {
+    NAMED(Work) work = {count, n, places, types, settings, edges, how, shares, 0};
+    if (team && threads > 1) team(NAMED(shares), &work, (unsigned)threads, 0);
+    else NAMED(shares)(&work);
 }
 
 #endif
