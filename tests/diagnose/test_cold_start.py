@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from foreshock.diagnose import diagnose
 from foreshock.diagnose.base import Cause
 from foreshock.diagnose.cold_start import BLIND, cold_start
+from foreshock.diagnose.wording import number
 from foreshock.monitor import Monitor
 from foreshock.probes import FREE, Softmax
 from foreshock.run import ABSENT, Event, Run
@@ -25,14 +26,16 @@ SLOWLY, AT_ONCE, CLIFF = "slowly", "at once", "cliff"
 
 
 def risen(
-    how: str = SLOWLY, new: tuple[float, float] | None = None, note: dict[str, Any] | None = None, **columns: np.ndarray
-) -> Run:
+    how: str = SLOWLY, new: tuple[float, float] | None = None, note: dict[str, Any] | None = None,
+    rows: dict[str, Any] | None = None, **columns: np.ndarray,
+) -> Run:  # fmt: skip
     """Returns a loss that rises at step 100 and comes down in one of three ways.
 
     Args:
         how: which.
         new: share of the rows of new classes before and from then on, at every 20th step.
         note: fields of a note that tensors changed.
+        rows: fields of a note that rows were chosen.
         columns: further signals.
     """
     at, draw = np.arange(STEPS), np.random.default_rng(0)
@@ -42,7 +45,8 @@ def risen(
     if new is not None:
         share = np.where(since >= 0, new[1], new[0])
         columns["softmax_new"] = np.where(at % 20 == 12, share, ABSENT)
-    return noted({"loss": loss, **columns}, [{"kind": "parameters_changed", **note}] if note else ())
+    notes = [("parameters_changed", note), ("rows_initialised", rows)]
+    return noted({"loss": loss, **columns}, [{"kind": kind, **fields} for kind, fields in notes if fields])
 
 
 def judged(run: Run, event: Event = EVENT) -> Cause:
@@ -91,6 +95,47 @@ def test_layers_that_were_thawed_are_a_cold_start() -> None:
     rare = np.where(np.arange(STEPS) % 3 == 0, norm, 0.0)
     for never in (norm, np.zeros(STEPS), rare):
         assert judged(risen(**{"grad_norm/a": norm, "grad_norm/b": never})).score <= BLIND
+
+
+MEANS = {
+    "new": [5, 6, 7], "method": "class_mean", "first_loss": 4.1, "random_loss": 2.0, "old_accuracy": 0.0,
+    "old_accuracy_before": 0.98,
+}  # fmt: skip
+
+
+def test_rows_with_which_the_loss_leaps_are_a_cold_start_and_the_ratio_of_first_losses_is_told() -> None:
+    run = risen(rows={"step": AT, **MEANS})
+    cause = judged(run)
+    assert cause.score > 0.95
+    loss = run["loss"]
+    level = loss[AT - 50 : AT].mean()
+    assert cause.evidence[0].startswith("3 rows of the head were chosen as class means before step 100, whose loss was")
+    times = f"{number(loss[AT] / level, 2)} times the {number(level)} of the steps before"
+    assert times in cause.evidence[0]
+    assert "Foretold for them was 4.1, 2 times the 2 of random rows. 0" in cause.evidence[0]
+    assert any("fs.init_new_rows(" in line for line in cause.advice)
+
+
+@pytest.mark.parametrize("after", [20, 28])
+def test_rows_that_began_calmly_are_not_blamed_for_what_came_later(after: int) -> None:
+    rows = {"step": AT - after, **MEANS, "method": "ls", "first_loss": 1.02}
+    note = {"step": AT - after, "resized": ["head.weight"]}
+    assert judged(risen(note=note)).score > 0.5
+    calm = judged(risen(note=note, rows=rows, new=(0.0, 0.5)))
+    assert calm.score < 0.15
+    assert any("were chosen by least squares" in line for line in (*calm.evidence, *calm.contradicts))
+
+
+def test_rows_that_began_calmly_may_have_made_what_comes_with_their_first_updates() -> None:
+    soon, later = (judged(risen(rows={"step": AT - late, **MEANS})).score for late in (3, 12))
+    assert soon > 0.5 > 0.15 > later
+
+
+def test_a_note_that_says_little_is_read_all_the_same() -> None:
+    cause = judged(risen(rows={"step": AT, "new": None, "method": 3, "first_loss": "much"}))
+    assert cause.evidence[0].startswith("New rows of the head were chosen anew before step 100, whose loss was")
+    assert "Foretold" not in cause.evidence[0]
+    assert judged(risen(rows={"step": None, **MEANS})).score <= BLIND
 
 
 @pytest.mark.parametrize("how", [SLOWLY, AT_ONCE, CLIFF])

@@ -12,6 +12,7 @@ import numpy as np
 
 from foreshock.detect.series import Series, near, series
 from foreshock.diagnose.base import RULED_OUT, Cause
+from foreshock.diagnose.new_rows import NewRows, new_rows
 from foreshock.diagnose.onset import Onset, onset
 from foreshock.diagnose.outside import CHANGES, Outside, likeness, outside, renewed, watched
 from foreshock.diagnose.wording import count, number, percent
@@ -24,7 +25,8 @@ NEEDS = ("loss",)
 BETTER = ("softmax_new", "outside_norm", "param_norm", "update_norm", "grad_norm")
 # Log-odds, added up. Alone, no shape of the loss tells new parts from new data: that takes one of the first four.
 START = -3.0
-RENEWED, SOON, LATER = 6.0, 4.0, 2.5  # tensors came at the rise, within 5 steps before, or 30
+RENEWED, SOON, LATER = 6.0, 4.0, 2.5  # tensors came at the rise, within 5 steps before, or 30; rows that began high
+CALM = -3.0  # rows came, and the loss with them was as before; what comes within 5 steps may be their updates' doing
 WOKEN, SLEPT = 3.5, 8  # tensors began to be trained; records without a gradient before
 MANY, SOME, NONE = 5.0, 3.5, -1.0  # rows of new classes: from a tenth, from 3 %, none although it was looked
 STAYS, RETURNS, ENDS, BURST = 1.0, -1.5, -1.5, -1.0  # the loss after the rise; and an unusual update before it
@@ -37,8 +39,9 @@ BACK, FEW = 24, 4  # records before the rise that tell its level; at least
 STAYED, GONE, CLIFF = 0.25, 0.1, 0.45  # shares of the rise: left after 5 to 14 records; not; lost from one to the next
 REFERENCES = ("A good start matters, arXiv 2503.06385",)
 ADVICE = (
-    "Initialise new head rows by least squares on their features, scaled to the old rows, instead of at random: W ="
-    " (1/C) M' (Sigma + mu mu' + 0.05 I)^-1, with class means M, total covariance Sigma and mean feature mu.",
+    "Take new head rows from data instead of at random, by least squares on their features and scaled to the old rows: "
+    "`fs.init_new_rows(head, statistics, new, monitor=monitor)`, after `statistics.update(features, labels)` of "
+    "`fs.HeadStatistics(dim)` with examples of new and old classes.",
     "Warm the new tensors up in a parameter group of their own: "
     '`optimizer.add_param_group({"params": new, "lr": 0.1 * lr})`, raised over some hundred steps; a second moment of '
     "zero beside an old step count makes their first Adam updates (1 - beta1) / sqrt(1 - beta2) learning rates long.",
@@ -75,7 +78,8 @@ def cold_start(run: Run, event: Event) -> Cause | None:
     odds, sure = START, False
     said: list[str] = []
     against: list[str] = []
-    for part in (_renewed(here, rise), _woken(here, rise), _classes(here, rise)):
+    rows = new_rows(here, rise - LATER_STEPS, rise + AT_ONCE)
+    for part in (_rows(rows, rise), _renewed(here, rise, rows), _woken(here, rise), _classes(here, rise, rows)):
         odds, sure = odds + part[0], sure or part[0] > 0
         (said if part[0] >= 0 else against).extend(part[1])
     shape = _shape(series(here, "loss"), rise)
@@ -85,7 +89,8 @@ def cold_start(run: Run, event: Event) -> Cause | None:
     score = 1 / (1 + math.exp(-odds))
     score = score if sure else min(score, BLIND)
     written = outside(run, event)
-    if written is not None and written.fault < 1 - RULED_OUT:
+    known = rows is not None and written is not None and abs(written.step - rows.step) <= AT_ONCE
+    if written is not None and written.fault < 1 - RULED_OUT and not known:
         score = 1 - (1 - score) * (1 - written.strength * (1 - written.fault) * written.drawn)
         said = _written(written) + said
     if not said or score < RULED_OUT:
@@ -97,9 +102,19 @@ def cold_start(run: Run, event: Event) -> Cause | None:
     return Cause(NAME, score, tuple(said), contradicts, todo, REFERENCES, read)
 
 
-def _renewed(run: Run, rise: int) -> tuple[float, list[str]]:
+def _rows(rows: NewRows | None, rise: int) -> tuple[float, list[str]]:
+    """Returns what rows say that `init_new_rows` chose: whether the loss leapt with them, and by how much."""
+    if rows is None:
+        return 0.0, []
+    late = rise - rows.step
+    if rows.calm:
+        return (LATER if 0 <= late <= SOON_STEPS else CALM), [rows.told()]
+    return (RENEWED if late <= AT_ONCE else SOON if late <= SOON_STEPS else LATER), [rows.told()]
+
+
+def _renewed(run: Run, rise: int, rows: NewRows | None) -> tuple[float, list[str]]:
     for steps, weight in ((AT_ONCE, RENEWED), (SOON_STEPS, SOON), (LATER_STEPS, LATER)):
-        found = renewed(run, rise - steps, rise + 1)
+        found = renewed(run, rise - steps, rise + 1, but=rows.step if rows is not None else None)
         if any(found.get(kind) for kind in CHANGES[:3]):
             names = [name for kind in CHANGES[:3] for name in found.get(kind, ())]
             shown = ", ".join(f"`{name}`" for name in names[:4]) + (", ..." if len(names) > 4 else "")
@@ -125,8 +140,10 @@ def _woken(run: Run, rise: int) -> tuple[float, list[str]]:
     return WOKEN, [f"{count(len(names), 'tensor')} had no gradient until step {first:,}: {shown}."]
 
 
-def _classes(run: Run, rise: int) -> tuple[float, list[str]]:
+def _classes(run: Run, rise: int, rows: NewRows | None) -> tuple[float, list[str]]:
     """Returns what the shares of rows of new classes say: those after the rise, held against those before."""
+    if rows is not None and rows.calm:
+        return 0.0, []  # the classes came with rows that knew them
     new = series(run, "softmax_new")
     before, after = new.within(0, rise - 1).values[-5:], new.within(rise, rise + LOOK).values
     if not len(before) or not len(after):

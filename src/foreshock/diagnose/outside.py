@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from foreshock.detect.series import near, series
+from foreshock.diagnose.new_rows import new_rows
 from foreshock.diagnose.onset import onset
 from foreshock.diagnose.wording import count, number, percent
 from foreshock.diagnose.written import LATELY, Written, burst, written
@@ -114,8 +115,8 @@ def _outside(run: Run, event: Event) -> Outside | None:
     mine = sorted((each for at, each in held if at == step), key=lambda each: -each.change / max(each.before, 1e-30))
     modules = _modules(names, {each.name for each in mine})
     alone = len(mine) == 1 and sum(each.rpartition(".")[0] == mine[0].name.rpartition(".")[0] for each in names) > 1
-    changed = renewed(here, step - 1, step + 1)
-    return Outside(step, tuple(mine), modules, rise, _fault(mine, modules, alone, bool(changed)))
+    changed = bool(renewed(here, step - 1, step + 1)) or new_rows(here, step - 1, step + 1) is not None
+    return Outside(step, tuple(mine), modules, rise, _fault(mine, modules, alone, changed))
 
 
 def watched(run: Run, event: Event) -> bool:
@@ -128,11 +129,16 @@ def watched(run: Run, event: Event) -> bool:
     return len(moved) > 1 and bool(np.min(np.diff(moved)) == 1) and f"param_norm{tail}" in run
 
 
-def renewed(run: Run, first: int, last: int) -> dict[str, tuple[str, ...]]:
-    """Returns the tensors that came, went or were replaced with first <= step <= last: kind of change -> names."""
+def renewed(run: Run, first: int, last: int, *, but: int | None = None) -> dict[str, tuple[str, ...]]:
+    """Returns the tensors that came, went or were replaced with first <= step <= last: kind of change -> names.
+
+    What did so at step `but` is left out.
+    """
     found: dict[str, list[str]] = {}
     for note in run.notes:
-        if note.get("kind") == "parameters_changed" and first <= int(note.get("step", -1)) <= last:
+        if note.get("kind") == "parameters_changed" and first <= (step := int(note.get("step", -1))) <= last:
+            if step == but:
+                continue
             for kind in CHANGES:
                 names = note.get(kind)
                 found.setdefault(kind, []).extend(map(str, names) if isinstance(names, (list, tuple)) else [])
@@ -159,7 +165,7 @@ def _fault(tensors: Sequence[Written], modules: Sequence[str], alone: bool, rene
         tensors: that were written to.
         modules: of which nothing was left out.
         alone: whether it is one tensor of a module that has others.
-        renewed: whether the optimizer was given other tensors at that step.
+        renewed: whether the optimizer was given other tensors at that step, or a head rows that were chosen.
     """
     first, odds = tensors[0], 0.0
     elements = sum(each.elements for each in tensors)
