@@ -53,8 +53,9 @@ SAID: Mapping[str, str] = {
     "in between.",
     "reset_moments": "What the optimizer remembers does not fit what it is fed now: begin its state anew where data or "
     "parameters change.",
-    "new_rows": "What is new began at random among what is trained: fit it first, with the rest held still, or give it "
-    "a smaller learning rate of its own for a while.",
+    "new_rows": "What is new does not fit what is trained: take new rows of a head from data, by least squares, so "
+    "that the loss does not leap and old classes stay known; give other new tensors a smaller learning rate of their "
+    "own for a while.",
     "nonfinite": "Refuse steps whose loss or gradient is not finite, and give what overflowed a wider type.",
     "deterministic": "The same steps from the same state gave something else: ask for deterministic kernels; where it "
     "still differs then, test the machine before anything else is changed.",
@@ -77,7 +78,7 @@ CODE: Mapping[str, str] = {
     "other_batches": f"guard = foreshock.Guard(monitor, data=foreshock.Requeue(loader))    # {IN_PLACE}",
     "repair_moments": 'optimizer.load_state_dict(checkpoint["optimizer"])    # beside model.load_state_dict(...)',
     "reset_moments": "optimizer.state.clear()    # where data or parameters change",
-    "new_rows": 'optimizer.add_param_group({"params": new_parameters, "lr": 0.1 * lr})',
+    "new_rows": "foreshock.init_new_rows(head, statistics, new_classes)    # statistics: foreshock.HeadStatistics(dim)",
     "nonfinite": f"guard = foreshock.Guard(monitor)    # {IN_PLACE}",
     "deterministic": "torch.use_deterministic_algorithms(True)",
     "history": "history = foreshock.History(monitor)    # and monitor.observe(loss, batch=batch)",
