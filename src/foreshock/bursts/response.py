@@ -38,6 +38,7 @@ class BurstResponse:
         course: size of each update from the burst on, until what is left does not count.
         method: "closed form" or "simulated".
         unit: what the numbers are counted in, "learning rates" for most.
+        label: the optimizer as one would write it down, as in "AdamW(0.9, 0.95)".
         text: one sentence for people.
         ratio: size of the burst, in gradients of the usual size; inf for one beside which nothing else counts.
         step: number of the step that it comes at; inf in the long run.
@@ -55,6 +56,7 @@ class BurstResponse:
     course: tuple[float, ...] = field(repr=False)
     method: str
     unit: str
+    label: str
     text: str
     ratio: float = math.inf
     step: float = math.inf
@@ -132,7 +134,7 @@ def _response(optimizer: str | type, settings: Mapping[str, object], burst: Burs
         optimizer=written, settings=MappingProxyType(known),
         first=_times(course[0], scale), peak=_times(top, scale), displacement=_times(total, scale),
         sup=rule.sup(known, burst.step), course=tuple(_times(each, scale) for each in course[:whole]),
-        method="closed form", unit=rule.unit,
+        method="closed form", unit=rule.unit, label=name,
         text=worded(name, (course[0], top, total), burst, unit=rule.unit, power=power),
         ratio=over(1.0, burst.quiet), step=burst.step, reference=rule.reference,
         formulas=MappingProxyType(dict(rule.formulas(known)) if exact else {}),

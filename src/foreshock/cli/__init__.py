@@ -24,6 +24,7 @@ _COMMANDS = {
     "import": ("importing", "import_"),
     "info": ("info", "info"),
     "threshold": ("threshold", "threshold"),
+    "bursts": ("bursts", "bursts"),
     "reproduce": ("reproduce", "reproduce"),
 }
 INTERRUPTED = 128 + 2  # what a shell shows for a program that SIGINT ended
@@ -126,6 +127,8 @@ def main() -> None:
         foreshock explain runs/train
     Know when an optimizer goes unstable:
         foreshock threshold adam --lr 3e-4
+    ... and how far one bad gradient takes it:
+        foreshock bursts adamw --beta2 0.95
     Check a paper's claims on this machine:
         foreshock reproduce edge-of-stability
     """

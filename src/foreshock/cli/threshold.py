@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from foreshock.stability import Threshold
 
-__all__ = ["threshold"]
+__all__ = ["named_settings", "threshold"]
 
 # Settings that have an option of their own; all others are given by --set. Here by name, so that --help needs no numpy.
 OPTIONS = {
@@ -30,7 +30,8 @@ OPTIONS = {
 }
 
 
-def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, object]:
+def named_settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, object]:
+    """Returns the settings that were given as name=value."""
     found: dict[str, object] = {}
     for value in values:
         name, equals, text = value.partition("=")
@@ -70,7 +71,7 @@ def _options(command: Any) -> Any:
 @_options
 @click.option("--nesterov/--no-nesterov", default=None, help="Nesterov momentum.")
 @click.option(
-    "--set", "more", multiple=True, callback=_settings, metavar="NAME=VALUE",
+    "--set", "more", multiple=True, callback=named_settings, metavar="NAME=VALUE",
     help="Any other setting, spelled as in torch: --set momentum_decay=0.004, --set betas=0.9,0.95. Repeatable.",
 )
 @click.option("--list", "listed", is_flag=True, help="List the optimizers that are known, with their formulas.")

@@ -39,7 +39,7 @@ class Reach:
         """How far it goes in comparison, in a sentence or two; empty where nothing goes less far."""
         if not self.instead:
             return ""
-        others = [f"{_name(each)} {each.displacement:.3g}" for each in self.instead.values()]
+        others = [f"{each.label} {each.displacement:.3g}" for each in self.instead.values()]
         return f"Your {self.own.text.removesuffix('.')}; after the same burst, {' and '.join(others)}."
 
 
@@ -68,7 +68,3 @@ def _instead(kind: str, own: BurstResponse, ratio: float) -> dict[str, BurstResp
         sooner = of_group(own.optimizer, {**own.settings, name: SOONER}, ratio=ratio)
         others = {**({} if sooner is None else {name: sooner}), **others}
     return {change: each for change, each in others.items() if each.displacement * HELPS <= own.displacement}
-
-
-def _name(response: BurstResponse) -> str:
-    return response.text.partition(" moves ")[0]

@@ -110,13 +110,12 @@ def _of_group(live: Optimizer, group: Mapping[str, Any], *, ratio: float, step: 
     pair = settings.get("betas")
     known |= {f"beta{place}": beta for place, beta in enumerate(pair, 1)} if isinstance(pair, tuple) else {}
     shown = ", ".join(f"{value:g}" for key, value in known.items() if key.startswith("beta"))
-    text = bursts.worded(
-        f"{name}({shown})" if shown else name, numbers, bursts.one_burst(ratio, step, usual), power=measured.power
-    )
+    label = f"{name}({shown})" if shown else name
+    text = bursts.worded(label, numbers, bursts.one_burst(ratio, step, usual), power=measured.power)
     return BurstResponse(
         optimizer=name, settings=MappingProxyType(known), first=numbers[0], peak=numbers[1], displacement=numbers[2],
         sup=math.inf if measured.power else math.nan, course=course, method="simulated", unit="learning rates",
-        text=text, ratio=ratio, step=step,
+        label=label, text=text, ratio=ratio, step=step,
     )  # fmt: skip
 
 
