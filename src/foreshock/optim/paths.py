@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from foreshock.optim.settings import Settings
 
 __all__ = ["take"]
 
+_DEVICE, _DTYPE = attrgetter("device"), attrgetter("dtype")
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
@@ -37,7 +40,7 @@ def take(
     if torch.compiler.is_compiling():  # which fuses by itself
         return update.update(params, grads, exp_avgs, roots, **settings)
     for lists in _alike(params, grads, exp_avgs, roots):
-        plain = lists[0][0].is_cpu and all(type(each) in (Tensor, nn.Parameter) for each in lists[0])
+        plain = lists[0][0].is_cpu and set(map(type, lists[0])) <= {Tensor, nn.Parameter}
         if (fused or (fused is None and foreach is not False)) and _compiled(lists, settings, plain, bool(fused)):
             continue
         if foreach is False:
@@ -70,9 +73,11 @@ def _compiled(lists: Lists, settings: Settings, plain: bool, asked: bool) -> boo
 
 def _alike(params: Tensors, grads: Tensors, exp_avgs: Tensors, roots: Tensors) -> list[Lists]:
     """Returns tensors in lists of one device and one type."""
+    kinds = list(zip(map(_DEVICE, params), map(_DTYPE, params), strict=True))
+    if len(set(kinds)) <= 1:
+        return [(list(params), list(grads), list(exp_avgs), list(roots))] if params else []
     found: dict[tuple[torch.device, torch.dtype], Lists] = {}
-    for four in zip(params, grads, exp_avgs, roots, strict=True):
-        lists = found.setdefault((four[0].device, four[0].dtype), ([], [], [], []))
-        for into, each in zip(lists, four, strict=True):
+    for kind, *four in zip(kinds, params, grads, exp_avgs, roots, strict=True):
+        for into, each in zip(found.setdefault(kind, ([], [], [], [])), four, strict=True):
             into.append(each)
     return list(found.values())

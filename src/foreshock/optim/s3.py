@@ -203,12 +203,13 @@ class S3(Optimizer):
     ) -> None:
         """Fills the lists with what of a group has a gradient, this rank's part of what is sharded."""
         for param in group["params"]:
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
-            if param.grad.layout is not torch.strided:
+            if grad.layout is not torch.strided:
                 raise UsageError(
-                    f"a gradient is sparse ({param.grad.layout}), and S3's averages decay at every step also where it "
-                    "has no entry: use sparse=False in the embedding, or torch.optim.SparseAdam for it"
+                    f"a gradient is sparse ({grad.layout}), and S3's averages decay at every step also where it has no "
+                    "entry: use sparse=False in the embedding, or torch.optim.SparseAdam for it"
                 )
             state = self.state[param]
             if not state:
@@ -216,10 +217,11 @@ class S3(Optimizer):
                     state[name] = torch.zeros_like(
                         param, dtype=group["state_dtype"] or param.dtype, memory_format=torch.preserve_format
                     )
-            params.append(local(param))
-            grads.append(local(placed_like(param.grad, param)) if sharded(param) else param.grad)
-            exp_avgs.append(local(state["exp_avg"]))
-            roots.append(local(state["exp_avg_root"]))
+            four = param, grad, state["exp_avg"], state["exp_avg_root"]
+            if sharded(param):
+                four = local(param), local(placed_like(grad, param)), local(four[2]), local(four[3])
+            for into, each in zip((params, grads, exp_avgs, roots), four, strict=True):
+                into.append(each)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` returned, with its settings; buffers keep the type they were saved in.
