@@ -125,3 +125,13 @@ def test_examples_are_named_where_few_of_them_carry_the_rise() -> None:
     even = [{"index": i, "share": 1 / 64} for i in range(64)]
     run.add_finding(attribution(EVENT, culprits=even))
     assert "Look first" not in advised("outlier_batch", run=run).text
+
+
+def test_a_burst_is_answered_with_how_far_the_runs_own_optimizer_goes() -> None:
+    said = "Your AdamW(0.9, 0.999) moves a coordinate 31.8 learning rates after one burst, 3.16 of them in its largest"
+    clipped, sooner = advised("update_burst"), advised("update_burst", removed=("beta2",))
+    assert said in clipped.text
+    assert "after the same burst, AdamW(0.9, 0.95) 5.84 and S3(0.95, p=3) 3.98" in sooner.text
+    assert sooner.code.endswith("betas=(0.9, 0.95))    # betas were (0.9, 0.999)")
+    assert "Your" not in advised("update_burst", run=spiky(optimizers=[{"class": "SGD", "groups": [{"lr": 0.1}]}])).text
+    assert "Your" not in advised("preconditioner").text

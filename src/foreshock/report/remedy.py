@@ -10,6 +10,7 @@ import numpy as np
 
 from foreshock.detect.second_moment import betas, groups, optimizer
 from foreshock.diagnose import Advice, Cause, Diagnosis
+from foreshock.diagnose.reach import reach
 from foreshock.diagnose.wording import percent
 from foreshock.report.experiments import Arm, Attributed, Example, Replayed
 from foreshock.report.wording import count, listing
@@ -127,7 +128,7 @@ def remedy(
     cures = () if proof is None or differs else proof.cures
     change = "deterministic" if differs else _change(found.best.name, cures)
     text, code = _said(found.best, change, proof)
-    said = [_proved(event, proof, change), text, _examples(blame)]
+    said = [_proved(event, proof, change), text, _shorter(run, found.best, change), _examples(blame)]
     return Remedy(" ".join(filter(None, said)), _code(run, event, change, held) if code is None else code, change,
                   change in cures)  # fmt: skip
 
@@ -188,6 +189,12 @@ def _left(arm: Arm) -> str:
     if not np.isfinite(arm.share):
         return "nothing finite of the rise is left"
     return f"{percent(arm.share) if arm.share >= NOTHING else 'nothing'} of the rise is left"
+
+
+def _shorter(run: Run, best: Cause, change: str) -> str:
+    """Returns how far the run's optimizer goes after a burst, and what goes less far; empty where that is no answer."""
+    known = reach(run) if best.name == "update_burst" and change in ("clip_update", "beta2") else None
+    return "" if known is None else known.text
 
 
 def _examples(blame: Attributed | None) -> str:
