@@ -21,7 +21,7 @@ from foreshock.optim import S3
 from foreshock.papers import s3, s3_figures, s3_studies, s3_training
 from foreshock.papers.experiment import Request
 from foreshock.papers.landscape_study import silent
-from foreshock.papers.s3_arms import ABLATIONS, ADAMW, ARMS, RIVALS, S3_ARM, Arm, library
+from foreshock.papers.s3_arms import ABLATIONS, ADAMW, ARMS, MOVED, RIVALS, S3_ARM, Arm, library
 from foreshock.papers.s3_statements import STATEMENTS
 from foreshock.papers.s3_streams import STREAMS, largest
 from foreshock.papers.s3_studies import FACTORS, ablations, halves, raised
@@ -115,6 +115,15 @@ def test_decay_falls_as_the_learning_rate_rises_unless_it_is_to_be_kept():
         assert seen[0.02] == pytest.approx(0.1 if kept else 0.05)
 
 
+def test_from_adamw_moves_the_rate_and_keeps_its_product_with_decay():
+    made = MOVED.make([nn.Parameter(torch.zeros(1))], 1e-2, 0.1)
+    (group,) = made.param_groups
+    assert isinstance(made, S3)
+    assert group["lr"] > 1e-2
+    assert group["lr"] * group["weight_decay"] == pytest.approx(1e-3)
+    assert train(tiny(), MOVED, 1.0, 0, steps=2).lr == group["lr"]
+
+
 def test_a_training_that_is_no_longer_finite_ends_and_has_diverged():
     blown = Arm("blown", "", lambda params, lr, decay: torch.optim.SGD(params, 1e38, momentum=0.9))
     found = train(tiny(), blown, 1.0, 0, steps=STEPS)
@@ -168,7 +177,8 @@ def test_studies_find_the_numbers_that_claims_are_about(studied):
 def test_trainings_that_studies_share_are_done_once_and_are_runs(studied):
     found, shelf = studied
     rates = 3 * sum(not arm.keeps_decay for arm in ABLATIONS) + sum(arm.keeps_decay for arm in ABLATIONS)
-    assert len(shelf) == 2 * len(FACTORS) + 3 + rates + 5  # AdamW and S3, equal betas at three rates, half the steps
+    equal, moved, halved = 3, 1, 5
+    assert len(shelf) == 2 * len(FACTORS) + equal + rates + moved + halved
     places = [place for each in found for place in each.runs]
     assert len(places) == len(set(places))
     assert "digits-s3-10x-seed-3" in places
@@ -250,7 +260,7 @@ def test_a_request_without_sense_is_refused(request_, said):
 
 
 def test_every_arm_has_a_colour_and_a_mark_and_quick_studies_exist():
-    drawn = {arm.name for arm in ARMS.values() if not arm.keeps_decay}
+    drawn = {arm.name for arm in (*RIVALS, *ABLATIONS) if not arm.keeps_decay}
     assert drawn <= set(s3_figures.COLOURS)
     assert drawn <= set(s3_figures.MARKS)
     assert set(s3.QUICK) <= set(s3.STUDIES)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from foreshock.errors import MissingExtraError
 from foreshock.optim import S3
 
-__all__ = ["ABLATIONS", "ADAMW", "ARMS", "EQUAL", "RIVALS", "S3_ARM", "Arm", "library"]
+__all__ = ["ABLATIONS", "ADAMW", "ARMS", "EQUAL", "MOVED", "RIVALS", "S3_ARM", "Arm", "library"]
 
 LIBRARY = "pytorch_optimizer"
 LION = 0.2  # of AdamW's lr: Chen et al. 2023, arXiv 2302.06675, section 5, say a third to a tenth
@@ -70,6 +70,13 @@ def _s3(name: str, title: str, *, keeps_decay: bool = False, **settings: Any) ->
     return Arm(name, title, make, keeps_decay=keeps_decay)
 
 
+def _moved() -> Arm:
+    def make(params: Iterable[Tensor], lr: float, decay: float) -> Optimizer:
+        return S3.from_adamw(torch.optim.AdamW(params, lr, weight_decay=decay))
+
+    return Arm("s3-moved", "S3.from_adamw", make)
+
+
 def _rival(kind: str, ratio: float = 1.0) -> Arm:
     def make(params: Iterable[Tensor], lr: float, decay: float) -> Optimizer:
         made: Optimizer = getattr(library(), kind)(params, lr=lr, weight_decay=decay, weight_decouple=True)
@@ -96,4 +103,7 @@ ABLATIONS = (
 )  # fmt: skip
 """S3 with one thing changed, and what weight decay does when it is not lowered as the learning rate is raised."""
 
-ARMS = {arm.name: arm for arm in (*RIVALS, *ABLATIONS)}
+MOVED = _moved()
+"""S3 with the learning rate and decay that `S3.from_adamw` makes of AdamW's."""
+
+ARMS = {arm.name: arm for arm in (*RIVALS, *ABLATIONS, MOVED)}

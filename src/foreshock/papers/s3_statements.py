@@ -67,6 +67,8 @@ def _ablated(name: str) -> tuple[Statement, ...]:
         _of(f"{name}: s3-p1 adds spikes", "... S3 with p = 1: more spikes, by", 1, INF, DERIVED),
         _of(f"{name}: s3-plain over S3", "S3 without Nesterov: best loss over S3's", 1, INF),
         _of(f"{name}: s3-different over S3", "S3 with different betas: best loss over S3's", 1, INF),
+        _of(f"{name}: from_adamw over AdamW at 1x", "S3.from_adamw at 1x: final loss over AdamW's", 0, EQUAL,
+            "of this library: equal steps under noise, 1.5x the lr"),
         _of(f"{name}: largest |u|, equal betas", "p = 1, 2, 3, equal betas: largest |u|", 0, 1 + ROUNDING),
         _of(f"{name}: largest |u|, different betas", "Different betas: largest |u|, not bounded by 1",
             1 + ROUNDING, INF, DERIVED),

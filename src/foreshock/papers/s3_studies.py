@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from foreshock.errors import MissingExtraError
 from foreshock.papers.landscape_study import Found, Live, Shelf
-from foreshock.papers.s3_arms import ABLATIONS, ADAMW, ARMS, EQUAL, RIVALS, S3_ARM, Arm, library
+from foreshock.papers.s3_arms import ABLATIONS, ADAMW, ARMS, EQUAL, MOVED, RIVALS, S3_ARM, Arm, library
 from foreshock.papers.s3_tasks import TASKS, Task
 from foreshock.papers.s3_training import Trace, train
 from foreshock.run import Run
@@ -42,7 +42,7 @@ def ablations(task: str) -> Study:
     def study(seed: int, live: Live, steps: int, shelf: Shelf) -> Found:
         kinds = (ADAMW, EQUAL, S3_ARM, *ABLATIONS)
         wanted = [(arm, factor) for arm in kinds for factor in (1.0, *HIGH) if factor == 10.0 or not arm.keeps_decay]
-        traces = list(_trained(TASKS[task](), wanted, seed, live, steps, shelf))
+        traces = list(_trained(TASKS[task](), [*wanted, (MOVED, 1.0)], seed, live, steps, shelf))
         spikes = {arm.name: _spikes(traces, arm, HIGH) for arm in kinds if not arm.keeps_decay}
         numbers = {
             "equal betas spare spikes": spikes["adamw"] - spikes["adamw-equal"],
@@ -53,10 +53,11 @@ def ablations(task: str) -> Study:
                 f"{name} over S3": _ratio(_lowest(traces, ARMS[name]), _lowest(traces, S3_ARM))
                 for name in ("s3-plain", "s3-different")
             },
+            "from_adamw over AdamW at 1x": _ratio(_lowest(traces, MOVED), _of(traces, ADAMW)[0].final),
             "largest |u|, different betas": _largest(traces, ARMS["s3-different"]),
             "largest |u|, equal betas": max(_largest(traces, ARMS[name]) for name in ("s3", "s3-p2", "s3-p1")),
         }
-        own = [each for each in traces if ARMS[each.arm] in ABLATIONS]
+        own = [each for each in traces if ARMS[each.arm] in (*ABLATIONS, MOVED)]
         return Found(
             {f"{task}: {name}": value for name, value in numbers.items()}, _runs(own), drawn={"traces": own},
         )

@@ -122,6 +122,8 @@ def train(task: Task, arm: Arm, factor: float, seed: int, *, steps: int = 0, cos
     decay = task.decay * (1.0 if arm.keeps_decay else task.lr / lr)
     model, batches = task.network(seed), np.random.default_rng([seed, 1])
     optimizer = arm.make(model.parameters(), lr, decay)
+    (group,) = optimizer.param_groups
+    lr = group["lr"]
     with one_thread():
         run, losses, largest = _watched(task, model, optimizer, batches, [
             warmed(step, steps, cosine=cosine) for step in range(steps)
