@@ -16,4 +16,4 @@ def scale_and_offset(scene: Scene, scores: Tensor, *, bias: bool) -> tuple[float
     With many new and few replayed examples it favours the new classes, at the cost of the old ones' accuracy.
     """
     offsets = OFFSETS if bias else (0.0,)
-    return min(((scene.loss(s * scores + c), s, c) for s in SCALES for c in offsets))[1:]
+    return min((scene.loss(s * scores + c), s, c) for s in SCALES for c in offsets)[1:]

@@ -26,7 +26,7 @@ class Layer:
         kind: "linear": logits = factor * (W h) + b; "unit rows": the rows of W divided by their norms first
             (NormHead); "cosine": the features as well.
         factor: what the layer multiplies by.
-        weight: (C, d) float64, a copy of the rows as they multiply the features: of norm 1 but for "linear".
+        weight: (C, d) float64, a copy of the rows as they come to multiply the features, factor and all.
         bias: (C,) float64, zeros where the head has none.
         has_bias: whether it has one.
     """
@@ -43,7 +43,11 @@ class Layer:
         h = h.double()
         if self.kind == "cosine":
             h = nn.functional.normalize(h, dim=1)
-        return self.factor * (h @ self.weight.mT) + self.bias
+        return h @ self.weight.mT + self.bias
+
+    def effective(self, rows: Tensor) -> Tensor:
+        """Returns what rows (k, d) come to once written: themselves, or their directions at the head's own scale."""
+        return rows if self.kind == "linear" else self.factor * nn.functional.normalize(rows, dim=1)
 
 
 def layer(module: nn.Module, dim: int) -> Layer:
@@ -61,8 +65,8 @@ def layer(module: nn.Module, dim: int) -> Layer:
     name = type(module).__name__
     if not isinstance(weight, Tensor) or weight.ndim < 2 or not weight.is_floating_point():
         raise UsageError(
-            f"head is {name}, without a weight of shape (classes, features): give the last layer itself, such as model.fc "
-            "or model.lm_head"
+            f"head is {name}, without a weight of shape (classes, features): give the last layer itself, such as "
+            "model.fc or model.lm_head"
         )
     if any(distributed.sharded(each) for each in module.parameters(recurse=True)):
         raise UsageError(
@@ -77,9 +81,8 @@ def layer(module: nn.Module, dim: int) -> Layer:
     rows = weight.detach().flatten(1).double()
     offset = rows.new_zeros(len(rows)) if bias is None else bias.detach().double()
     kind, factor = _kind(module, weight, rows, offset)
-    if kind != "linear":
-        rows = nn.functional.normalize(rows, dim=1)
-    return Layer(module, kind, factor, rows, offset, bias is not None)
+    rows = rows if kind == "linear" else nn.functional.normalize(rows, dim=1)
+    return Layer(module, kind, factor, factor * rows, offset, bias is not None)
 
 
 def _kind(module: nn.Module, weight: Tensor, rows: Tensor, bias: Tensor) -> tuple[Kind, float]:
@@ -108,8 +111,8 @@ def _kind(module: nn.Module, weight: Tensor, rows: Tensor, bias: Tensor) -> tupl
     close = _CLOSE.get(weight.dtype, 1e-4)
     for kind, plain in candidates:
         factor = float(((made - bias) * plain).sum() / plain.square().sum().clamp(min=1e-300))
-        error = (made - bias - factor * plain).norm() / made.norm().clamp(min=1e-300)
-        if factor > 0 and float(error) <= close:
+        miss = (made - bias - factor * plain).norm() / made.norm().clamp(min=1e-300)
+        if factor > 0 and float(miss) <= close:
             return kind, 1.0 if kind == "linear" and abs(factor - 1) <= close else factor
     raise UsageError(
         f"the head {type(module).__name__} is none of those known: factor * W h + b, the same with rows of norm 1, or "
@@ -121,8 +124,8 @@ def _kind(module: nn.Module, weight: Tensor, rows: Tensor, bias: Tensor) -> tupl
 def write(head: Layer, new: list[int], rows: Tensor, bias: Tensor) -> None:
     """Writes rows (k, d) and biases (k,) of new classes where a head keeps them; no other number changes.
 
-    Rows are those that multiply the features. A head with rows of norm 1 takes the direction, at the mean norm of
-    its other rows; a weight-normalised one takes the direction in v and the norm in g.
+    Rows are those that are to multiply the features. A head with rows of norm 1 takes the direction, at the mean norm
+    of its other rows; a weight-normalised one takes the direction in v and the norm in g.
     """
     module, weight = head.module, head.module.weight
     assert isinstance(weight, Tensor)
@@ -157,14 +160,14 @@ def _norm_and_direction(module: nn.Module) -> tuple[Tensor, Tensor] | None:
         UsageError: the weight is parametrised in another way.
     """
     if parametrize.is_parametrized(module, "weight"):
-        chain = module.parametrizations["weight"]  # type: ignore[index]
-        names = [type(each).__name__ for each in chain]
-        if names != ["_WeightNorm"] or chain[0].dim != 0:
+        chain = module.get_submodule("parametrizations.weight")
+        names = [type(each).__name__ for each in chain.children()]
+        if names != ["_WeightNorm"] or chain.get_submodule("0").dim != 0:
             raise UsageError(
                 f"the head's weight is parametrised by {', '.join(names)}; rows can be written into plain weights and "
                 "into weight_norm(dim=0): remove the parametrisation, write the rows, and put it back"
             )
-        return chain.original0, chain.original1
+        return chain.get_parameter("original0"), chain.get_parameter("original1")
     g, v = getattr(module, "weight_g", None), getattr(module, "weight_v", None)
     return (g, v) if isinstance(g, Tensor) and isinstance(v, Tensor) else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class Scene:
         """(n,) which examples are of old classes."""
         return self.target < 0
 
+    def alike(self) -> Scene:
+        """Returns the same with every example counting alike, whatever its class."""
+        return replace(self, weights=self.counts / self.counts.sum())
+
     def losses(self, logits: Tensor, kind: str = "ce") -> Tensor:
         """Returns the loss (n,) of each example with new logits (n, k): cross-entropy, or half the squared error."""
         own = logits.gather(1, self.target.clamp(min=0)[:, None])[:, 0]
@@ -72,8 +76,7 @@ def scene(
     new: Sequence[int],
     classes: int,
     *,
-    new_share: float = 0.5,
-    even: bool = True,
+    new_share: float | None = 0.5,
 ) -> Scene:
     """Returns what new rows meet.
 
@@ -82,8 +85,8 @@ def scene(
         logits: the head's, (n, classes) of features (n, d).
         new: ids of the new rows.
         classes: number of rows.
-        new_share: weight of the new classes together.
-        even: every class counts alike within its side; else every example.
+        new_share: weight of the new classes together, classes counting alike on their side; None: every example
+            counts alike.
     """
     h, y, counts = examples[0].double(), examples[1], examples[2].double()
     place = torch.full((classes,), -1, device=y.device)
@@ -91,7 +94,8 @@ def scene(
     fresh = place >= 0
     target = place[y]
     columns: list[tuple[Tensor, ...]] = []
-    for part, label in zip(h.split(max(1, _CHUNK // classes)), y.split(max(1, _CHUNK // classes)), strict=True):
+    chunk = max(1, _CHUNK // classes)
+    for part, label in zip(torch.split(h, chunk), torch.split(y, chunk), strict=True):
         made = logits(part)
         own = made.gather(1, label[:, None])[:, 0]
         of_old = ~fresh[label]
@@ -100,15 +104,15 @@ def scene(
         best, at = made.max(1)
         columns.append((made.logsumexp(1), torch.where(of_old, own, 0), best, at == label, gaps))
     rest, right, best, known, gaps = (torch.cat(column) for column in zip(*columns, strict=True))
-    weights = _weights(y, counts, target >= 0, classes, new_share, even)
+    weights = _weights(y, counts, target >= 0, classes, new_share)
     return Scene(h, y, counts, target, rest, right, best, known, gaps, weights)
 
 
-def _weights(y: Tensor, counts: Tensor, fresh: Tensor, classes: int, new_share: float, even: bool) -> Tensor:
-    """Returns what every example counts: the sides by the share, and within them classes, or examples, alike."""
-    each = counts
-    if even:
-        each = counts / counts.new_zeros(classes).index_add_(0, y, counts)[y]
+def _weights(y: Tensor, counts: Tensor, fresh: Tensor, classes: int, new_share: float | None) -> Tensor:
+    """Returns what every example counts: the sides by the share, and within them classes alike."""
+    if new_share is None:
+        return counts / counts.sum()
+    each = counts / counts.new_zeros(classes).index_add_(0, y, counts)[y]
     for side, share in ((fresh, new_share), (~fresh, 1 - new_share)):
         total = each[side].sum()
         if float(total) > 0:

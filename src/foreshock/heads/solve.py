@@ -38,7 +38,7 @@ class Solution:
 
     def scores(self, h: Tensor) -> Tensor:
         """Returns W h + b, (n, k) of features (n, d)."""
-        return h.double() @ self.weight.mT + self.bias
+        return torch.addmm(self.bias, h.double(), self.weight.mT)
 
     def held_out(self, h: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         """Returns the scores (n, k) of examples that each would have without it.
@@ -67,7 +67,8 @@ class Solution:
         half = torch.linalg.solve_triangular(self._lower, x.mT, upper=False)
         lever = omega * (half.square().sum(0) + (0.0 if self._centre is None else 1.0))
         lever = lever.clamp(max=1 - _LEAST)[:, None]
-        return (z - lever * own) / (1 - lever)
+        without: Tensor = (z - lever * own) / (1 - lever)
+        return without
 
 
 @torch.no_grad()

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foreshock import distributed
 from foreshock.errors import UsageError
+from foreshock.heads.collect import Collector, head_of
 from foreshock.heads.sample import Sample
 
 _PER_CLASS = 1 << 27  # numbers in second moments by class: 1 GiB
@@ -89,15 +90,11 @@ class HeadStatistics:
             UsageError: shapes that do not fit, labels that are no classes, features or weights that are not finite.
                 Nothing has been added then.
         """
-        h, y, w = _flat(features, labels, weights, self.dim, ignore_index)
+        sampled, y, w = self.flat(features, labels, weights, ignore_index)
         if not len(y):
             return
-        sampled = h
-        h = h.double()
-        norms = h.norm(dim=1, keepdim=True)
-        unit = torch.where(norms > 0, h / norms.clamp(min=torch.finfo(torch.float64).tiny), torch.zeros_like(h))
-        if self.unit:
-            sampled = h = unit
+        h = sampled.double()
+        unit = h if self.unit else _unit(h)
         classes, y_at = torch.unique(y, return_inverse=True)
         K, d = len(classes), self.dim
         weight = h.new_zeros(K).index_add_(0, y_at, w)
@@ -108,13 +105,43 @@ class HeadStatistics:
         self._add(classes, weight, sums, unit_sums, second, seconds)
         self.sample.add(sampled, y, w)
 
+    def collect(self, model: nn.Module, head: nn.Module | str | None = None) -> Collector:
+        """Returns a context in which the head's inputs are read in passing; call it with the labels after each pass.
+
+            with statistics.collect(model, model.fc) as labelled:
+                for inputs, labels in batches:
+                    model(inputs)
+                    labelled(labels)
+
+        Modes, random streams, gradients and outputs of the model stay as they are.
+
+        Args:
+            model: that is run.
+            head: its last layer, or the name of that; without it the output embeddings or the last linear layer.
+
+        Raises:
+            UsageError: there is no such layer.
+        """
+        return Collector(self, head_of(model, head))
+
+    def flat(
+        self, features: Tensor, labels: Tensor, weights: Tensor | None = None, ignore_index: int = -100
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns examples as they are counted, with nothing added: features (n, d), labels (n,), weights (n,).
+
+        Raises:
+            UsageError: as `update`.
+        """
+        h, y, w = _flat(features, labels, weights, self.dim, ignore_index)
+        return (_unit(h.double()) if self.unit else h), y, w
+
     def _split(self, h: Tensor, w: Tensor, y_at: Tensor, classes: Tensor) -> dict[int, Tensor] | None:
         """Returns sum h h' by class, None where that is not kept."""
         if self.seconds is None or not self._room(classes):
             return None
         order = torch.argsort(y_at, stable=True)
         ends = torch.bincount(y_at, minlength=len(classes)).tolist()
-        parts = zip(classes.tolist(), h[order].split(ends), w[order].split(ends), strict=True)
+        parts = zip(classes.tolist(), torch.split(h[order], ends), torch.split(w[order], ends), strict=True)
         return {label: part.mT @ (part * weight[:, None]) for label, part, weight in parts}
 
     def _room(self, classes: Tensor) -> bool:
@@ -210,6 +237,12 @@ class HeadStatistics:
             setattr(self, name, state[name])
         self.seconds = None if state["seconds"] is None else dict(state["seconds"])
         self.sample.load_state_dict(state["sample"])
+
+
+def _unit(h: Tensor) -> Tensor:
+    """Returns rows (n, d) divided by their norm; zeros stay."""
+    norms = h.norm(dim=1, keepdim=True)
+    return torch.where(norms > 0, h / norms.clamp(min=torch.finfo(h.dtype).tiny), torch.zeros_like(h))
 
 
 def _flat(
