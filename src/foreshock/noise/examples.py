@@ -21,6 +21,10 @@ _KINDS = {"norm": {"norm"}, "linear": {"linear", "conv"}, "all": {"norm", "linea
 IDLE = 64  # forward passes that nobody asks about, after which the hooks are taken away
 
 
+class CoupledError(UsageError):
+    """Examples depend on each other, so that none has a gradient of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExampleNorms:
     """What one backward pass has shown.
@@ -294,7 +298,7 @@ class PerExampleNorms:
         if self._error is not None:
             raise self._error
         if self._coupled is not None:
-            raise UsageError(
+            raise CoupledError(
                 f"PerExampleNorms: {self._coupled} uses statistics of the batch, so that no example has a gradient of "
                 "its own; use model.eval(), or micro-batches"
             )

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from foreshock import distributed
 from foreshock.batch_size import Pair
 from foreshock.errors import UsageError
-from foreshock.noise.examples import ExampleNorms, PerExampleNorms, tensors_in
+from foreshock.noise.examples import CoupledError, ExampleNorms, PerExampleNorms, tensors_in
 from foreshock.noise.passes import Passes
 from foreshock.noise.precondition import inverse_squares
 from foreshock.noise.step import CLOSE, of_examples, of_passes, to_host
@@ -84,7 +84,7 @@ class Source:
     def listen(self, model: nn.Module, *, whole: bool = False) -> None:
         """Puts hooks on the layers, for the next forward pass; of all layers where `whole`."""
         for layers in {self.layers, "all" if whole else self.layers}:
-            if layers not in self._norms:
+            if layers not in self._norms or self._norms[layers].model is not model:
                 self._norms[layers] = PerExampleNorms(model, layers=layers, batch_dim=self.batch_dim)
                 self._norms[layers].checking = self.kind == "examples"
                 weakref.finalize(self, self._norms[layers].stop)
@@ -133,7 +133,11 @@ class Source:
         return float("nan") if self._given is None else self._given.size
 
     def take(self, sizes: Sequence[float]) -> Taken:
-        """Returns the estimates of the step that was watched, and the size of its batch; or why there are none."""
+        """Returns the estimates of the step that was watched, and the size of its batch; or why there are none.
+
+        Raises:
+            UsageError: there will never be any.
+        """
         if self._passes is None:
             return self._why or "nothing was watched"
         if self.kind == "pairs":
@@ -141,6 +145,8 @@ class Source:
         assert self._using is not None
         try:
             found = self._using.read()
+        except CoupledError:
+            raise
         except UsageError as error:
             return str(error)
         wrong = self._wrong(found)

@@ -153,7 +153,7 @@ class NoiseScale:
         elif self._number == step.number and source.opened:
             vetoed = step.found_inf is not None and float(step.found_inf) > 0.0
             if not (self._excluded or vetoed) and len(self._sizes) == losses:
-                found = self._measured(step, source.take(self._sizes))
+                found = self._measured(step, self._taken())
         source.close()
         if losses and losses != self._losses:
             self._losses = losses
@@ -163,6 +163,12 @@ class NoiseScale:
             self._calibrating = self.calibrate > 0 and self._readings % self.calibrate == 0
             source.listen(self._model, whole=self._calibrating)
         return found
+
+    def _taken(self) -> Taken:
+        try:
+            return self._source.take(self._sizes)
+        except UsageError as error:
+            raise UnavailableError(str(error)) from error
 
     def _settle(self, every: int | None) -> None:
         """Decides what to measure by, and how often."""
