@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foreshock.batch_size.pairs import Pair, adaptdl_pair, pair
     from foreshock.batch_size.pollux import geometric_batches, pollux_seconds
     from foreshock.batch_size.ratio import Ratio, ratio_band
+    from foreshock.batch_size.recorded import FromRun, recorded_advice
     from foreshock.batch_size.schedule import BatchSchedule, Phase, schedule_advice
     from foreshock.batch_size.split import Split, feasible
     from foreshock.batch_size.times import StepTimes, recorded_times, step_times
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 # name -> module of this package
 _LAZY = {
     "BatchSchedule": "schedule",
+    "FromRun": "recorded",
     "Gain": "gain",
     "Goodput": "goodput",
     "MovingMean": "average",
@@ -57,6 +59,7 @@ _LAZY = {
     "pair": "pairs",
     "pollux_seconds": "pollux",
     "ratio_band": "ratio",
+    "recorded_advice": "recorded",
     "recorded_times": "times",
     "schedule_advice": "schedule",
     "step_times": "times",
@@ -65,6 +68,7 @@ _LAZY = {
 
 __all__ = [
     "BatchSchedule",
+    "FromRun",
     "Gain",
     "Goodput",
     "MovingMean",
@@ -89,6 +93,7 @@ __all__ = [
     "pair",
     "pollux_seconds",
     "ratio_band",
+    "recorded_advice",
     "recorded_times",
     "schedule_advice",
     "step_times",

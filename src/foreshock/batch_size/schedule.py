@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -66,6 +66,14 @@ class BatchSchedule:
     def saved(self) -> float:
         """Share of the time of the best fixed size that the schedule saves."""
         return 1.0 - self.seconds / self.fixed[self.best_fixed]
+
+    def scaled(self, factor: float) -> BatchSchedule:
+        """Returns the same of a training of so many times the steps."""
+        phases = tuple(
+            replace(phase, steps=factor * phase.steps, seconds=factor * phase.seconds) for phase in self.phases
+        )
+        fixed = {key: factor * value for key, value in self.fixed.items()}
+        return BatchSchedule(phases, factor * self.seconds, MappingProxyType(fixed), self.best_fixed)
 
     @property
     def text(self) -> str:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "import": ("importing", "import_"),
     "info": ("info", "info"),
     "threshold": ("threshold", "threshold"),
+    "batch-size": ("batch_size", "batch_size"),
     "bursts": ("bursts", "bursts"),
     "reproduce": ("reproduce", "reproduce"),
 }
