@@ -70,19 +70,24 @@ class NewRows:
             plain[each.name] = None if isinstance(value, float) and not math.isfinite(value) else value
         return plain
 
-    def __str__(self) -> str:
-        """The report in a few lines."""
+    @property
+    def text(self) -> str:
+        """The report in a few sentences, warnings last."""
 
         def said(name: str, form: str = ".3g") -> str:
             value = getattr(self, name)
             return "unknown" if value is None else format(value, form)
 
-        lines = [
-            f"{len(self.new)} new rows by {self.method}"
-            + (f", calibrated ({self.calibrated})" if self.calibrated else "")
-            + f": first loss {said('first_loss')}, {said('init_spike_ratio')} of random rows' {said('random_loss')}",
-            f"accuracy before any training: new classes {said('new_accuracy', '.1%')}, old classes "
-            f"{said('old_accuracy', '.1%')} ({said('old_accuracy_before', '.1%')} without the new rows); least squares "
-            f"tells {said('separability', '.1%')} of the new ones",
+        way = f", calibrated ({self.calibrated})" if self.calibrated else ""
+        sentences = [
+            f"{len(self.new)} new rows by {self.method}{way}: the first loss is {said('first_loss')}, "
+            f"{said('init_spike_ratio')} of the {said('random_loss')} of random rows.",
+            f"Before any training {said('new_accuracy', '.1%')} of the new classes' examples are told right, and "
+            f"{said('old_accuracy', '.1%')} of the old ones' ({said('old_accuracy_before', '.1%')} without the new rows); "
+            f"least squares can tell {said('separability', '.1%')} of the new ones.",
+            *(f"Note: {each}." for each in self.warnings),
         ]
-        return "\n".join([*lines, *(f"- {each}" for each in self.warnings)])
+        return " ".join(sentences)
+
+    def __str__(self) -> str:
+        return self.text

@@ -177,7 +177,7 @@ def _calibrated(
         if way is not None:
             found = calibrated(*thinned(met, held_out), bias=old.has_bias, keep=keep, shared=way == "ce")
             rows, offset = turned(met, old.effective, rows, found, keep, old.has_bias)
-            bias = bias + offset
+            bias = torch.full_like(bias, offset)
         return rows, bias, met.features @ old.effective(rows).mT + bias, None, None
     if way is None:
         return rows, bias, held_out, None, None

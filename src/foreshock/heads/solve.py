@@ -57,7 +57,8 @@ class Solution:
         own = labels[:, None] == torch.tensor(self.classes, device=labels.device)
         if self._omega is None or not self.classes:
             return z
-        omega = counts * torch.tensor([self._omega.get(label, 0.0) for label in labels.tolist()], device=h.device)
+        one = [self._omega.get(label, 0.0) for label in labels.tolist()]
+        omega = counts * torch.tensor(one, dtype=torch.float64, device=h.device)
         if self._lower is None:
             reach = h.double().norm(dim=1, keepdim=True) ** (1 if self._unit else 2)  # of an example to itself
             omega = omega[:, None]
