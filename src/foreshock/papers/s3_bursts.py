@@ -3,7 +3,7 @@
 Derived, and asked here: an optimizer that moves further after an isolated burst, D learning rates in all and u0 in the
 largest step, suffers more from one. A small network on digits is trained by twelve optimizers with one learning rate,
 and with rates at which all move alike; then one gradient is 1,000 times as large, or is that of a batch whose labels
-are wrong. The rank correlation of peaks with D, u0 and sup|u| says which of them tells.
+are wrong. The rank correlation of how far the loss rises with D, u0 and sup|u|, times lr, says which of them tells.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARMS: dict[str, Make] = {
 }  # fmt: skip
 KINDS = ("scaled gradient", "wrong labels")
 RATES = ("one lr", "one usual step")
-KEYS = {"D": "D", "D of its size": "D of a burst of its size", "u0": "u0", "sup": "sup|u|"}
+KEYS: dict[str, str] = {"D": "D", "D of its size": "D of a burst of its size", "u0": "u0", "sup": "sup|u|"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Struck:
 STATEMENTS = tuple(
     Statement(
         f"bursts: {rate}, {kind}, {key}",
-        f"{'Digits, ' if kind == KINDS[0] else '... '}{rate}, {kind}: rank correlation of the peak with {told}",
+        f"{'Digits, ' if kind == KINDS[0] else '... '}{rate}, {kind}: rank correlation of the rise with {told}",
         STRONG, math.inf, "derived from the update rule; asked here",
     )
     for rate in RATES for kind in KINDS for key, told in KEYS.items()
@@ -97,7 +97,7 @@ STATEMENTS = tuple(
 
 
 def bursts(seed: int, live: Live, steps: int, shelf: Shelf) -> Found:
-    """Returns the rank correlation of the peak of the loss with D, u0 and sup|u|, for both kinds of bursts."""
+    """Returns the rank correlation of the rise of the loss with lr D, lr u0 and lr sup|u|, for both kinds of bursts."""
     task, calm, struck = TASKS["digits"](), steps or CALM, []
     usual: dict[str, float] = {}
     for place, rate in enumerate(RATES):
@@ -112,7 +112,7 @@ def bursts(seed: int, live: Live, steps: int, shelf: Shelf) -> Found:
         for kind in KINDS:
             there = [each for each in struck if (each.rate, each.kind) == (rate, kind)]
             for key, told in _told(there).items():
-                numbers[f"bursts: {rate}, {kind}, {key}"] = rank_correlation(told, [each.peak for each in there])
+                numbers[f"bursts: {rate}, {kind}, {key}"] = rank_correlation(told, [each.rise for each in there])
     return Found(numbers, drawn={"bursts": struck})
 
 
