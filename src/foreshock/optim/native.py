@@ -16,10 +16,14 @@ from functools import cache
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from foreshock.optim.flat import Columns, constants, in_order
+from foreshock.optim.settings import Settings
 
 __all__ = ["library", "update", "usable"]
 
@@ -36,7 +40,6 @@ _HOW = {1.0: 0, 1.5: 1, 2.0: 2, 3.0: 3, 4.0: 4, 6.0: 5}
 _ANY = 6
 # getters that `map` calls without a frame of Python: there may be thousands of small tensors
 _TYPE, _ON_CPU, _LAYOUT = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("layout")
-_SETTINGS = ctypes.c_double * 10
 
 
 @cache
@@ -75,10 +78,12 @@ def _works(step: Callable[..., None], dtype: torch.dtype) -> bool:
     theta, average, root = np.ones_like(grad), np.zeros_like(grad), np.zeros_like(grad)
     places = np.array([array.ctypes.data for array in (theta, grad, average, root)], np.uint64)
     size, types = np.array([37], np.int64), np.array([_TYPES[dtype]] * 4, np.int32)
-    settings = _settings(0.5, 0.95, 0.95, 3.0, 1e-30, 0.2, True, False, dtype)
+    settings = array("d", constants(
+        dtype, lr=0.5, beta=0.95, beta2=0.95, p=3.0, eps=1e-30, weight_decay=0.2, nesterov=True, maximize=False
+    ))  # fmt: skip
     edges = np.array([0, 16, 37], np.int64)
     at = [array.ctypes.data for array in (size, places, types)]
-    step(1, *at, _HOW[3.0], ctypes.addressof(settings), edges.ctypes.data, 2, 1, None)
+    step(1, *at, _HOW[3.0], settings.buffer_info()[0], edges.ctypes.data, 2, 1, None)
     u = (1 - 0.95**2) ** (2 / 3)
     return bool(
         np.allclose(theta, 0.9 - 0.5 * u * np.sign(grad), rtol=1e-6)
@@ -106,49 +111,24 @@ def update(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     roots: Sequence[Tensor],
-    *,
-    lr: float | Tensor,
-    beta: float,
-    beta2: float,
-    p: float,
-    eps: float,
-    weight_decay: float,
-    nesterov: bool,
-    maximize: bool,
+    **settings: Unpack[Settings],
 ) -> None:
     """Makes one step of S3 in place, as `optim.update.update` does; call it where `usable`.
 
     The tensors are laid end to end and cut into shares, which torch's threads take as they get done. What does not lie
     in memory as its parameter does goes through a copy.
     """
-    columns = [params, grads, exp_avgs, roots]
-    copies: list[tuple[Tensor, Tensor]] = []
-    if not all(all(map(Tensor.is_contiguous, column)) for column in columns):
-        columns = _alike(columns, copies)
+    columns, copies = in_order([params, grads, exp_avgs, roots])
     for types, members in _by_type(columns).items():
         work = torch.float64 if torch.float64 in types else torch.float32
-        settings = _settings(float(lr), beta, beta2, p, eps, weight_decay, nesterov, maximize, work)
-        _run(members, types, _HOW.get(float(p), _ANY), settings, work)
+        _run(members, types, _HOW.get(float(settings["p"]), _ANY), constants(work, **settings), work)
     for tensor, copy in copies:
         tensor.copy_(copy)
     for column in (params, exp_avgs, roots):
         torch.autograd.graph.increment_version(column)
 
 
-def _settings(
-    lr: float, beta: float, beta2: float, p: float, eps: float, weight_decay: float, nesterov: bool, maximize: bool,
-    work: torch.dtype,
-) -> ctypes.Array[ctypes.c_double]:  # fmt: skip
-    """Returns the constants in the order of `Settings` in s3.c."""
-    rest, fresh = 1 - beta, 1 - beta2
-    below = fresh + beta2 * fresh if nesterov else fresh  # 1 - beta2^2
-    return _SETTINGS(
-        lr, 1 - lr * weight_decay, max(eps, torch.finfo(work).tiny), -1.0 if maximize else 1.0,
-        rest, rest if nesterov else 0.0, fresh, below, 1.0 if beta2 else 0.0, p,
-    )  # fmt: skip
-
-
-def _by_type(columns: Sequence[Sequence[Tensor]]) -> dict[tuple[torch.dtype, ...], Sequence[Sequence[Tensor]]]:
+def _by_type(columns: Columns) -> dict[tuple[torch.dtype, ...], Columns]:
     """Returns the four columns for each combination of types."""
     found = [set(map(_TYPE, column)) for column in columns]
     if all(len(types) == 1 for types in found):
@@ -160,9 +140,8 @@ def _by_type(columns: Sequence[Sequence[Tensor]]) -> dict[tuple[torch.dtype, ...
 
 
 def _run(
-    columns: Sequence[Sequence[Tensor]], types: Sequence[torch.dtype], how: int,
-    settings: ctypes.Array[ctypes.c_double], work: torch.dtype,
-) -> None:  # fmt: skip
+    columns: Columns, types: Sequence[torch.dtype], how: int, settings: Sequence[float], work: torch.dtype
+) -> None:
     steps = library()
     assert steps is not None
     count, sizes = len(columns[0]), array("q", map(Tensor.numel, columns[0]))
@@ -171,10 +150,11 @@ def _run(
     places = array("Q", chain.from_iterable(map(Tensor.data_ptr, column) for column in columns))
     kinds = array("i", [_TYPES[kind] for kind in types])
     at = [each.buffer_info()[0] for each in (sizes, places, kinds)]
+    numbers = array("d", settings)
 
     def run(first: int, shares: int) -> None:
         begin = edges.buffer_info()[0] + first * edges.itemsize
-        steps[work](count, *at, how, ctypes.addressof(settings), begin, shares, threads, team())
+        steps[work](count, *at, how, numbers.buffer_info()[0], begin, shares, threads, team())
 
     if threads == 1 or team() is not None:
         run(0, len(edges) - 1)
@@ -192,34 +172,3 @@ def _edges(sizes: Sequence[int], shares: int) -> list[int]:
             found.append(before + (wanted - before) // LINE * LINE)
         before += size
     return [*found, total]
-
-
-def _alike(columns: Sequence[Sequence[Tensor]], copies: list[tuple[Tensor, Tensor]]) -> list[Sequence[Tensor]]:
-    """Returns the tensors, each row in the same order in memory, and notes whom to copy back to."""
-    rows = []
-    for param, *others in zip(*columns, strict=True):
-        base = param
-        if not param.is_contiguous() and not _dense(param):
-            base = param.contiguous()
-            copies.append((param, base))
-        row = [base]
-        for place, tensor in enumerate(others):
-            if not (tensor.is_contiguous() and base.is_contiguous()) and tensor.stride() != base.stride():
-                copy = torch.empty_strided(base.shape, base.stride(), dtype=tensor.dtype).copy_(tensor)
-                if place:  # not the gradient, which is only read
-                    copies.append((tensor, copy))
-                tensor = copy
-            row.append(tensor)
-        rows.append(row)
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _dense(tensor: Tensor) -> bool:
-    """Returns whether the elements fill their stretch of memory, in whatever order of the dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
