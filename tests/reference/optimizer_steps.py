@@ -148,7 +148,7 @@ def s3(old, curvature, s):
     theta, m = old[:2]
     g = curvature * theta
     m = s["beta"] * m + (1 - s["beta"]) * g
-    move = s["beta"] * m + (1 - s["beta"]) * g
+    move = s["beta"] * m + (1 - s["beta"]) * g if s["nesterov"] else m
     return state((1 - s["lr"] * s["weight_decay"]) * theta - s["lr"] * move, m)
 
 

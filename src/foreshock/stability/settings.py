@@ -16,6 +16,7 @@ __all__ = ["HARMLESS", "read"]
 HARMLESS = frozenset({
     "params", "param_names", "initial_lr", "foreach", "fused", "capturable", "differentiable", "maximize", "step",
     "eps", "eps1", "t0", "initial_accumulator_value", "etas", "step_sizes", "ns_coefficients", "ns_steps",
+    "state_dtype",
 })
 PAIRS = {
     "betas": ("beta1", "beta2", "beta3"), "nus": ("nu", "nu2"), "eps": ("eps1", "eps2"), "shape": ("rows", "columns"),

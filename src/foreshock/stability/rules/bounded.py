@@ -43,10 +43,15 @@ def lion(group: Group) -> list[Reading]:
 def s3(group: Group) -> list[Reading]:
     """S3 (arXiv 2507.06464): P = (beta s + (1 - beta) abs(g)^p)^(1/p) + eps, q = (1 - beta)(1 + 2 beta)/(1 + beta).
 
-    The p-th moment s is looked for as `exp_avg_p`, or in root space, s^(1/p), as `exp_avg_root`.
+    Without its Nesterov mix P = s^(1/p) + eps, q = (1 - beta)/(1 + beta). beta2, where it is given, takes the place of
+    beta in P. The p-th moment s is looked for as `exp_avg_p`, or in root space, s^(1/p), as `exp_avg_root`.
     """
     settings = group.settings
     beta, p, eps = settings["beta"], settings["p"], settings["eps"]
+    nesterov = settings.get("nesterov", True)
+    keep = beta if settings.get("beta2") is None else settings["beta2"]
+    keep = keep * keep if nesterov else keep  # of s, next to the gradient of the step
+    filter_ = filters.mix(1 - beta, beta, beta) if nesterov else filters.ema(beta)
     grads, result = group.gradients(), []
     for place, (param, state) in enumerate(zip(group.params, group.states, strict=True)):
         kept = next((name for name in ("exp_avg_root", "exp_avg_p") if isinstance(state.get(name), Tensor)), None)
@@ -64,17 +69,17 @@ def s3(group: Group) -> list[Reading]:
             top = torch.maximum(r, size)
             unit = top.clamp(min=torch.finfo(r.dtype).tiny)
             old, new = (r / unit) ** p, (size / unit) ** p
-            r = top * (beta * (beta * old + (1 - beta) * new) + (1 - beta) * new) ** (1 / p)
+            r = top * (keep * old + (1 - keep) * new) ** (1 / p)
         result.append(
             Reading(
                 denominator=r + eps,
                 lr=settings["lr"],
-                gain=filters.mix(1 - beta, beta, beta).gain(),
+                gain=filter_.gain(),
                 decay=settings["lr"] * settings.get("weight_decay", 0.0),
                 floor=eps,
                 formal=True,
                 approximate=True,
-                notes=() if group.planned else (_STALE.format("mix of moment and gradient"),),
+                notes=() if group.planned or not nesterov else (_STALE.format("mix of moment and gradient"),),
             )
         )
     return result

@@ -16,6 +16,9 @@ FORMAL = (
     "formal: the step is bounded by lr whatever the gradient, so nothing diverges at this threshold; watch the "
     "norm-matched sharpness S_N/|g|_* against 2/lr instead"
 )
+_UNEQUAL = (
+    "formal: with beta2 = beta the step is bounded by lr; with another beta2 by a few lr (burst_response says how many)"
+)
 ISLAMOV = "Islamov et al. 2026, arXiv 2603.05002 (norm-matched sharpness); the frozen form is derived"
 
 
@@ -40,6 +43,30 @@ def _muon_formula(settings: Settings) -> str:
     return f"{{two}}(1+momentum)/((1-momentum)*{mixed}eta)"
 
 
+def _s3_filter(settings: Settings) -> Filter:
+    beta = settings["beta"]
+    return filters.mix(1 - beta, beta, beta) if settings["nesterov"] else filters.ema(beta)
+
+
+def _s3_formula(settings: Settings) -> str:
+    mixed = "(1+2*beta)*" if settings["nesterov"] else ""
+    return f"{{two}}(1+beta)/((1-beta)*{mixed}lr)"
+
+
+def _s3_denominator(settings: Settings) -> str:
+    if not settings["nesterov"]:
+        return "s^(1/p)+eps"
+    name = "beta" if math.isnan(settings["beta2"]) else "beta2"
+    return f"({name} s+(1-{name})|g|^p)^(1/p)+eps"
+
+
+def _s3_remarks(settings: Settings) -> tuple[str, ...]:
+    beta2 = settings["beta2"]
+    if math.isnan(beta2):
+        return FORMAL, *(each.replace("beta2", "beta") for each in fast_denominator({"beta2": settings["beta"]}))
+    return _UNEQUAL, *fast_denominator(settings)
+
+
 def _shampoo_formula(settings: Settings) -> str:
     if settings["nesterov"] and settings["momentum"]:
         return "2(1+momentum)/((1+2*momentum)*eta)"
@@ -61,10 +88,10 @@ BOUNDED = (
         reference="Vyas et al. 2024, arXiv 2409.11321 (the method); Adam's threshold, arXiv 2207.14484, with a block P",
     ),
     Rule(
-        name="S3", settings={"lr": NEEDED, "beta": 0.95, "p": 3.0, "weight_decay": 0.0},
-        filter=lambda s: filters.mix(1 - s["beta"], s["beta"], s["beta"]),
-        formula="{two}(1+beta)/((1-beta)*(1+2*beta)*lr)", denominator="(beta s+(1-beta)|g|^p)^(1/p)+eps",
-        decay=Decay.DECOUPLED, formal=True, assumptions=_formal,
+        name="S3",
+        settings={"lr": NEEDED, "beta": 0.95, "p": 3.0, "weight_decay": 0.0, "beta2": NEEDED, "nesterov": True},
+        filter=_s3_filter, formula=_s3_formula, denominator=_s3_denominator,
+        decay=Decay.DECOUPLED, formal=True, assumptions=_s3_remarks,
         reference="SoftSignSGD 2025, arXiv 2507.06464 (the method); Lee and Lee 2026 (the filter, NAdam's limit)",
         aliases={"softsignsgd": {}},
     ),
