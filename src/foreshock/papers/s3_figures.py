@@ -32,6 +32,7 @@ MARKS = {
     "s3": "o", "adamw": "s", "adamw-95": "D", "adamw-equal": "v", "lion": "^", "adabelief": "P", "adan": "X",
     "s3-p2": "D", "s3-p1": "v", "s3-different": "^", "s3-plain": "P",
 }  # fmt: skip
+CUT = 1.25
 NUDGE = 0.022  # decades between neighbours, so that spreads do not lie on each other
 
 
@@ -63,8 +64,8 @@ def _grid(traces: Sequence[Trace], arms: Sequence[Arm]) -> Figure | None:
         grid[1, 0].set_ylabel("spikes a run")
         figure.supxlabel("learning rate, over the one that is best for AdamW", fontsize=8)
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=7.5,
-                      handlelength=1.6, columnspacing=1.6)  # fmt: skip
+        figure.legend(handles, labels, loc="outside upper center", ncols=5 if len(arms) < 6 else 4, frameon=False,
+                      fontsize=7.5, handlelength=1.6, columnspacing=1.6)  # fmt: skip
     return figure
 
 
@@ -74,10 +75,10 @@ def _places(arms: Sequence[Arm]) -> dict[str, float]:
 
 
 def _losses(axes: Axes, traces: Sequence[Trace], arms: Sequence[Arm]) -> None:
-    """Draws the mean over seeds and their spread; a training that diverged is a cross at the top."""
+    """Draws the mean over seeds and their spread; what ended above `CUT` times the start is put there."""
     start = float(np.mean([each.losses[0] for each in traces]))
-    top = 1.6 * start
-    low = min(each.final for each in traces)
+    low, top = min(each.final for each in traces), CUT * start
+    room = (top / low) ** 0.07
     for arm in arms:
         own = [each for each in traces if each.arm == arm.name]
         factors = sorted({each.factor for each in own})
@@ -92,7 +93,7 @@ def _losses(axes: Axes, traces: Sequence[Trace], arms: Sequence[Arm]) -> None:
     axes.axhline(start, color=GREY, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
     axes.annotate("start", (0, start), xycoords=("axes fraction", "data"), xytext=(3, -2), textcoords="offset points",
                   fontsize=6.5, color=GREY, va="top")  # fmt: skip
-    axes.set(xscale="log", yscale="log", ylim=(low / 1.5, top * 1.3))
+    axes.set(xscale="log", yscale="log", ylim=(low / room, top * room))
     axes.set_xticks([1, 3, 10, 30], ["1x", "3x", "10x", "30x"])
     axes.minorticks_off()
 

@@ -43,9 +43,12 @@ def _task(name: str) -> tuple[Statement, ...]:
         _of(f"{name}: spikes spared at 30x", "S3 at 30x: fewer spikes than AdamW at 30x, by", 1, INF),
         _of(f"{name}: loss at 10x over AdamW at 1x", "S3 at 10x: final loss over AdamW's at 1x", 0, EQUAL),
         _of(f"{name}: loss at 10x over AdamW at 10x", "... over AdamW's at 10x", 0, EQUAL),
+        _of(f"{name}: loss at 30x over AdamW at 30x", "S3 at 30x: final loss over AdamW's at 30x", 0, EQUAL),
+        _of(f"{name}: lr sensitivity over AdamW's", "Mean loss over 1x to 30x less the best, S3 over AdamW", 0, 1),
         _of(f"{name}: loss at 1x over AdamW at 1x", "S3 at AdamW's own lr: final loss over AdamW's", 0, EQUAL),
         _of(f"{name}: best loss over AdamW's", "Each at its best lr: final loss, S3 over AdamW", 0, EQUAL),
         _of(f"{name}: best held-out loss over AdamW's", "... held-out loss, S3 over AdamW", 0, EQUAL),
+        _of(f"{name}: best accuracy less AdamW's", "... share of right answers, S3 less AdamW", -0.01, INF),
         _of(f"{name}: share of the steps", "Steps S3 needs to AdamW's best loss, over AdamW's", 0, 0.5),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from foreshock.errors import MissingExtraError
@@ -30,7 +30,9 @@ def raised(task: str) -> Study:
         present, remarks = _present(RIVALS)
         wanted = [(arm, factor) for arm in present for factor in FACTORS]
         traces = list(_trained(TASKS[task](), wanted, seed, live, steps, shelf))
-        numbers = {f"{task}: {name}": value for name, value in _against(traces).items()}
+        numbers = {
+            f"{task}: {name}": value for name, value in _against(traces).items() if not math.isnan(value)
+        }
         return Found(numbers, _runs(traces), drawn={"traces": traces}, remarks=remarks)
 
     return study
@@ -143,9 +145,12 @@ def _against(traces: Sequence[Trace]) -> dict[str, float]:
         "spikes spared at 30x": float(len(theirs[30.0].spikes) - len(ours[30.0].spikes)),
         "loss at 10x over AdamW at 1x": _ratio(ours[10.0].final, theirs[1.0].final),
         "loss at 10x over AdamW at 10x": _ratio(ours[10.0].final, theirs[10.0].final),
+        "loss at 30x over AdamW at 30x": _ratio(ours[30.0].final, theirs[30.0].final),
+        "lr sensitivity over AdamW's": _ratio(*(_sensitivity(each.values()) for each in (ours, theirs))),
         "loss at 1x over AdamW at 1x": _ratio(ours[1.0].final, theirs[1.0].final),
         "best loss over AdamW's": _ratio(best.final, rival.final),
         "best held-out loss over AdamW's": _ratio(_held(traces, S3_ARM), _held(traces, ADAMW)),
+        "best accuracy less AdamW's": _accuracy(traces, S3_ARM) - _accuracy(traces, ADAMW),
         "share of the steps": spent / min(theirs.values(), key=lambda each: each.reaches(target)).reaches(target),
         "largest |u|": _largest(traces, S3_ARM),
         "largest |u| of AdamW": _largest(traces, ADAMW),
@@ -167,6 +172,19 @@ def _lowest(traces: Sequence[Trace], arm: Arm) -> float:
 
 def _held(traces: Sequence[Trace], arm: Arm) -> float:
     return min(each.held for each in _of(traces, arm))
+
+
+def _accuracy(traces: Sequence[Trace], arm: Arm) -> float:
+    return max(each.accuracy for each in _of(traces, arm))
+
+
+def _sensitivity(traces: Collection[Trace]) -> float:
+    """Returns the mean over learning rates of how far the final loss, or that at the start, is above the best.
+
+    Source: Wortsman et al. 2023, arXiv 2309.14322 (LR sensitivity).
+    """
+    best = min(each.final for each in traces)
+    return sum(min(each.final, float(each.losses[0])) - best for each in traces) / len(traces)
 
 
 def _largest(traces: Sequence[Trace], arm: Arm) -> float:
