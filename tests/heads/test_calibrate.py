@@ -39,7 +39,8 @@ def test_losses_and_hits_are_those_of_the_whole_logits(kind):
 def test_sides_and_classes_count_alike():
     met, *_ = problem(n=57)
     for label, share in ((0, 0.7 / 3), (2, 0.7 / 3), (3, 0.15), (4, 0.15)):
-        uneven = scene((met.features, met.labels, met.counts), lambda x: x.new_zeros(len(x), 5), [3, 4], 5, new_share=0.3)
+        examples = (met.features, met.labels, met.counts)
+        uneven = scene(examples, lambda x: x.new_zeros(len(x), 5), [3, 4], 5, new_share=0.3)
         assert float(uneven.weights[met.labels == label].sum()) == pytest.approx(share)
     assert float(met.alike().weights.std()) == 0.0
 

@@ -77,6 +77,7 @@ def test_more_features_than_examples_are_no_obstacle():
     found = least_squares(summed(h, y), bias=True)
     W, b = ridge(h, torch.nn.functional.one_hot(y), weights(y, True), 0.05, True)
     torch.testing.assert_close(found.weight, W, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(found.bias, b, rtol=1e-8, atol=1e-9)
     assert found.condition is not None
     assert found.condition > 1
 

@@ -1,4 +1,4 @@
-"""Slow, obvious versions of the closed forms for head rows: one stacked least-squares problem, refits for held-out ones."""
+"""Slow, obvious versions of the closed forms for head rows: one stacked least-squares problem, and refits."""
 
 from __future__ import annotations
 

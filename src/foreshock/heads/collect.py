@@ -67,8 +67,7 @@ class Collector:
     def _seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(given, Tensor):
-            pointwise = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-            self._waiting.append((given.movedim(1, -1) if pointwise else given).detach().clone())
+            self._waiting.append((given.movedim(1, -1) if _pointwise(module) else given).detach().clone())
 
 
 def head_of(model: nn.Module, head: nn.Module | str | None) -> nn.Module:
@@ -88,10 +87,15 @@ def head_of(model: nn.Module, head: nn.Module | str | None) -> nn.Module:
     made = output() if callable(output) else None
     if isinstance(made, nn.Module):
         return made
-    layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
+    layers = [each for each in model.modules() if isinstance(each, nn.Linear) or _pointwise(each)]
     if not layers:
         raise UsageError(f"no linear layer in {type(model).__name__}: give head, the layer that makes the logits")
     return layers[-1]
+
+
+def _pointwise(module: nn.Module) -> bool:
+    """Returns whether a module is a convolution of size 1: a linear layer at every place."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and set(module.kernel_size) == {1}
 
 
 def _last(model: nn.Module) -> str:

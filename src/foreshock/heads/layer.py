@@ -50,6 +50,7 @@ class Layer:
         return rows if self.kind == "linear" else self.factor * nn.functional.normalize(rows, dim=1)
 
 
+@torch.no_grad()
 def layer(module: nn.Module, dim: int) -> Layer:
     """Returns how a head computes; its state is read, nothing is changed.
 

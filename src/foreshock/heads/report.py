@@ -83,7 +83,7 @@ class NewRows:
             f"{len(self.new)} new rows by {self.method}{way}: the first loss is {said('first_loss')}, "
             f"{said('init_spike_ratio')} of the {said('random_loss')} of random rows.",
             f"Before any training {said('new_accuracy', '.1%')} of the new classes' examples are told right, and "
-            f"{said('old_accuracy', '.1%')} of the old ones' ({said('old_accuracy_before', '.1%')} without the new rows); "
+            f"{said('old_accuracy', '.1%')} of the old ones' ({said('old_accuracy_before', '.1%')} without new rows); "
             f"least squares can tell {said('separability', '.1%')} of the new ones.",
             *(f"Note: {each}." for each in self.warnings),
         ]
