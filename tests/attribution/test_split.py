@@ -11,6 +11,7 @@ from torch import nn
 from foreshock.attribution import attribute, capture
 from foreshock.attribution.split import source_of, split_step
 from foreshock.errors import UsageError
+from foreshock.optim import S3
 from tests.attribution.cases import batch, classifier, losses_of, trained
 from tests.reference.attribution import adam_parts, path_gradient, per_example_gradients, put, sgd_parts
 
@@ -34,6 +35,9 @@ OPTIMIZERS = {
     "nadam": (torch.optim.NAdam, {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "radam": (torch.optim.RAdam, {"lr": 0.05, "betas": (0.9, 0.9)}),
     "asgd": (torch.optim.ASGD, {"lr": 0.1, "lambd": 0.1}),
+    "s3": (S3, {"lr": 0.05, "weight_decay": 0.3}),
+    "s3 plain": (S3, {"lr": 0.05, "nesterov": False, "p": 1.5, "beta2": 0.9, "maximize": True}),
+    "s3 sign": (S3, {"lr": 0.05, "beta": 0.0, "p": 2.0}),
 }
 
 

@@ -215,6 +215,8 @@ def _guess(group: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> str
         return "Adadelta"
     if "alpha" in keys:
         return "RMSprop"
+    if {"beta", "p"} <= keys:
+        return "S3"
     if "exp_inf" in names:
         return "Adamax"
     if "amsgrad" in keys:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foreshock.attribution.terms import Terms
+from foreshock.stability.rules.bounded import mixed_root
 from foreshock.stability.rules.moments import rectification
 
 __all__ = ["RULES", "Kept", "find"]
@@ -209,9 +210,25 @@ def lion(group: Mapping[str, Any], theta: Tensor, kept: Kept, grad: Tensor) -> T
     )  # fmt: skip
 
 
+def s3(group: Mapping[str, Any], theta: Tensor, kept: Kept, grad: Tensor) -> Terms:
+    """S3: the Nesterov mix is a direct way of the gradient, over a denominator that mixes it in as well."""
+    felt, common = _seen({**group, "decoupled_weight_decay": True}, theta, grad)
+    beta, p, nesterov = float(group["beta"]), float(group["p"]), bool(group.get("nesterov", True))
+    keep = beta if group.get("beta2") is None else float(group["beta2"])
+    b, size = kept.tensor("exp_avg_root"), felt.abs()
+    if b is None:
+        power = kept.tensor("exp_avg_p")
+        b = torch.zeros_like(size) if power is None else power ** (1 / p)
+    for _ in range(int(not kept.taken) + int(nesterov)):  # into the average, and once more into the mix
+        b = mixed_root(b, size, keep, p)
+    rate = _over(float(group["lr"]), b + float(group["eps"]))
+    terms = _ema(kept, felt, beta, rate * beta if nesterov else rate, common)
+    return replace(terms, direct=rate * (1.0 - beta)) if nesterov else terms
+
+
 RULES: dict[str, SplitRule] = {
     "SGD": sgd, "Adam": adam, "AdamW": adamw, "NAdam": nadam, "RAdam": radam, "Adamax": adamax, "RMSprop": rmsprop,
-    "Adagrad": adagrad, "Adadelta": adadelta, "ASGD": asgd, "Lion": lion,
+    "Adagrad": adagrad, "Adadelta": adadelta, "ASGD": asgd, "Lion": lion, "S3": s3,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from foreshock.stability.blocks import KroneckerBlock, eigen
 from foreshock.stability.group import Group
 from foreshock.stability.registry import Reading
 
-__all__ = ["lion", "muon", "s3"]
+__all__ = ["lion", "mixed_root", "muon", "s3"]
 
 _STALE = "the last step's {} is not stored: read with grads for the step about to be taken"
 
@@ -64,12 +64,8 @@ def s3(group: Group) -> list[Reading]:
                 if kept == "exp_avg_root"
                 else state[kept].detach().to(r.dtype) ** (1 / p)
             )
-        if group.planned:  # scaled by the larger one: cubes of small gradients underflow
-            size = grads[place].abs()
-            top = torch.maximum(r, size)
-            unit = top.clamp(min=torch.finfo(r.dtype).tiny)
-            old, new = (r / unit) ** p, (size / unit) ** p
-            r = top * (keep * old + (1 - keep) * new) ** (1 / p)
+        if group.planned:
+            r = mixed_root(r, grads[place].abs(), keep, p)
         result.append(
             Reading(
                 denominator=r + eps,
@@ -83,6 +79,16 @@ def s3(group: Group) -> list[Reading]:
             )
         )
     return result
+
+
+def mixed_root(root: Tensor, size: Tensor, keep: float, p: float) -> Tensor:
+    """Returns (keep root^p + (1 - keep) size^p)^(1/p) of tensors that are not negative.
+
+    Scaled by the larger one, because cubes of small gradients underflow.
+    """
+    top = torch.maximum(root, size)
+    unit = top.clamp(min=torch.finfo(top.dtype).tiny)
+    return top * (keep * (root / unit) ** p + (1 - keep) * (size / unit) ** p) ** (1 / p)
 
 
 def muon(group: Group) -> list[Reading]:
