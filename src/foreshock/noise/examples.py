@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from foreshock.noise.uses import Direct, Use, squares
 
 LAYERS = ("norm", "linear", "all")
 _KINDS = {"norm": {"norm"}, "linear": {"linear", "conv"}, "all": {"norm", "linear", "conv", "embedding"}}
+_NOTHING = nullcontext()
 IDLE = 64  # forward passes that nobody asks about, after which the hooks are taken away
 
 
@@ -263,7 +265,7 @@ class PerExampleNorms:
             why = "its output is not split by examples" if layout is None else "its input was written over"
             self._fail(name, why if plain(e) else "its gradient is of another kind")
             return
-        with torch.no_grad(), torch.autocast(e.device.type, enabled=False):
+        with torch.autocast(e.device.type, enabled=False) if torch.is_autocast_enabled(e.device.type) else _NOTHING:
             for own, use in uses_of(call, e.detach(), n, layout):
                 self._add(self._canonical[name, own], use)
 
@@ -307,7 +309,7 @@ class PerExampleNorms:
             done = {name: squares(uses, self.weights.get(name)) for name, uses in self._uses.items()}
         found = {name: value for name, value in (self._squares | done).items() if name not in missing}
         n = self._n
-        self_totals, covered = self._totals, sum(self._sizes[name] for name in found)
+        totals, covered = self._totals, sum(self._sizes[name] for name in found)
         if not found or n is None:
             why = "; ".join(sorted(set(missing.values()))) or "call backward() inside the block, on a loss of the model"
             self.clear()
@@ -317,7 +319,7 @@ class PerExampleNorms:
         device = next(iter(found.values())).device
         every = {name: value.to(kind) * float(n) ** 2 for name, value in found.items()}
         whole = torch.stack([value.to(device) for value in every.values()]).sum(0)
-        return ExampleNorms(whole, every, self_totals, missing, covered / sum(self._sizes.values()))
+        return ExampleNorms(whole, every, totals, missing, covered / sum(self._sizes.values()))
 
 
 class Ear:

@@ -132,12 +132,13 @@ class Passes:
         if self._current is None or torch.is_grad_enabled():
             return
         try:
-            with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-                squares = self.found[self._current].squares
-                found = square_of([grad], [self.weights.get(name)])
-                squares[name] = squares[name] + found if name in squares else found
-                if self._arrived is not None:
-                    self._arrived(name, grad)
+            squares = self.found[self._current].squares
+            if self.weights or grad.is_sparse:
+                squares[name] = square_of([grad], [self.weights.get(name)])
+            else:
+                squares[name] = torch.linalg.vector_norm(grad, dtype=_kind(grad)).square_()
+            if self._arrived is not None:
+                self._arrived(name, grad)
         except Exception as error:  # inside a backward pass that belongs to the loop
             self.errors.append(error)
 
@@ -161,13 +162,16 @@ def square_of(grads: Sequence[Tensor], weights: Sequence[Tensor | None] | None =
     values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
     if weights is not None and any(weight is not None for weight in weights):
         sums = [
-            (value.float().square() * 1.0 if weight is None else _weighed(grad, value, weight)).sum()
+            (value.float().square() if weight is None else _weighed(grad, value, weight)).sum()
             for grad, value, weight in zip(grads, values, weights, strict=True)
         ]
         return torch.stack([each.to(sums[0].device) for each in sums]).sum()
-    kind = torch.promote_types(values[0].dtype, torch.float32)
-    norms: Sequence[Tensor] = torch._foreach_norm(values, 2, dtype=kind)
+    norms: Sequence[Tensor] = torch._foreach_norm(values, 2, dtype=_kind(values[0]))
     return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
+
+
+def _kind(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _weighed(grad: Tensor, value: Tensor, weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from foreshock.probes.base import Moment, Signals, Step, UnavailableError
 from foreshock.run import StepRecord
 
 PER_READING = 5  # readings of examples for each that the monitor wants of costly probes: every 20 steps at its default
-ACCELERATED = 10  # steps from one reading of pairs to the next where it waits for the device
+PAIRS = 10  # steps from one reading of pairs to the next: each adds 2 % to 20 % to its step, the smaller the more
 CALM = 10  # readings that are left out once a spike has been heard of
 JUMP, KEPT = 1.5, 0.25  # factor of a learning rate or batch that is a change, and what is kept of the past then
 SPIKES = frozenset({"spike", "divergence", "nonfinite"})
@@ -30,7 +30,7 @@ class NoiseScale:
     """Measures `noise_trace`, `noise_square` and their ratio `noise_scale`, with its band.
 
     Where a step has several micro-batches, or the model is a `DistributedDataParallel`, their gradients are the small
-    batches, seen by hooks on the parameters: every step on a CPU, every 10th on an accelerator. Where it has one batch,
+    batches, seen by hooks on the parameters, every 10 steps. Where it has one batch,
     the norms of its examples' gradients are taken off the loop's own passes by hooks on the layers, every 20 steps:
     see `foreshock.noise.PerExampleNorms` for which, and for what is not measurable (statistics of the batch, compiled
     models). The run stays bit for bit what it would have been, and ranks do not communicate.
@@ -179,10 +179,7 @@ class NoiseScale:
             source.settle(self._model, self._losses)
         except UsageError as error:
             raise UnavailableError(str(error)) from error
-        first = next(self._model.parameters(), None) if isinstance(self._model, nn.Module) else None
-        fast = first is not None and first.device.type != "cpu"
-        pairs = ACCELERATED if fast else 1
-        self._distance = self.every or (pairs if source.kind == "pairs" else self._usual)
+        self._distance = self.every or (PAIRS if source.kind == "pairs" else self._usual)
 
     def _measured(self, step: Step, taken: Taken) -> dict[str, float]:
         """Returns the signals of a reading."""
