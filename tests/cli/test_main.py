@@ -11,7 +11,8 @@ import pytest
 import foreshock as fs
 from foreshock.cli import main
 
-COMMANDS = ("demo", "run", "report", "scan", "explain", "import", "info", "threshold", "bursts", "reproduce")
+COMMANDS = ("demo", "run", "report", "scan", "explain", "import", "info", "threshold",
+            "batch-size", "bursts", "reproduce")
 
 
 def test_help_lists_every_command_with_a_sentence(foreshock):
