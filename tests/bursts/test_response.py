@@ -157,6 +157,15 @@ def test_the_bound_at_a_step_is_reached_there(step):
     assert s3_stream(np.ones(step), 0.95, 0.95, 3)[-1] == pytest.approx(burst_response("s3", step=step).sup, rel=1e-9)
 
 
+@pytest.mark.parametrize("p", [1.0, 1.001, 40.0, 1000.0])
+def test_any_order_of_s3_is_finite_where_it_ends(p):
+    for ratio in (1e-3, 3.0, math.inf):
+        found = burst_response("s3", p=p, ratio=ratio, beta=0.9, beta2=0.95)
+        assert 0 < found.first <= found.peak < 10
+        assert found.displacement > 0
+        assert 1 <= found.sup < 10
+
+
 def test_the_peak_may_come_after_the_burst():
     late = burst_response("adam", betas=(0.99, 0.9), ratio=1e4)
     assert late.peak > 2 * late.first

@@ -73,7 +73,7 @@ def test_the_measured_size_of_the_burst_counts() -> None:
         sizes[times] = " ".join(found.evidence)
         assert ("Your AdamW" in " ".join(found.advice)) == (times == 30.0)
     expected = burst_response("adamw", ratio=30.0)
-    assert "A burst of 30 times the usual gradient, as one had, makes AdamW move" in sizes[30.0]
+    assert "A burst of 30 times the usual gradient, the largest of that step, makes AdamW move" in sizes[30.0]
     assert f"by {expected.peak:.3g} learning rates in one step" in sizes[30.0]
     assert "no gradients make it move by more than 7.27" in sizes[30.0]
 

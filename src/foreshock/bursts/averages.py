@@ -228,9 +228,8 @@ def _share(beta: float, k: int, later: int) -> float:
 
 
 def _root(share: float, rest: float, quiet: float, p: float) -> float:
-    if not rest or not quiet:
-        return float(share ** (1 / p))
-    return float((share + rest * quiet**p) ** (1 / p))
+    top = max(1.0, quiet)
+    return top * math.pow(share * math.pow(1 / top, p) + rest * math.pow(quiet / top, p), 1 / p)
 
 
 def s3_first(s: Settings) -> float:
@@ -276,7 +275,10 @@ def hoelder(
         last = over(above(int(step) - 1), below(int(step) - 1)) if math.isfinite(step) else 0.0
         return math.inf if fade > forget and math.isinf(step) else max(first, second, last)
     q = p / (p - 1)
-    terms = [over(above(k) ** q, below(k) ** (q / p)) for k in (0, 1)]
-    ratio = over(fade**q, forget ** (q / p))
-    later = terms[1] * geometric(ratio, step - 1) if step > 1 and terms[1] else 0.0
-    return float((terms[0] + later) ** (1 / q))
+    sizes = [over(above(k), math.pow(below(k), 1 / p)) for k in (0, 1)]
+    top = max(sizes)
+    if not math.isfinite(top):
+        return math.inf
+    ratio = math.pow(over(fade, math.pow(forget, 1 / p)), q) if fade else 0.0
+    later = math.pow(sizes[1] / top, q) * geometric(ratio, step - 1) if step > 1 and sizes[1] else 0.0
+    return top * math.pow(math.pow(sizes[0] / top, q) + later, 1 / q)

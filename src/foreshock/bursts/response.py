@@ -34,7 +34,8 @@ class BurstResponse:
         first: size of the update at the burst, in `unit`.
         peak: size of its largest update; a later one where momentum outlives the second moment.
         displacement: the sum of the sizes of all its updates, D; inf where they do not end.
-        sup: the largest that any gradients can make an update; inf where nothing bounds it, NaN where not known.
+        sup: the largest that any gradients can make an update, at `step` where one is given; inf where nothing bounds
+            it, NaN where not known.
         course: size of each update from the burst on, until what is left does not count.
         method: "closed form" or "simulated".
         unit: what the numbers are counted in, "learning rates" for most.
