@@ -140,9 +140,8 @@ def _all_classes(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     steps: list[float] = []
     values: list[float] = []
     for each in trace.boundaries:
-        new, old = len(each.new), each.known
         steps += [*(each.at + each.steps), each.at + len(each.losses)]
-        values += [*((each.old * old + each.new_accuracy * new) / (old + new)), np.nan]
+        values += [*(each.old * (1 - each.share) + each.new_accuracy * each.share), np.nan]
     return np.array(steps), np.array(values)
 
 

@@ -89,9 +89,8 @@ def _read(one: Boundary, random: Boundary) -> Reading:
 
 
 def _together(one: Boundary) -> np.ndarray:
-    """Returns the mean accuracy over all classes, old and new."""
-    new, old = len(one.new), one.known
-    return (one.old * old + one.new_accuracy * new) / (old + new)
+    """Returns the accuracy over all test examples, old and new."""
+    return one.old * (1 - one.share) + one.new_accuracy * one.share
 
 
 def _end(values: Sequence[float] | np.ndarray) -> float:
@@ -147,7 +146,7 @@ def summary(each: Sequence[Reading], random: Sequence[Reading]) -> dict[str, flo
 def _times(steps: Sequence[float], random: Sequence[float]) -> float:
     """Returns how many times fewer steps were taken, over all boundaries together; 0 where one never came to it.
 
-    >>> _times([0.0, 9.0], [19.0, 9.0]), _times([math.nan], [5.0])
+    >>> _times([0.0, 8.0], [18.0, 8.0]), _times([math.nan], [5.0])
     (3.0, 0.0)
     """
     pairs = [(one, other) for one, other in zip(steps, random, strict=True) if not math.isnan(other)]

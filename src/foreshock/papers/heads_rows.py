@@ -40,20 +40,11 @@ def _chosen(task: Task, *, whole: bool = False, moments: bool = False, **setting
     statistics.update(task.features, task.labels)
     statistics.update(task.kept_features, task.kept_labels)
     new = (*task.old, *task.new) if whole else task.new
-    told = init_new_rows(task.head, statistics, new, loss=task.loss, monitor=task.monitor, **settings)
-    if moments:
-        _spread_moments(task)
+    told = init_new_rows(
+        task.head, statistics, new, loss=task.loss, monitor=task.monitor,
+        optimizer=task.optimizer if moments else None, **settings,
+    )  # fmt: skip
     return told.to_dict()
-
-
-def _spread_moments(task: Task) -> None:
-    """Gives the new rows the mean of the old rows' second moments: without, their first steps are 3 rates long."""
-    assert task.optimizer is not None
-    old, new = list(task.old), list(task.new)
-    for tensor in task.head.parameters():
-        state = task.optimizer.state.get(tensor, {})
-        if "exp_avg_sq" in state:
-            state["exp_avg_sq"][new] = state["exp_avg_sq"][old].mean(dim=0)
 
 
 _of = partial

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ from torch.nn import functional
 from foreshock.monitor import Monitor
 from foreshock.papers.heads_data import Pool
 from foreshock.papers.landscape_study import Live, silent
-from foreshock.run import Run
+from foreshock.run import Event, Run
 
-__all__ = ["Boundary", "Classes", "Fill", "Learner", "Trace", "begin", "learn", "loss_of"]
+__all__ = ["Boundary", "Classes", "Fill", "Learner", "Loss", "Trace", "begin", "learn", "loss_of", "loss_peaks"]
 
 PAPER = "new-heads"
 TAIL = 150  # steps of the base that are taken once more, watched, so that detectors know the level
@@ -29,6 +29,7 @@ MARKS = (*range(1, 11), *range(12, 21, 2), 23, 26, 30, 35, *range(40, 81, 10), *
 """Steps after a boundary at which accuracies are read; every second one where the backbone moves, as that is dear."""
 
 Floats = npt.NDArray[np.float64]
+Loss = Literal["ce", "mse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Classes:
     name: str
     title: str
     tasks: tuple[tuple[int, ...], ...]
-    loss: str = "ce"
+    loss: Loss = "ce"
     keep: int = 20
     base: int = 400
     steps: int = 200
@@ -81,7 +82,7 @@ class Boundary:
     Attributes:
         at: first step of the new task.
         new: its classes.
-        known: number of classes before it.
+        share: of the test examples, those of new classes.
         before: mean loss of the 50 steps before it.
         first, random: loss of its first batch, with the chosen rows and with random ones in their place.
         old_before: test accuracy of the classes known so far, among themselves, before the boundary.
@@ -94,7 +95,7 @@ class Boundary:
 
     at: int
     new: tuple[int, ...]
-    known: int
+    share: float
     before: float
     first: float
     random: float
@@ -150,7 +151,7 @@ class Task:
     labels: Tensor
     kept_features: Tensor
     kept_labels: Tensor
-    loss: str
+    loss: Loss
     draw: torch.Generator
     monitor: Monitor | None = None
     optimizer: torch.optim.Optimizer | None = None
@@ -160,7 +161,7 @@ Fill = Callable[[Task], dict[str, Any]]
 """Writes the new rows of a head; returns what it has to say of them."""
 
 
-def loss_of(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, kind: Loss) -> Tensor:
     """Returns the mean loss of logits (n, classes): cross-entropy, or half the squared error to one-hot targets."""
     if kind == "ce":
         return functional.cross_entropy(logits, labels)
@@ -242,12 +243,15 @@ def learn(
             boundaries.append(boundary)
         run, events = monitor.run, monitor.events
     for boundary in boundaries:
-        boundary.events = tuple(
-            each.kind for each in events if each.signal == "loss" and 0 <= each.onset - boundary.at + 2 <= NEAR + 2
-        )
+        boundary.events = loss_peaks(events, boundary.at)
     name = f"{setting.title}, {arm}, seed {seed}"
     run.meta.update(paper=PAPER, arm=arm, setting=setting.name, seed=seed, name=name)
     return Trace(setting, arm, seed, boundaries, run, time.process_time() - started)
+
+
+def loss_peaks(events: Sequence[Event], at: int) -> tuple[str, ...]:
+    """Returns the kinds of the events of the loss that began within 25 steps of a boundary, or just before it."""
+    return tuple(each.kind for each in events if each.signal == "loss" and at - 2 <= each.onset <= at + NEAR)
 
 
 def accuracies(model: Learner, pool: Pool, old: Sequence[int], new: Sequence[int]) -> tuple[float, float]:
@@ -286,8 +290,8 @@ def _boundary(
     starts = accuracies(model, pool, old, new)
     nothing = np.zeros(0)
     return Boundary(
-        len(losses), new, len(old), float(np.mean(losses[-BEFORE:])), np.nan, np.nan, before, nothing,
-        np.zeros(0, dtype=np.int64), np.array([starts[0]]), np.array([starts[1]]), seconds, report,
+        len(losses), new, len(new) / (len(old) + len(new)), float(np.mean(losses[-BEFORE:])), np.nan, np.nan, before,
+        nothing, np.zeros(0, dtype=np.int64), np.array([starts[0]]), np.array([starts[1]]), seconds, report,
     )  # fmt: skip
 
 
@@ -299,7 +303,7 @@ def _known(model: Learner, pool: Pool, classes: Sequence[int]) -> float:
 
 
 def _random_first(
-    model: Learner, batch: tuple[Tensor, Tensor], new: Sequence[int], kind: str, seed: int
+    model: Learner, batch: tuple[Tensor, Tensor], new: Sequence[int], kind: Loss, seed: int
 ) -> float:
     """Returns the loss of a batch with random rows in the place of the new ones."""
     head = copy.deepcopy(model.head)
@@ -338,7 +342,7 @@ def draw_rows(head: nn.Linear, rows: Sequence[int], draw: torch.Generator) -> No
 
 
 def _step(
-    model: Learner, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, kind: str,
+    model: Learner, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, kind: Loss,
     monitor: Monitor | None = None,
 ) -> float:  # fmt: skip
     loss = loss_of(model(inputs), labels, kind)
