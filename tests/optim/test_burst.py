@@ -197,6 +197,22 @@ def test_signs_of_an_unknown_kind_do_not_end():
     assert "nothing bounds it" in burst_response(Raw(weights())).text
 
 
+def test_steps_that_go_by_the_size_of_the_parameter_are_measured_at_one():
+    class Relative(Halving):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.sub_(param.norm() / param.numel() ** 0.5 * param.grad.sign(), alpha=group["lr"])
+
+    assert burst_response(Relative(weights(), lr=0.1)).displacement == pytest.approx(1)
+
+    class Still(Halving):
+        def step(self, closure=None): ...
+
+    assert burst_response(Still(weights())).displacement == 0
+
+
 def test_groups_that_differ_are_all_told_and_the_worst_speaks():
     one, two, three = weights(), weights(), weights()
     made = optim.AdamW(

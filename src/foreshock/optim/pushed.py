@@ -61,7 +61,7 @@ def pushed(
     A fresh copy on small stand-ins for a parameter, at zero, in float64, without weight decay, gets gradients of size 1
     and random sign, then one burst of one entry, then nothing; what counts steps is set on before, as in the long run.
     A finite burst comes when the averages have filled, and the noise goes on. Stand-ins come in pairs with opposite
-    noise, over which moves are averaged, and are set back to zero before each step.
+    noise, over which moves are averaged, and are set back to zero before each step; to one, where nothing moves at zero.
 
     Args:
         optimizer: any torch optimizer whose step needs no loss.
@@ -71,10 +71,13 @@ def pushed(
 
     Errors: UsageError where no copy can be made, or stepped.
     """
+    at = 0.0
     course = _course(optimizer, group, ratio=ratio, step=step, updates=LONGEST)
-    if math.isfinite(ratio):
+    if not any(course):  # steps that go by the size of the parameter
+        course, at = _course(optimizer, group, ratio=ratio, step=step, updates=LONGEST, at=1.0), 1.0
+    if math.isfinite(ratio) or not any(course):
         return Pushed(tuple(course), math.fsum(course), max(course), 0.0)
-    weaker = _course(optimizer, group, ratio=BURST * WEAKER, step=step, updates=len(course), alone=True)
+    weaker = _course(optimizer, group, ratio=BURST * WEAKER, step=step, updates=len(course), alone=True, at=at)
     power = math.log(course[0] / weaker[0]) / math.log(1 / WEAKER) if course[0] and weaker[0] else 0.0
     if power > GROWS:
         return Pushed(tuple(each and math.inf for each in course), math.inf, math.inf, round(power, 3))
@@ -106,6 +109,7 @@ def _course(
     step: float,
     updates: int,
     alone: bool = False,
+    at: float = 0.0,
 ) -> list[float]:
     """Returns the sizes of the moves of the burst's entry from the burst on, in learning rates, until they are still.
 
@@ -113,6 +117,7 @@ def _course(
         optimizer, group, ratio, step: as for `pushed`.
         updates: how many at most.
         alone: whether nothing comes after the burst, be it finite.
+        at: value of the stand-ins before each step.
     """
     noise = math.isfinite(ratio) and not alone
     dims = max((param.dim() for param in group["params"]), default=1)
@@ -124,16 +129,16 @@ def _course(
         usual = _memory(group) if noise else FIRST
         before = int(step) - 1 if math.isfinite(step) else usual
         for k in range(-before, 0):
-            _step(made, params, _noise(params, signs))
+            _step(made, params, _noise(params, signs), at)
             if k == -2 and not noise and math.isinf(step):
-                _set_on(made, params, signs)
+                _set_on(made, params, _noise(params, signs), at)
         for k in range(updates):
             grads = [torch.zeros_like(param) for param in params] if k and not noise else _noise(params, signs)
             if k == 0:
                 for grad in grads:
                     grad.view(-1)[0] = -(ratio if math.isfinite(ratio) else BURST)
-            _step(made, params, grads)
-            move = abs(float(torch.stack([param.view(-1)[0] for param in params]).mean())) / lr
+            _step(made, params, grads, at)
+            move = abs(float(torch.stack([param.view(-1)[0] - at for param in params]).mean())) / lr
             if not math.isfinite(move):
                 raise UsageError(f"a copy of {type(made).__name__} was moved by {move} after a burst: no response")
             course.append(move)
@@ -163,11 +168,11 @@ def _memory(group: Mapping[str, Any]) -> int:
     return min(MOST, max([LEAST, *(math.ceil(LIVES / (1 - each)) for each in slow)]))
 
 
-def _set_on(made: Optimizer, params: Sequence[Tensor], signs: torch.Generator) -> None:
+def _set_on(made: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], at: float) -> None:
     """Takes a step and adds `LATER` to all that it has counted on by 1, in state, settings and attributes."""
     holders = [*(made.state[param] for param in params), *made.param_groups, vars(made)]
     before = [{key: _count(value) for key, value in holder.items()} for holder in holders]
-    _step(made, params, _noise(params, signs))
+    _step(made, params, grads, at)
     for holder, old in zip(holders, before, strict=True):
         for key, value in holder.items():
             now, then = _count(value), old.get(key)
@@ -186,10 +191,10 @@ def _count(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _step(made: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """Takes a step from zero with these gradients."""
+def _step(made: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], at: float) -> None:
+    """Takes a step from `at` with these gradients."""
     for param, grad in zip(params, grads, strict=True):
-        param.zero_()
+        param.fill_(at)
         param.grad = grad
     try:
         made.step()
