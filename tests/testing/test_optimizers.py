@@ -7,6 +7,7 @@ import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from foreshock.errors import UsageError
+from foreshock.optim import S3
 from foreshock.testing import ContractError, check_optimizer
 
 SHAPES = {"Muon": ((4, 3), (3, 5)), "SparseAdam": ((6, 3), (4, 2))}
@@ -319,3 +320,51 @@ def test_what_makes_no_optimizer_is_an_error_of_use():
     same = SGD([torch.ones((), requires_grad=True)], 0.1)
     with pytest.raises(ContractError, match="the same optimizer twice"):
         check_optimizer(lambda params: same)
+
+
+class Mirrors(Plain):
+    """Takes maximize for a decay that grows."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.param_groups[0]["maximize"] = False
+
+    def one(self, p, group):
+        if p.grad is not None and group["maximize"]:
+            p.mul_(1 + 2 * group["lr"] * group["decay"])
+        super().one(p, group)
+
+
+class HalvesItsLr(Plain):
+    def one(self, p, group):
+        super().one(p, group)
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].mul_(1 - 1e-7)
+
+
+class SizesComplexOnes(Plain):
+    def direction(self, m):
+        return m / (m.abs() + 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "said"),
+    [
+        (Mirrors, {}, "maximize=True is another step"),
+        (HalvesItsLr, {}, "wrote to the tensor that is its lr"),
+        (SizesComplexOnes, {"strict": True}, "strict: a complex parameter"),
+        (lambda params: AdamW(params, lr=0.1), {"bound": 1.0}, "bound: gradients that grow"),
+        (lambda params: SGD(params, lr=0.1), {"bound": 10.0}, "bound: gradients that grow"),
+    ],
+)
+def test_clauses_about_variants_and_claims_are_checked(kind, asked, said):
+    with pytest.raises(ContractError, match=said):
+        check_optimizer(kind, **asked)
+    if asked:
+        check_optimizer(kind)  # which claims nothing of the kind
+
+
+def test_claims_that_hold_pass():
+    check_optimizer(lambda params: S3(params, lr=0.1), bound=1.0, strict=True)
+    check_optimizer(lambda params: S3(params, lr=0.1, p=1.0, nesterov=False, weight_decay=0.1), bound=1.0, strict=True)
+    check_optimizer(lambda params: AdamW(params, lr=0.1), bound=7.3, strict=True)

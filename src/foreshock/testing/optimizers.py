@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,12 @@ WAY_OUT = (
 
 
 def check_optimizer(
-    factory: Factory | Optimizer, *, shapes: Sequence[tuple[int, ...]] = ((4, 3), (3,), (2, 3)), sparse: bool = False
+    factory: Factory | Optimizer,
+    *,
+    shapes: Sequence[tuple[int, ...]] = ((4, 3), (3,), (2, 3)),
+    sparse: bool = False,
+    bound: float | None = None,
+    strict: bool = False,
 ) -> None:
     """Runs the contract of optimizers on what `factory(params)` returns: a fresh optimizer of these parameters.
 
@@ -33,18 +39,24 @@ def check_optimizer(
     - none: so it is for single parameters without a gradient.
     - gradients: they are read, not changed, and not made anew where they were dropped.
     - deterministic: the same gradients give the same steps; nothing is drawn from the global random stream.
-    - state: 2n steps == n, `state_dict`, `load_state_dict` into a fresh one, n more; and into itself, which is what a
-      rollback does.
+    - state: 2n steps == n, `state_dict`, a file, `load_state_dict` into a fresh one, n more; and into itself, which is
+      what a rollback does. All bits and types of the state come back.
     - lr: groups have `lr`, and a smaller one makes a smaller first update.
     - hooks: those of a step fire once, before and after it.
     - apart: a gradient that is zero or NaN does not reach other tensors.
-    - variants: `foreach` and `fused`, where its groups know them, agree with the loop to rounding.
+    - variants: `foreach`, `fused`, `capturable` and a tensor as lr, where its groups know or take them, agree with the
+      loop to rounding; `maximize` steps as the negative gradients do.
+    - bound: no history of gradients makes a coordinate's step longer than `bound` learning rates, where that is given.
+    - strict: complex parameters, and sparse gradients of dense parameters, are refused or stepped as their real pairs
+      and dense gradients are; only where asked for, as torch makes no such promise.
 
     Args:
         factory: a class such as `torch.optim.AdamW`, a function of the list of parameters, or an optimizer, which is
             made anew with its class and its first group's settings.
         shapes: of the parameters, for optimizers that take some shapes only.
         sparse: gradients are sparse (parameters must be matrices then).
+        bound: the longest step of a coordinate that the optimizer claims, in learning rates: 1 for S3 and Lion.
+        strict: whether it must also be right, or refuse, where it may not have been meant for.
 
     Raises:
         ContractError: at the first broken clause; an AssertionError, so test runners show it as a failure.
@@ -64,6 +76,11 @@ def check_optimizer(
         _check_hooks(trial)
         _check_apart(trial)
         _check_variants(trial)
+        _check_maximize(trial)
+        if bound is not None:
+            _check_bound(trial, bound)
+        if strict:
+            _check_unmeant(trial)
 
 
 def _check_step(trial: Trial) -> None:
@@ -172,7 +189,7 @@ def _check_state(trial: Trial) -> None:
         there, state = values(params), state_of(optimizer)
         fresh, other = trial.start()
         put(fresh, there)
-        other.load_state_dict(copy.deepcopy(state))
+        other.load_state_dict(_through_a_file(state))
         trial.go(fresh, other, range(cut, 2 * STEPS))
         if not same(fresh, whole) or not same(state_of(other), state_of(last)):
             raise ContractError(
@@ -248,21 +265,105 @@ def _check_apart(trial: Trial) -> None:
 
 
 def _check_variants(trial: Trial) -> None:
-    plain = _variant(trial, foreach=False, fused=False)
-    for name in ("foreach", "fused"):
+    plain = _variant(trial, {"foreach": False, "fused": False})
+    rates: list[tuple[float, Tensor]] = []
+
+    def tensor(rate: Any) -> Tensor:
+        rates.append((float(rate), torch.tensor(float(rate), dtype=torch.float64)))
+        return rates[-1][1]
+
+    for name, changed in (("foreach", True), ("fused", True), ("capturable", True), ("lr", tensor)):
         try:
-            other = _variant(trial, **{"foreach": False, "fused": False, name: True})
-        except (RuntimeError, NotImplementedError, ValueError):
+            other = _variant(trial, {"foreach": False, "fused": False, name: changed})
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError):
             continue  # refuses aloud: not on this device, or not with these settings
+        what = "a tensor as lr" if name == "lr" else f"{name}=True"
         for place, (a, b) in enumerate(zip(plain, other, strict=True)):
             if not torch.allclose(a, b, rtol=1e-4, atol=1e-5):
                 worst = (a - b).abs().max().item()
-                raise ContractError(f"variants: {name}=True differs from the loop by {worst:.3g} in parameter {place}")
+                raise ContractError(f"variants: {what} differs from the loop by {worst:.3g} in parameter {place}")
+        if name == "lr" and any(float(now) != before for before, now in rates):
+            raise ContractError("variants: the step wrote to the tensor that is its lr")
 
 
-def _variant(trial: Trial, **flags: bool) -> list[Tensor]:
+def _check_maximize(trial: Trial) -> None:
+    if "maximize" not in trial.start()[1].param_groups[0]:
+        return
+    down = _variant(trial, {"maximize": False}, sign=-1.0)
+    for place, (a, b) in enumerate(zip(down, _variant(trial, {"maximize": True}), strict=True)):
+        if not torch.allclose(a, b, rtol=1e-4, atol=1e-5):
+            raise ContractError(
+                f"variants: maximize=True is another step than the negative gradients make, by "
+                f"{(a - b).abs().max().item():.3g} in parameter {place}"
+            )
+
+
+def _variant(trial: Trial, settings: Mapping[str, Any], sign: float = 1.0) -> list[Tensor]:
+    """Returns parameters after some steps with changed settings: values, or functions of what was there."""
     params, optimizer = trial.start()
     for group in optimizer.param_groups:
-        group.update({name: flag for name, flag in flags.items() if name in group})
-    trial.go(params, optimizer, range(STEPS))
+        for name, value in settings.items():
+            if name in group:
+                group[name] = value(group[name]) if callable(value) else value
+    for step in range(STEPS):
+        take(params, optimizer, [each * sign for each in trial.gradients(step)])
     return values(params)
+
+
+def _check_bound(trial: Trial, bound: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    size = torch.Generator().manual_seed(1)
+    courses: dict[str, Callable[[int], float]] = {
+        "of one size": lambda step: 1.0,
+        "that grow": lambda step: 1.12**step,
+        "that shrink": lambda step: 0.9**step,
+        "quiet, then huge": lambda step: 1e-4 if step < 40 else 1e4,
+        "of heavy tails": lambda step: float(torch.randn((), generator=draw) / torch.randn((), generator=size).abs()),
+    }
+    for name, course in courses.items():
+        params, optimizer = trial.start()
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        for step in range(60):
+            put(params, [torch.zeros_like(each) for each in params])  # where no decay moves them
+            take(params, optimizer, [torch.full_like(each, course(step)) for each in params])
+            longest = max((float(each.detach().abs().max()) for each in params if each.numel()), default=0.0)
+            if not longest <= bound * rate * (1 + 1e-4):
+                raise ContractError(
+                    f"bound: gradients {name} made a step of {longest / rate:.4g} learning rates at step {step + 1}, "
+                    f"and {bound:g} is the bound that was claimed"
+                )
+
+
+def _check_unmeant(trial: Trial) -> None:
+    draw = torch.Generator().manual_seed(0)
+    real = torch.randn(6, 2, generator=draw)
+    grads = [torch.randn(6, 2, generator=draw) for _ in range(3)]
+    sparse = [grad * torch.tensor([1.0, 0.0] * 3)[:, None] for grad in grads]  # every second row
+    pairs: tuple[tuple[str, Tensor, Sequence[Tensor], Callable[[Tensor], Tensor]], ...] = (
+        ("a complex parameter", torch.view_as_complex(real.clone()), grads, torch.view_as_complex),
+        ("a sparse gradient", real.clone(), sparse, lambda grad: grad.to_sparse(1)),
+    )
+    for what, start, given, turned in pairs:
+        plain, other = real.clone().requires_grad_(), start.requires_grad_()
+        optimizer = trial.make([plain])
+        for grad in given:
+            take([plain], optimizer, [grad])
+        try:
+            odd = trial.make([other])
+            for grad in given:
+                take([other], odd, [turned(grad)])
+        except Exception:  # refused aloud
+            continue
+        seen = torch.view_as_real(other.detach()) if other.is_complex() else other.detach()
+        if not torch.allclose(seen, plain.detach(), rtol=1e-4, atol=1e-5):
+            raise ContractError(
+                f"strict: {what} is taken and stepped otherwise than its real, dense form, by "
+                f"{(seen - plain.detach()).abs().max().item():.3g}; refuse it, or step as the other does"
+            )
+
+
+def _through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
