@@ -61,7 +61,7 @@ def pushed(
     A fresh copy on small stand-ins for a parameter, at zero, in float64, without weight decay, gets gradients of size 1
     and random sign, then one burst of one entry, then nothing; what counts steps is set on before, as in the long run.
     A finite burst comes when the averages have filled, and the noise goes on. Stand-ins come in pairs with opposite
-    noise, over which moves are averaged, and are set back to zero before each step; to one, where nothing moves at zero.
+    noise, over which moves are averaged, and are set back to zero before each step; to one where nothing moves at zero.
 
     Args:
         optimizer: any torch optimizer whose step needs no loss.
