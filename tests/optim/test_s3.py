@@ -5,16 +5,18 @@ from __future__ import annotations
 import doctest
 import importlib
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.optim.s3_cases import trained
 from torch import optim
 
 from foreshock.optim import S3, native
 from foreshock.optim.transfer import s3_rms
 from foreshock.testing import check_optimizer
+from tests.optim.s3_cases import trained
 
 STEPS = 120
 
@@ -141,3 +143,12 @@ def test_decay_is_decoupled_and_adamws():
 @pytest.mark.parametrize("name", ["s3", "blocks", "update", "paths", "settings", "transfer"])
 def test_examples_in_docstrings_are_true(name):
     assert doctest.testmod(importlib.import_module(f"foreshock.optim.{name}")).failed == 0
+
+
+def test_the_page_on_s3_runs_from_top_to_bottom(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "s3.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    with torch.random.fork_rng(devices=[]):
+        for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+            exec(compile(block, "s3.md", "exec"), names)
+    assert "so that the typical step under noise stays what it is" in capsys.readouterr().out
