@@ -11,6 +11,7 @@ import numpy as np
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, heading
 from foreshock.papers.landscape_study import Found
 from foreshock.papers.s3_arms import ABLATIONS, RIVALS, S3_ARM, Arm
+from foreshock.papers.s3_bursts_figure import figure as bursts
 from foreshock.papers.s3_tasks import TASKS
 from foreshock.papers.s3_training import Trace
 
@@ -33,6 +34,7 @@ MARKS = {
     "s3-p2": "D", "s3-p1": "v", "s3-different": "^", "s3-plain": "P",
 }  # fmt: skip
 CUT = 1.25
+NARROW = 10.0  # range of losses below which whole decades are no ticks
 NUDGE = 0.022  # decades between neighbours, so that spreads do not lie on each other
 
 
@@ -43,7 +45,7 @@ def figures(found: Studies) -> dict[str, Figure]:
         for studies in found.values() for study in studies.values() for each in study.drawn.get("traces", ())
     }.values())  # fmt: skip
     changed = (S3_ARM, *(arm for arm in ABLATIONS if not arm.keeps_decay))
-    made = {"optimizers": _grid(traces, RIVALS), "ablations": _grid(traces, changed)}
+    made = {"optimizers": _grid(traces, RIVALS), "ablations": _grid(traces, changed), "bursts": bursts(found)}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
@@ -62,7 +64,7 @@ def _grid(traces: Sequence[Trace], arms: Sequence[Arm]) -> Figure | None:
             heading(grid[0, column], TITLES[name])
         grid[0, 0].set_ylabel("final training loss")
         grid[1, 0].set_ylabel("spikes a run")
-        figure.supxlabel("learning rate, over the one that is best for AdamW", fontsize=8)
+        figure.supxlabel("learning rate, over the one that AdamW is given at 1x", fontsize=8)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=5 if len(arms) < 6 else 4, frameon=False,
                       fontsize=7.5, handlelength=1.6, columnspacing=1.6)  # fmt: skip
@@ -96,6 +98,9 @@ def _losses(axes: Axes, traces: Sequence[Trace], arms: Sequence[Arm]) -> None:
     axes.set(xscale="log", yscale="log", ylim=(low / room, top * room))
     axes.set_xticks([1, 3, 10, 30], ["1x", "3x", "10x", "30x"])
     axes.minorticks_off()
+    if top / low < NARROW:
+        fine = [each for each in (0.3, 0.5, 1, 2, 3, 5) if low / room < each < top * room]
+        axes.set_yticks(fine, [f"{each:g}" for each in fine])
 
 
 def _spikes(axes: Axes, traces: Sequence[Trace], arms: Sequence[Arm]) -> None:
