@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+from foreshock.optim import S3, blocks, update
 from tests.optim.s3_cases import WAYS, course
 from tests.reference.s3 import s3
-
-from foreshock.optim import S3, blocks
 
 CASES = [
     {},
@@ -130,3 +130,17 @@ def test_bfloat16_state_of_float32_training_follows_full_state():
     walked = ends[0][0].square().mean().sqrt()
     assert (ends[0][0] - ends[1][0]).square().mean().sqrt() < 0.05 * walked
     assert (ends[1][1] / ends[0][1]).mean() == pytest.approx(1, abs=0.01)  # it does not stall
+
+
+def test_lists_are_worked_on_in_parts_without_changing_a_bit(monkeypatch):
+    draw, results = torch.Generator().manual_seed(4), []
+    starts, grads = ([torch.randn(size, generator=draw) for size in (5, 700, 0, 90, 20)] for _ in range(2))
+    settings = {"lr": 0.1, "beta": 0.95, "beta2": 0.95, "p": 3.0, "eps": 1e-12, "weight_decay": 0.1}
+    for part in (update.PART, 100, 1):
+        monkeypatch.setattr(update, "PART", part)
+        params = [start.clone() for start in starts]
+        states = [[torch.zeros_like(param) for param in params] for _ in range(2)]
+        update.update(params, grads, *states, nesterov=True, maximize=False, **settings)
+        results.append(torch.cat(params))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])

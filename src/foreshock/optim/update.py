@@ -13,6 +13,7 @@ y does not overflow (`scale`). Where there is no history, d = 0 and so is the up
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Unpack
 
 import torch
@@ -23,6 +24,9 @@ from foreshock.optim.blocks import Tensors
 from foreshock.optim.settings import Settings
 
 __all__ = ["update"]
+
+PART = 1 << 26
+"""Elements worked on at once: what is computed on the way takes some five lists of them, 1.3 GB of float32."""
 
 
 def update(
@@ -37,8 +41,25 @@ def update(
             parameters of one type.
         settings: of their group; an lr that is a tensor is not read on the host.
     """
-    if not params:
-        return
+    for first, stop in _parts([param.numel() for param in params]):
+        _part(params[first:stop], grads[first:stop], exp_avgs[first:stop], roots[first:stop], settings)
+
+
+def _parts(sizes: list[int]) -> list[tuple[int, int]]:
+    """Returns [first, stop) ranges of tensors of at most `PART` elements in all, or of one tensor."""
+    if torch.compiler.is_compiling():
+        return [(0, len(sizes))] if sizes else []
+    edges, held = [0], 0
+    for place, size in enumerate(sizes):
+        if held and held + size > PART:
+            edges.append(place)
+            held = 0
+        held += size
+    return list(pairwise([*edges, len(sizes)])) if sizes else []
+
+
+def _part(params: Tensors, grads: Tensors, exp_avgs: Tensors, roots: Tensors, settings: Settings) -> None:
+    """Makes the step of tensors that there is memory for to work on at once."""
     lr, beta, beta2, p = settings["lr"], settings["beta"], settings["beta2"], settings["p"]
     nesterov, weight_decay = settings["nesterov"], settings["weight_decay"]
     work = torch.promote_types(params[0].dtype, torch.float32)
