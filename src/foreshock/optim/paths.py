@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foreshock.errors import UsageError
-from foreshock.optim import blocks, native, update
+from foreshock.optim import blocks, compiled, native, update
 from foreshock.optim.blocks import Tensors
 from foreshock.optim.settings import Settings
 
@@ -58,12 +58,18 @@ def _compiled(lists: Lists, settings: Settings, plain: bool, asked: bool) -> boo
     if plain and native.usable(*lists, settings["p"]):
         native.update(*lists, **settings)
         return True
+    device = lists[0][0].device.type
+    if asked and device != "cpu" and compiled.usable(device):
+        compiled.update(*lists, **settings)
+        return True
     if asked:
         raise UsageError(
-            f"fused=True: no compiled step for {lists[0][0].dtype} parameters on {lists[0][0].device.type}"
+            f"fused=True: no compiled step for {lists[0][0].dtype} parameters on {device}"
             + (
                 "; it is built when foreshock is installed where there is a C compiler"
                 if plain and native.library() is None
+                else "; it needs Triton there"
+                if device == "cuda"
                 else ", which float16 and mixtures with float64 do not have"
             )
             + ". Leave fused out to have the fastest there is"
