@@ -13,7 +13,8 @@ BOOKKEEPING = frozenset({
     "chi_matvecs", "chi_formal", "curvature_seconds", "curvature_cadence", "curvature_withheld", "probe_batch",
     "probe_gradient_ratio", "chi_growth", "chi_growth_lr", "chi_growth_momentum", "chi_growth_denominator",
     "chi_growth_preconditioner", "chi_growth_landscape", "chi_overlap", "chi_crossing", "stable_eps", "stable_floor",
-    "hessian_top", "expected_rise", "expected_rise_in", "softmax_error", "softmax_wrong",
+    "hessian_top", "expected_rise", "expected_rise_in", "softmax_error", "softmax_wrong", "noise_scale", "noise_low",
+    "noise_high", "noise_factor", "noise_gated",
 })
 """Signals about the measurement, not about the training: never ranked, never the first sign of anything."""
 

@@ -16,6 +16,7 @@ from foreshock.report.explained import Explained, explained
 from foreshock.report.explained import lines as explanations
 from foreshock.report.interventions import lines as interventions
 from foreshock.report.interventions import told as told_of
+from foreshock.report.noise import noise_figure
 from foreshock.report.phrase import Phrase, plain
 from foreshock.report.refused import Fate, Key, fates, spared
 from foreshock.report.sections import free_signals
@@ -257,6 +258,8 @@ def tiles(run: Run, events: Sequence[Event]) -> list[Tile]:
     result.append(Tile("Events", f"{harm:,}", listing(parts) if parts else "none found"))
     if done := run.actions:
         result.append(Tile("Interventions", f"{guard.acted(done):,}", told_of(done)))
+    if noise := noise_figure(run):
+        result.append(Tile("Noise scale", *noise))
     spent = _inside_foreshock(run)
     if spent is not None:
         seconds, share = spent
