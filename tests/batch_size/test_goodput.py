@@ -212,3 +212,10 @@ def test_functions_named_like_their_files_are_not_hidden_by_them():
     assert batch_size.goodput is goodput
     assert callable(batch_size.gain)
     assert all(callable(getattr(batch_size, name)) for name in batch_size.__all__)
+
+
+def test_numbers_of_numpy_are_numbers():
+    sizes = np.array([32, 64, 128])
+    found = goodput((1.0, 0.01), np.float32(100.0), candidates=sizes)
+    assert found.best == goodput((1.0, 0.01), 100, candidates=[32, 64, 128]).best
+    assert batch_size.switch_advice(np.int64(32), (1.0, 0.01), np.int64(400), batches=sizes).decision == "switch"

@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from foreshock.batch_size.gain import lr_factor
 from foreshock.batch_size.gates import active
-from foreshock.batch_size.goodput import C, Candidate, Goodput, Noise, Throughput, critical_batch, goodput, size_of
+from foreshock.batch_size.goodput import (
+    C,
+    Candidate,
+    Goodput,
+    Noise,
+    Throughput,
+    as_number,
+    critical_batch,
+    goodput,
+    size_of,
+)
 from foreshock.errors import UsageError
 
 __all__ = ["Steady", "SwitchAdvice", "switch_advice"]
@@ -113,20 +123,20 @@ def switch_advice(
             f"{switch_time!r} and {remaining_time!r}"
         )
     shut = list(active(gates))
-    status = "ok" if noise is None or isinstance(noise, (int, float)) else noise.status
+    number = None if noise is None else as_number(noise)
+    status = "ok" if noise is None or number is not None else cast(Noise, noise).status
     if status == "gated" and not shut:
         shut = list(getattr(noise, "reasons", ())) or ["the noise scale is gated"]
     if shut:
         return _hold(current, "Gradients are no measure of what a batch is worth for now: " + "; ".join(shut) + ".")
-    unknown = noise is None or status != "ok" or (isinstance(noise, (int, float)) and not noise > 0.0)
-    if unknown:
+    if noise is None or status != "ok" or (number is not None and not number > 0.0):
         return _hold(current, f"The noise scale is {'not known' if noise is None else 'undefined'} so far.")
-    assert noise is not None
     ends: tuple[float, ...] = ()
-    if isinstance(noise, (int, float)):
-        scale = float(noise)
+    if number is not None:
+        scale = number
         found = goodput(candidates, c * scale, lr_aware=lr_aware, candidates=batches)
     else:
+        noise = cast(Noise, noise)
         scale = noise.noise_scale
         _, low, high = critical_batch(noise, c)
         ends = () if low is None or high is None else (low, high)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from types import MappingProxyType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from foreshock.batch_size.gain import efficiency
 from foreshock.batch_size.times import StepTimes, from_throughput
@@ -198,11 +199,12 @@ def critical_batch(noise: float | Noise, c: float = C) -> tuple[float, float | N
     Raises:
         UsageError: the estimate is gated or undefined, or the size is not positive.
     """
-    if isinstance(noise, (int, float)):
-        size = float(noise)
+    size = as_number(noise)
+    if size is not None:
         if not size > 0.0:
             raise UsageError(f"B_c: the critical batch size is positive, got {noise!r}")
         return size, None, None
+    noise = cast(Noise, noise)
     if noise.status != "ok" or not noise.noise_scale > 0.0:
         raise UsageError(
             f"B_c: the noise scale is {noise.status}, so there is no critical batch size; average over more steps, or "
@@ -216,10 +218,15 @@ def critical_batch(noise: float | Noise, c: float = C) -> tuple[float, float | N
     return size, c * max(noise.low, LEAST * noise.noise_scale), c * noise.high
 
 
+def as_number(noise: float | Noise) -> float | None:
+    """Returns a number, numpy's included, as a float; None for an estimate."""
+    return float(noise) if isinstance(noise, Real) else None
+
+
 def size_of(candidate: Candidate) -> int:
     """Returns the batch size of a candidate."""
     size = candidate[-1] if isinstance(candidate, tuple) else candidate
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0:
+    if isinstance(size, bool) or not isinstance(size, Real) or not size > 0:
         raise UsageError(f"a candidate is a batch size or (strategy, batch size), got {candidate!r}")
     return size
 

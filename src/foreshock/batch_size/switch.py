@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
@@ -197,7 +198,7 @@ class _Shares:
 
 
 def _pair(noise: Any) -> tuple[float, float]:
-    if isinstance(noise, (int, float)):
+    if isinstance(noise, Real):
         return float(noise), 1.0
     if isinstance(noise, Sequence):
         trace, square = noise
@@ -210,7 +211,7 @@ def _pair(noise: Any) -> tuple[float, float]:
 def _factor(
     optimizer: Optimizer, rule: str | float, old: int, new: int, noise_scale: float | None
 ) -> tuple[str, float]:
-    if isinstance(rule, (int, float)) and not isinstance(rule, bool):
+    if isinstance(rule, Real) and not isinstance(rule, bool):
         if not (rule > 0 and math.isfinite(rule)):
             raise UsageError(f"switch(lr_rule=...): a factor is positive, got {rule!r}")
         return "given", float(rule)
