@@ -120,7 +120,7 @@ def test_a_batch_given_is_what_losses_are_of(head):
     h, y = examples(seed=3)
     report = init_new_rows(head, statistics(), NEW, batch=(h[:30], y[:30]))
     assert report.examples == "batch"
-    assert report.first_loss == pytest.approx(float(functional.cross_entropy(head(h[:30]), y[:30])), rel=1e-5)
+    assert report.first_loss == pytest.approx(functional.cross_entropy(head(h[:30]), y[:30]).item(), rel=1e-5)
 
 
 def test_a_regression_is_known_by_its_logits_and_left_uncalibrated(head):
@@ -129,7 +129,7 @@ def test_a_regression_is_known_by_its_logits_and_left_uncalibrated(head):
     assert (report.loss, report.calibrated) == ("mse", None)
     h, y = examples()
     each = 0.5 * (regression(h) - functional.one_hot(y, 6)).square().sum(1)
-    assert report.first_loss == pytest.approx(float((each[y < OLD].mean() + each[y >= OLD].mean()) / 2), rel=1e-4)
+    assert report.first_loss == pytest.approx(((each[y < OLD].mean() + each[y >= OLD].mean()) / 2).item(), rel=1e-4)
     assert init_new_rows(head, statistics(), NEW).loss == "ce"
 
 

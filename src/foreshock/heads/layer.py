@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,12 +39,13 @@ class Layer:
     bias: Tensor
     has_bias: bool
 
-    def logits(self, h: Tensor) -> Tensor:
-        """Returns the head's logits (n, C) of features (n, d), float64."""
+    def logits(self, h: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Returns the head's logits (n, C) of features (n, d), float64, or those of some of its rows."""
         h = h.double()
         if self.kind == "cosine":
             h = nn.functional.normalize(h, dim=1)
-        return h @ self.weight.mT + self.bias
+        at = slice(None) if rows is None else list(rows)
+        return h @ self.weight[at].mT + self.bias[at]
 
     def effective(self, rows: Tensor) -> Tensor:
         """Returns what rows (k, d) come to once written: themselves, or their directions at the head's own scale."""

@@ -24,6 +24,7 @@ Method = Literal["ls", "class_mean", "unit_mean", "random"]
 Calibrate = Literal["auto", "ce", "scale", "grid"]
 Loss = Literal["auto", "ce", "mse"]
 _DRAWS = 8  # of random rows, whose mean loss is the yardstick
+_CHUNK = 1 << 24  # scores held at once
 _THIRD = 1 / 3  # of random rows' loss: what calibration aims at
 KEEP = 0.96  # of the old classes' accuracy; in tests .96 to .98 of it was kept
 
@@ -107,7 +108,7 @@ def init_new_rows(
     rows, bias, held_out, s, mu = _calibrated(way, old, solution, met, keep, new_share, real)
 
     seen = met if batch is None else _batch(old, ids, batch)
-    was = seen.loss(old.logits(seen.features)[:, ids], kind)
+    was = seen.loss(old.logits(seen.features, ids), kind)
     random = _random_loss(old, ids, seen, kind)
     separability = _separability(old, statistics, (h, y, counts), met, lam, scaled, real)
     write(old, ids, rows, bias)
@@ -115,7 +116,7 @@ def init_new_rows(
         fresh_state(optimizer, head, ids)
 
     now = layer(head, statistics.dim)
-    first = seen.loss(now.logits(seen.features)[:, ids], kind)
+    first = seen.loss(now.logits(seen.features, ids), kind)
     hits = met.hits(held_out)
     after, before = met.share(hits, met.old), met.share(met.known, met.old)
     if way in ("ce", "scale") and after is not None and before is not None and after < keep * before:
@@ -210,9 +211,11 @@ def _separability(
     """Returns the share of new examples that least squares over all classes tells right, each held out."""
     h, y, counts = known
     whole = least_squares(statistics, lam=lam, scaled=scaled, bias=old.has_bias)
-    z = whole.held_out(h, y, counts) if real else whole.scores(h)
-    right = torch.tensor(whole.classes, device=y.device)[z.argmax(1)] == y
-    return met.share(right, ~met.old)
+    ids, right = torch.tensor(whole.classes, device=y.device), []
+    for at in torch.split(torch.arange(len(y), device=y.device), max(1, _CHUNK // len(ids))):
+        z = whole.held_out(h[at], y[at], counts[at]) if real else whole.scores(h[at])
+        right.append(ids[z.argmax(1)] == y[at])
+    return met.share(torch.cat(right), ~met.old)
 
 
 def _batch(old: Layer, ids: list[int], batch: tuple[Tensor, Tensor]) -> Scene:
