@@ -6,12 +6,15 @@ import doctest
 import importlib
 import math
 import pkgutil
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import foreshock.bursts
 from foreshock.bursts import BurstResponse, burst_response, known, of_group
+from foreshock.cli.bursts import USUAL
 from foreshock.errors import UsageError
 
 TABLE = [  # optimizer, settings, sup, first, displacement
@@ -267,3 +270,13 @@ def test_a_response_is_a_value():
 @pytest.mark.parametrize("module", [each.name for each in pkgutil.iter_modules(foreshock.bursts.__path__)])
 def test_the_docstrings_hold(module):
     assert doctest.testmod(importlib.import_module(f"foreshock.bursts.{module}")).failed == 0
+
+
+def test_the_table_of_the_guide_is_the_numbers():
+    page = (Path(__file__).parents[2] / "docs" / "s3.md").read_text(encoding="utf-8")
+    told = {burst_response(name, **settings).label: burst_response(name, **settings) for name, settings in USUAL}
+    rows = re.findall(r"^\| `([^`]+)` \| (\S+) \| (\S+) \| (\S+) \|$", page, flags=re.MULTILINE)
+    assert {name for name, *_ in rows} == set(told)
+    for name, *numbers in rows:
+        found = told[name]
+        assert numbers == [f"{each:.3g}" for each in (found.sup, found.peak, found.displacement)], name
