@@ -37,6 +37,10 @@ def loop(tmp_path, monkeypatch):
         "model": model,
         "optimizer": torch.optim.Adam(model.parameters()),
         "loss_fn": nn.CrossEntropyLoss(),
+        "loss_each": nn.CrossEntropyLoss(reduction="none"),
+        "head": nn.Linear(6, 2),
+        "features": lambda x: nn.functional.pad(x, (0, 2)).relu(),
+        "new_loader": [(torch.randn(16, 4), torch.randint(4, (16,))) for _ in range(4)],
         "loader": [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(30)],
     }
 
@@ -168,3 +172,11 @@ def test_the_training_that_is_told_its_learning_rate_takes_it(example, lr, capsy
     assert (first > 2) if lr == 1.0 else (first < 0.1)
     assert all(0.5 < chi < 1 for _, chi, _ in later)
     assert "stable up to lr" in capsys.readouterr().out
+
+
+def test_new_classes_are_learnt_without_a_jump(example, capsys):
+    well, last = example("learn_new_classes.py")("a", 120)
+    badly, last_of_random = example("learn_new_classes.py")("b", 120, "random")
+    assert well < badly / 3
+    assert last < 1.1 * last_of_random
+    assert "old ones" in capsys.readouterr().out
