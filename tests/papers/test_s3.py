@@ -138,6 +138,8 @@ def test_a_loss_is_reached_where_its_mean_is_there():
     assert falling.reaches(1.0) == LAST
     assert falling.reaches(-1.0) == math.inf
     assert falling.final == 0.0
+    noisy = trace(np.random.default_rng(0).random(3 * LAST).cumsum()[::-1].tolist())
+    assert noisy.reaches(noisy.final) == 3 * LAST
     assert not falling.diverged
     assert trace([1.0] + [2.0] * LAST).diverged
     assert trace([1.0] * LAST, whole=LAST + 1).diverged

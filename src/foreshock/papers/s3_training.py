@@ -22,6 +22,7 @@ from foreshock.threads import one_thread
 __all__ = ["LAST", "PAPER", "Trace", "smooth", "train", "warmed"]
 
 PAPER = "s3"
+ROUNDED = 1e-9  # of a mean: its own last one is to be reached by every training
 WARM = 20  # steps of linear warm-up
 LAST = 50  # steps whose mean is the loss at a step
 FIRST = 0.03  # the share of its lr to which a cosine schedule falls
@@ -80,7 +81,7 @@ class Trace:
 
     def reaches(self, loss: float) -> float:
         """Returns the first step by which the mean loss of `LAST` steps is at or below `loss`; infinite if none is."""
-        below = np.flatnonzero(smooth(self.losses) <= loss)
+        below = np.flatnonzero(smooth(self.losses) <= loss + ROUNDED * abs(loss))
         return float(below[0] + LAST) if len(below) else math.inf
 
 
