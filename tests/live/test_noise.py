@@ -24,7 +24,7 @@ from foreshock.batch_size import NoiseScale as Averages
 from foreshock.batch_size import pair
 from foreshock.errors import UsageError
 from foreshock.monitor import Monitor
-from foreshock.probes import DEFAULT, NoiseScale
+from foreshock.probes import DEFAULT, Curvature, NoiseScale, Softmax
 from foreshock.requeue import Requeue
 from foreshock.run import Run, StepRecord
 from tests.live.nets import OPTIMIZERS, Net, batches, net, same, state_of
@@ -175,6 +175,78 @@ def test_readings_are_left_out_while_the_softmax_absorbs_and_after_a_spike() -> 
     assert (probe.estimate.status, probe.estimate.n) == ("gated", 0)
     training(probe, 20)
     assert 5 <= probe.estimate.n <= 10
+
+
+def test_a_softmax_that_absorbs_gates_the_readings_once_its_probe_has_seen_it() -> None:
+    model = nn.Linear(3, 3, bias=False)
+    nn.init.eye_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Monitor(model, optimizer, probes=[Softmax(every=1), NoiseScale(every=1)]) as monitor:
+        for _ in range(6):
+            y = torch.randint(3, (12,))
+            loss = F.cross_entropy(model(30.0 * F.one_hot(y, 3).float()), y)  # margins of 30: right classes round to 1
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        run = monitor.run
+    assert run["softmax_absorbed"][0] == 1.0
+    assert run["noise_gated"][-3:].tolist() == [1.0] * 3
+    assert "noise_scale" not in run.columns
+
+
+def test_preconditioned_readings_divide_by_the_denominators_of_the_steps_before() -> None:
+    model = small()
+    params = list(model.parameters())
+    optimizer = torch.optim.Adam(params, lr=1e-3, eps=1e-3)
+    expected = {}
+    with Monitor(model, optimizer, probes=[NoiseScale(every=1, precondition=True)]) as monitor:
+        for step, (x, y) in enumerate(data(9)):
+            if step >= 5:
+                state = [optimizer.state[param] for param in params]
+                roots = [(each["exp_avg_sq"] / (1 - 0.999**step)).sqrt() + 1e-3 for each in state]
+                rows = []
+                for i in range(12):
+                    grads = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), params)
+                    rows.append(torch.cat([(g / r).flatten() for g, r in zip(grads, roots, strict=True)]))
+                table = torch.stack(rows)
+                big = float(table.mean(0).square().sum())
+                expected[step] = pair(table.square().sum(1), big, small=1, big=12).tr_sigma
+            loss = F.cross_entropy(model(x), y)
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        steps, traces = monitor.run.measured("noise_trace")
+    assert steps.tolist() == [5, 6, 7, 8]
+    assert traces.tolist() == pytest.approx([expected[step] for step in steps], rel=1e-3)
+
+
+def test_passes_of_other_probes_are_not_taken_for_the_loop_s() -> None:
+    """A held batch of another size goes through the layers in between; and the loop's own passes before."""
+    run = {}
+    for others in ([], [Curvature(every=1)]):
+        model = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
+        with Monitor(
+            model, optimizer, probes=[NoiseScale(every=1), *others], every=1, max_overhead=math.inf
+        ) as monitor:
+            for x, y in data(6):
+                if others:
+                    model(x[:5]).sum().backward()
+                    optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+
+                def closure(batch: Any = (x[:4], y[:4])) -> Tensor:
+                    return F.cross_entropy(model(batch[0]), batch[1])  # noqa: B023
+
+                monitor.observe(loss, closure=closure, batch=(x, y))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            run[len(others)] = monitor.run
+    assert len(run[1].measured("chi")[0]) > 2
+    assert run[0]["noise_trace"][1:].tolist() == run[1]["noise_trace"][1:].tolist()
 
 
 def test_batches_that_come_back_are_left_out() -> None:

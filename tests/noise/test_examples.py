@@ -138,6 +138,22 @@ def test_autocast_rounds_what_comes_in_as_the_layer_does():
     torch.testing.assert_close(found.squares, exact, rtol=0.05, atol=0)
 
 
+def test_a_model_that_is_called_twice_for_one_loss_adds_up_its_parts():
+    model, x, _ = case("plain")
+    other = torch.randn(len(x), 4)
+    params = list(model.parameters())
+    reference = []
+    for i in range(len(x)):
+        loss = (model(x[i : i + 1]) * model(other[i : i + 1])).mean()
+        reference.append(sum(g.square().sum() for g in torch.autograd.grad(loss, params)))
+    with PerExampleNorms(model) as norms:
+        for _ in range(2):
+            (model(x) * model(other)).mean().backward()
+            found = norms.read()
+    assert not found.missing
+    torch.testing.assert_close(found.squares, torch.stack(reference))
+
+
 def test_frozen_parameters_do_not_count():
     model, x, y = case("plain")
     model[0].weight.requires_grad_(False)

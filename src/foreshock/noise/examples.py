@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foreshock.curvature.harmless import under_way
 from foreshock.errors import UsageError
 from foreshock.noise.layers import Call, Layout, call_of, couples, kind_of, layout_of, uses_of
 from foreshock.noise.layout import Key, proven
@@ -175,7 +176,7 @@ class PerExampleNorms:
     def clear(self) -> None:
         """Forgets the forward pass and what was measured of it."""
         self.given = None
-        self._called: dict[str, int] = {}
+        self._forward, self._called = 0, dict[str, int]()
         self._n: int | None = self.examples
         self._coupled: str | None = None
         self._idle = 0
@@ -189,7 +190,8 @@ class PerExampleNorms:
         self._squares: dict[str, Tensor] = {}
         self._totals: dict[str, Tensor] = {}
         self._failed: dict[str, str] = {}
-        self._met: set[Key] = set()
+        self._met: set[tuple[int, str, int]] = set()
+        self._measured: int | None = None  # how many examples were met
 
     @property
     def n(self) -> int | None:
@@ -210,6 +212,8 @@ class PerExampleNorms:
         if not torch.is_grad_enabled():
             return
         self.given = args, kwargs
+        self._forward += 1
+        self._called = {}
         first = next(tensors_in((args, kwargs)), None)
         if self.examples is None and first is not None and first.dim() > self.batch_dim:
             self._n = first.shape[self.batch_dim]
@@ -244,19 +248,26 @@ class PerExampleNorms:
         if call is None:
             self._fail(name, "its parameters or tensors are of another kind at its call", self._unheard)
         elif output.grad_fn is not None:
-            output.register_hook(Arrival(self, key, call))  # type: ignore[no-untyped-call]
+            output.register_hook(Arrival(self, (self._forward, *key), call, self._n))  # type: ignore[no-untyped-call]
 
-    def meet(self, key: Key, call: Call, e: Tensor) -> None:
-        """Measures a layer's parameters as the gradient at its output goes by."""
+    def meet(self, which: tuple[int, str, int], call: Call, e: Tensor, n: int | None) -> None:
+        """Measures a layer's parameters as the gradient at its output goes by.
+
+        Args:
+            which: forward pass, layer and call.
+            call: what was kept of it.
+            e: the gradient.
+            n: examples that the model was given in that pass, where that is known.
+        """
         if not self.active or torch.is_grad_enabled():  # another's pass; or one that is differentiated again
             return
-        name = key[0]
-        if key in self._met:
-            self._fail(name, "its call was differentiated twice")
+        name, key = which[1], which[1:]
+        n = n or layer_size(call, self.batch_dim)
+        if which in self._met or self._measured not in (None, n):
+            self._fail(name, "its call was differentiated twice, or with batches of several sizes")
             return
-        self._met.add(key)
-        n = self._n if self._n else layer_size(call, self.batch_dim)
-        self._n = n
+        self._met.add(which)
+        self._measured = n
         shape = tuple(e.shape[: e.dim() - 1] if call.features == 1 else e.shape)
         layout = layout_of(shape, n, self.batch_dim) if self.layouts is None else self.layouts.get(key)
         if layout is not None and e.shape[layout.dim] % n:
@@ -308,7 +319,7 @@ class PerExampleNorms:
         with torch.no_grad():
             done = {name: squares(uses, self.weights.get(name)) for name, uses in self._uses.items()}
         found = {name: value for name, value in (self._squares | done).items() if name not in missing}
-        n = self._n
+        n = self._measured
         totals, covered = self._totals, sum(self._sizes[name] for name in found)
         if not found or n is None:
             why = "; ".join(sorted(set(missing.values()))) or "call backward() inside the block, on a loss of the model"
@@ -333,7 +344,7 @@ class Ear:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None
     ) -> None:
         owner = self._owner()
-        if owner is None or torch.compiler.is_compiling():
+        if owner is None or torch.compiler.is_compiling() or under_way():  # a probe's pass, not the loop's
             return
         try:
             if self._name is None:
@@ -350,14 +361,14 @@ class Ear:
 class Arrival:
     """A hook on a layer's output, which meets its gradient."""
 
-    def __init__(self, owner: PerExampleNorms, key: Key, call: Call) -> None:
-        self._owner, self._key, self._call = weakref.ref(owner), key, call
+    def __init__(self, owner: PerExampleNorms, which: tuple[int, str, int], call: Call, n: int | None) -> None:
+        self._owner, self._which, self._call, self._n = weakref.ref(owner), which, call, n
 
     def __call__(self, e: Tensor) -> None:
         owner = self._owner()
         if owner is not None:
             try:
-                owner.meet(self._key, self._call, e)
+                owner.meet(self._which, self._call, e, self._n)
             except Exception as error:  # in a backward pass that belongs to the loop
                 owner.failed(error)
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from foreshock import distributed
 from foreshock.batch_size import Pair
+from foreshock.curvature.harmless import under_way
 from foreshock.errors import UsageError
 from foreshock.noise.examples import CoupledError, ExampleNorms, PerExampleNorms, tensors_in
 from foreshock.noise.passes import Passes
@@ -253,7 +254,7 @@ class _Look:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         owner = self._owner()
-        if owner is not None and not torch.compiler.is_compiling():
+        if owner is not None and not torch.compiler.is_compiling() and not under_way():
             owner.look(args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
