@@ -149,6 +149,17 @@ def test_fused_is_refused_where_no_compiled_step_can_be_had(monkeypatch):
     go(optimizer, params, range(1))
 
 
+def test_a_scaler_is_told_of_a_fused_group_that_comes_later_or_is_loaded():
+    one, two = weights()
+    optimizer = S3([one], lr=0.1)
+    assert not optimizer._step_supports_amp_scaling
+    optimizer.add_param_group({"params": [two], "fused": True})
+    assert optimizer._step_supports_amp_scaling
+    other = S3([{"params": [one]}, {"params": [two]}], lr=0.1)
+    other.load_state_dict(optimizer.state_dict())
+    assert other._step_supports_amp_scaling
+
+
 @BUILT
 def test_the_compiled_loop_is_taken_by_default_and_left_when_told(monkeypatch):
     taken = []

@@ -56,10 +56,9 @@ class S3(Optimizer):
         beta2: another coefficient for the denominator alone (ablation). The step may then exceed lr, as Adam's does.
         nesterov: False takes n = m and b = s^(1/p) (ablation). Then S3(p=2) is Adam without bias correction.
         maximize: goes up instead of down.
-        foreach: True works in torch operations on many tensors at once (on CPU in blocks that stay in the cache),
-            False on one tensor at a time.
-        fused: True asks for one compiled pass over memory, and raises where there is none. By default it is taken where
-            it can be had.
+        foreach: True, as by default, works on many tensors at once; False on one after the other, in torch operations.
+        fused: True asks for a compiled step, one pass over memory, and raises where there is none; False stays with
+            torch operations. By default a compiled step is taken on CPU where it can be had.
         capturable: nothing needs it, as there is no step count and nothing is read on the host; kept for code that sets
             it on any optimizer.
         state_dtype: type of both buffers; by default the parameter's. `torch.bfloat16` halves the memory of float32
@@ -104,7 +103,6 @@ class S3(Optimizer):
         }
         self.transfers: tuple[Transfer, ...] = ()
         super().__init__(params, defaults)
-        self._note_scaling()
 
     @classmethod
     def from_adamw(
@@ -156,6 +154,7 @@ class S3(Optimizer):
                     f"a parameter is {param.dtype}, S3 needs real floating-point ones; give it torch.view_as_real(z) "
                     "of a complex z as a parameter, which bounds the step of the real and the imaginary part"
                 )
+        self._note_scaling()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -294,7 +293,7 @@ def _check(group: Mapping[str, Any]) -> None:
 def _refuse_others(state_dict: Mapping[str, Any]) -> None:
     for state in state_dict["state"].values():
         missing = [name for name in MOMENTS if name not in state]
-        if missing:
+        if state and missing:
             raise UsageError(
                 f"the state holds {sorted(map(str, state))} and no {', '.join(missing)}: it is not S3's. Where it is "
                 "Adam's, begin S3 without it: it needs no warm-up; S3.from_adamw() transfers the settings"
