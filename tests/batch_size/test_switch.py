@@ -257,3 +257,22 @@ def test_the_run_knows_of_a_switch():
     assert steps.tolist() == [3]
     assert values.tolist() == [4.0]
     assert run["lr"][3] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_guard_lets_a_declared_switch_pass(told):
+    model = net(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    with fs.Monitor(model, optimizer, probes=()) as monitor:
+        guard = fs.Guard(monitor)
+        for at in range(60):
+            if at == 50:
+                switch(optimizer, old=16, new=256, moments="reset", monitor=monitor if told else None)
+            loss = model(torch.randn(8, 6, generator=generator)).square().mean()
+            monitor.observe(loss)
+            loss.backward()
+            guard.step()
+            optimizer.zero_grad()
+    stood = [action for action in guard.actions if action.step >= 50]
+    assert bool(stood) != told, stood

@@ -54,15 +54,16 @@ def _steps(drawn: Mapping[str, Any]) -> Figure | None:
                 top, noise = drawn[f"turning {name}"]
                 curve = top / (1.0 + noise / sizes)
                 right.plot(sizes, curve / values[0], color=colour, linewidth=0.8)
-                beside(right, "SGD", (sizes[-1], float(curve[-1] / values[0])), colour, left=True)
+                beside(right, "SGD", (30, 7.5), colour, left=True)
         grid = np.array([8.0, 1024.0])
         right.plot(grid, np.sqrt(grid / 8), color=GREY, linewidth=0.7)
-        beside(right, "root", (200, 4.4), GREY)
+        beside(right, "root of B", (90, 3.0), GREY)
         heading(left, "Steps to the loss", "over S_min")
         heading(middle, "Noise scale", "dots: B_crit")
         heading(right, "Best learning rate", "over the first")
         left.set(xscale="log", yscale="log", xlabel="batch size / B_crit")
-        middle.set(xscale="log", yscale="log", xlabel="step")
+        middle.set(xscale="log", yscale="log", xlabel="step", yticks=[10, 30, 100, 300], yticklabels=[10, 30, 100, 300])
+        middle.minorticks_off()
         right.set(xscale="log", yscale="log", xlabel="batch size")
     return figure
 
@@ -95,13 +96,14 @@ def _policy(drawn: Mapping[str, Any]) -> Figure | None:
             axes.plot(list(fixed), [value / best for value in fixed.values()], "o-", ms=2.5, linewidth=0.8, color=GREY)
             for suffix, colour in (("c=2", "#2b5fad"), ("c=4", "#c2410c")):
                 _, way = drawn[name.removesuffix("c=2") + suffix]
-                axes.plot([way.sizes[-1][1]], [way.time / best], "*", ms=7, color=colour)
-                beside(axes, suffix, (way.sizes[-1][1], way.time / best), colour)
-            axes.set(xscale="log", yscale="log")
+                axes.plot([way.sizes[-1][1]], [way.time / best], "*", ms=7, color=colour, label=f"policy, {suffix}")
+            axes.set(xscale="log", yscale="log", yticks=[1, 2, 5, 10, 20], yticklabels=[1, 2, 5, 10, 20])
+            axes.minorticks_off()
             _, task, cost, _ = name.replace(",", "").split()
             heading(axes, task, cost)
+        grid[0].legend(fontsize=6, frameon=False, handletextpad=0.1, loc="upper center")
         for axes in grid[-3:]:
-            axes.set_xlabel("batch size")
+            axes.set_xlabel("batch size, of the policy its last")
         figure.supylabel("time to the loss, over the fastest fixed size", fontsize=7)
     return figure
 
