@@ -14,11 +14,13 @@ from foreshock import distributed
 from foreshock.batch_size import Pair
 from foreshock.curvature.harmless import under_way
 from foreshock.errors import UsageError
-from foreshock.noise.examples import CoupledError, ExampleNorms, PerExampleNorms, tensors_in
+from foreshock.noise.ears import tensors_in
+from foreshock.noise.examples import CoupledError, ExampleNorms, PerExampleNorms
 from foreshock.noise.passes import Passes
 from foreshock.noise.precondition import inverse_squares
 from foreshock.noise.step import CLOSE, of_examples, of_passes, to_host
 
+DUST = 1e-5  # of the gradient's norm: what is smaller may be rounding, as for a bias before a norm
 Kind = Literal["pairs", "examples", "local"]
 Taken = tuple[Pair, float] | str
 """The estimates of a step and the size of its batch, or why there are none."""
@@ -178,8 +180,9 @@ class Source:
         off = dict(zip(names, zip(values[::2], values[1::2], strict=True), strict=True))
         if norms.checking:
             norms.checking = False
+            least = DUST**2 * sum(norm for _, norm in off.values())
             for name, (miss, norm) in off.items():
-                if not miss <= CLOSE**2 * norm:
+                if not miss <= CLOSE**2 * norm + least:
                     norms.dropped[name] = "its layer's part is not all of its gradient"
             return ""
         kept = [pair for name, pair in off.items() if name not in norms.dropped]
