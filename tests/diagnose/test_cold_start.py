@@ -131,6 +131,18 @@ def test_rows_that_began_calmly_may_have_made_what_comes_with_their_first_update
     assert soon > 0.5 > 0.15 > later
 
 
+def test_a_rise_that_goes_on_is_told_from_where_it_began() -> None:
+    run = risen(rows={"step": AT - 15, **MEANS, "method": "ls", "first_loss": 1.9, "random_loss": 6.0})
+    loss = run["loss"].copy()
+    loss[AT - 15 : AT] += 0.9
+    climbing = noted({"loss": loss}, run.notes)
+    cause = judged(climbing, Event("spike", AT + 1, AT - 15, AT + 1, AT + 60, 3.0, 90.0, "loss"))
+    assert cause.score > 0.95
+    assert "before step 85, whose loss was" in cause.evidence[0]
+    assert "rehearse more examples of the old classes" in cause.advice[0]
+    assert "init_new_rows" not in cause.advice[0]
+
+
 def test_a_note_that_says_little_is_read_all_the_same() -> None:
     cause = judged(risen(rows={"step": AT, "new": None, "method": 3, "first_loss": "much"}))
     assert cause.evidence[0].startswith("New rows of the head were chosen anew before step 100, whose loss was")

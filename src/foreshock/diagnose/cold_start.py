@@ -39,13 +39,17 @@ BACK, FEW = 24, 4  # records before the rise that tell its level; at least
 STAYED, GONE, CLIFF = 0.25, 0.1, 0.45  # shares of the rise: left after 5 to 14 records; not; lost from one to the next
 REFERENCES = ("A good start matters, arXiv 2503.06385",)
 ADVICE = (
-    "Take new head rows from data instead of at random, by least squares on their features and scaled to the old rows: "
-    "`fs.init_new_rows(head, statistics, new, monitor=monitor)`, after `statistics.update(features, labels)` of "
-    "`fs.HeadStatistics(dim)` with examples of new and old classes.",
+    "Take new head rows from data instead of at random, by least squares on features of new and old classes "
+    "(`fs.HeadStatistics`) and scaled beside the old rows: "
+    "`fs.init_new_rows(head, statistics, new, optimizer=optimizer, monitor=monitor)`.",
     "Warm the new tensors up in a parameter group of their own: "
     '`optimizer.add_param_group({"params": new, "lr": 0.1 * lr})`, raised over some hundred steps; a second moment of '
     "zero beside an old step count makes their first Adam updates (1 - beta1) / sqrt(1 - beta2) learning rates long.",
     "Let new classes come in by and by: begin with a small share of them in each batch, beside replayed old ones.",
+)
+WELL = (
+    "The rows were well chosen, what is left is learnt: rehearse more examples of the old classes beside the new ones, "
+    "and warm the learning rate up once more.",
 )
 CONTRADICTS = (
     "The same rise in a rerun from before it in which the old tensors, or batches without the new classes, are kept.",
@@ -75,11 +79,15 @@ def cold_start(run: Run, event: Event) -> Cause | None:
         return None
     how = onset(run, event)
     rise = event.onset if how is None or how.rise is None else how.rise
+    begin = min(rise, event.onset)  # of a rise that goes on: new parts came where it began
     odds, sure = START, False
     said: list[str] = []
     against: list[str] = []
-    rows = new_rows(here, rise - LATER_STEPS, rise + AT_ONCE)
-    for part in (_rows(rows, rise), _renewed(here, rise, rows), _woken(here, rise), _classes(here, rise, rows)):
+    rows = new_rows(here, begin - LATER_STEPS, rise + AT_ONCE)
+    rise = rise if rows is None or rows.calm else begin
+    for part in (
+        _rows(rows, begin), _renewed(here, begin, rows), _woken(here, rise), _classes(here, begin, rows)
+    ):  # fmt: skip
         odds, sure = odds + part[0], sure or part[0] > 0
         (said if part[0] >= 0 else against).extend(part[1])
     shape = _shape(series(here, "loss"), rise)
@@ -96,7 +104,7 @@ def cold_start(run: Run, event: Event) -> Cause | None:
     if not said or score < RULED_OUT:
         said = [_nothing(watched(run, event)), *against, *said]
         against = []
-    todo = ADVICE if score >= RULED_OUT else ()
+    todo = () if score < RULED_OUT else ADVICE if rows is None or not rows.good else (*WELL, *ADVICE[1:])
     read = tuple(name for name in (*NEEDS, *BETTER) if name in here)
     contradicts = (*(f"Here: {each}" for each in against), *CONTRADICTS)
     return Cause(NAME, score, tuple(said), contradicts, todo, REFERENCES, read)
@@ -200,7 +208,7 @@ def _head(run: Run, rise: int) -> tuple[float, list[str]]:
         shares.append(float(np.median(parts / whole.values**2)))
     if not shares[1] > shares[0] + 0.1:
         return 0.0, []
-    return HEAD, [f"`{module}` had {percent(shares[1])} of the squared gradient, up from {percent(shares[0])}."]
+    return HEAD, [f"Module `{module}` had {percent(shares[1])} of the squared gradient, up from {percent(shares[0])}."]
 
 
 def _before(how: Onset | None, rise: int) -> tuple[float, list[str]]:

@@ -56,6 +56,11 @@ class NewRows:
         """Whether the first loss was none that stands out; False where that is not known."""
         return self.first <= max(CALM * self.level, self.highest)
 
+    @property
+    def good(self) -> bool:
+        """Whether they were expected to cost at most half of what random rows do."""
+        return self.foretold <= 0.5 * self.random
+
     def told(self) -> str:
         """Returns what came and what it did, in a sentence or three."""
         verb = "was" if self.rows == 1 else "were"

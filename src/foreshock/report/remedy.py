@@ -138,6 +138,8 @@ def _said(best: Cause, change: str, proof: Replayed | None) -> tuple[str, str | 
 
     Where the change fits the cause, the rule's own words know more of this event than those of the table.
     """
+    if change == "new_rows" and best.advice and not SNIPPET.search(best.advice[0]):  # rows that were well chosen
+        return best.advice[0], ""
     own = SAID.get(change, "")
     if not own and proof is not None and (arm := proof.arm(change)) is not None:
         own = f"Change it so for good: {arm.what or arm.name}."
