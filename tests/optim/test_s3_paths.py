@@ -80,6 +80,17 @@ def test_tensors_of_any_layout_and_size_are_updated_alike(way):
     assert torch.equal(wide[:, 1::2], between)
 
 
+@pytest.mark.parametrize("fused", [False, None])
+def test_a_tensor_without_elements_may_come_first_or_alone(fused):
+    for shapes in ([(0, 3), (4,)], [(0,)]):
+        params = [torch.ones(shape, requires_grad=True) for shape in shapes]
+        optimizer = S3(params, lr=0.1, fused=fused)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert all(bool((param < 1).all()) for param in params)
+
+
 @pytest.mark.parametrize("kinds", [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")], ids=str)
 @pytest.mark.parametrize("fused", [False, None])
 def test_narrow_types_are_computed_in_float32_and_rounded_once(kinds, fused):

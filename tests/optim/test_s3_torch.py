@@ -211,3 +211,17 @@ def test_sharded_parameters_are_updated_where_they_lie():
         assert state.placements == (Shard(0),)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_default_device_of_another_kind_does_not_matter():
+    params, others = weights(), weights()
+    for given, settings in ((params, {"fused": False}), (others, {})):
+        optimizer = S3(given, lr=0.1, weight_decay=0.1, **settings)
+        for step in range(2):
+            draw = torch.Generator().manual_seed(step)
+            for param in given:
+                param.grad = torch.randn(param.shape, generator=draw)
+            with torch.device("meta"):
+                optimizer.step()
+    for a, b in zip(params, others, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

@@ -98,7 +98,7 @@ def blocked(
 
     def run(share: Sequence[Block]) -> None:
         with torch.no_grad():  # each thread has its own
-            scratch = torch.empty(3 * size, dtype=work)
+            scratch = torch.empty(3 * size, dtype=work, device="cpu")
             for block in share:
                 step(*block, scratch)
 
@@ -128,7 +128,7 @@ class _Step:
         self.tiny = torch.finfo(work).tiny
         self.eps = least(settings["eps"], work)
         self.epsilon, self.keep, self.keep_below = (
-            torch.tensor(each, dtype=work) for each in (self.eps, beta2, beta2 * beta2)
+            torch.tensor(each, dtype=work, device="cpu") for each in (self.eps, beta2, beta2 * beta2)
         )
         self.shrink = 1 - lr * settings["weight_decay"]
         # n = beta (m + g (1 - beta)/beta): one operation instead of an interpolation's two
@@ -190,7 +190,7 @@ def _packed(step: _Step, pack: Sequence[Block], work: torch.dtype) -> None:
     """Makes the update of several tensors laid end to end in copies, which also serves those of any layout."""
     params, _, exp_avgs, roots = zip(*pack, strict=True)
     p, g, m, r = (torch.cat([each.reshape(-1) for each in tensors]).to(work) for tensors in zip(*pack, strict=True))
-    step(p, g, m, r, torch.empty(3 * p.numel(), dtype=work))
+    step(p, g, m, r, torch.empty(3 * p.numel(), dtype=work, device="cpu"))
     sizes = [param.numel() for param in params]
     for tensors, flat in ((params, p), (exp_avgs, m), (roots, r)):
         parts = torch.split(flat, sizes)
@@ -202,7 +202,7 @@ def _packs(small: Sequence[Block], size: int) -> list[list[Block]]:
     packs: list[list[Block]] = []
     room = 0
     for block in small:
-        if block[0].numel() > room:
+        if not packs or block[0].numel() > room:
             packs.append([])
             room = size
         packs[-1].append(block)
