@@ -48,7 +48,7 @@ nightly: $(READY) ## the long reproductions
 
 kernel: $(READY) ## the Triton kernels' tests, in its interpreter (installs Triton: 290 MB to fetch, 1 GB on disk)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[kernel]'
-	$(ONE_THREAD) $(BIN)/python -m pytest tests/numerics/test_kernel.py $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/numerics/test_kernel.py tests/optim/test_compiled.py $(ARGS)
 
 lint: $(READY) ## ruff
 	$(BIN)/python -m ruff check .

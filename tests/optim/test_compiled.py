@@ -135,7 +135,6 @@ def test_the_kernel_keeps_what_is_not_finite_in_its_coordinate() -> None:
             assert torch.equal(mine[0][others], theirs[0][others])
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(compiled.INTERPRETED or find_spec("triton") is None, reason="make kernel installs Triton")
 def test_the_kernel_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "kernel", __file__]
@@ -147,6 +146,7 @@ def test_the_kernel_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch's compiler imports
 @has_compiler
 def test_one_compilation_serves_all_shapes_schedules_and_settings() -> None:
     from torch._dynamo.utils import counters

@@ -95,8 +95,9 @@ def _one_by_one(
             step(theta, grad, exp_avg, root, numbers)
         except Exception as failure:
             raise UsageError(
-                f"torch.compile cannot build S3's step for {types[0]} on {theta.device.type}: it needs a C++ compiler "
-                "on CPU, and Triton elsewhere; fused=False takes torch's operations instead"
+                f"torch.compile cannot build S3's step for {types[0]} on {theta.device.type} "
+                f"({type(failure).__name__}: {str(failure).partition(chr(10))[0]}); it needs a C++ compiler on CPU "
+                "and Triton elsewhere. fused=False takes torch's operations instead"
             ) from failure
 
 
