@@ -222,6 +222,24 @@ def test_preconditioned_readings_divide_by_the_denominators_of_the_steps_before(
     assert traces.tolist() == pytest.approx([expected[step] for step in steps], rel=1e-3)
 
 
+def test_what_examples_cannot_be_told_apart_in_is_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    probe = NoiseScale(every=1)
+    with Monitor(model, optimizer, probes=[probe]) as monitor:
+        for _ in range(3):
+            loss = model(torch.randn(6, 4, 8)).square().mean()
+            monitor.observe(loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        run = monitor.run
+    assert len(run.measured("noise_trace")[0]) == 2
+    packed = {f"0.self_attn.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")}
+    assert set(probe.missing) == packed
+
+
 def test_passes_of_other_probes_are_not_taken_for_the_loop_s() -> None:
     """A held batch of another size goes through the layers in between; and the loop's own passes before."""
     run = {}

@@ -317,6 +317,7 @@ class PerExampleNorms:
         with torch.no_grad():
             done = {name: squares(uses, self.weights.get(name)) for name, uses in self._uses.items()}
         found = {name: value for name, value in (self._squares | done).items() if name not in missing}
+        missing |= {name: "no gradient came to its layer" for name in self.names if name not in {*found, *missing}}
         n = self._measured
         totals, covered = self._totals, sum(self._sizes[name] for name in found)
         if not found or n is None:

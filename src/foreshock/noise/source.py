@@ -165,7 +165,8 @@ class Source:
         assert self._using is not None
         names = [name for name in self._norms[layers].names if name not in self._using.dropped]
         if layers == self.layers:
-            self.missing = {name: why for name, why in self._found.missing.items() if name in names}
+            known = self._found.missing.items()
+            self.missing = {name: why for name, why in known if name in names or layers == "all"}
             self.missing |= self._norms[layers].dropped | self._using.dropped
         return of_examples(self._found, self._passes, names)
 
