@@ -33,11 +33,11 @@ RECORD_SIDE: dict[str, set[str]] = {
 }
 TORCH_SIDE: dict[str, set[str]] = {
     "distributed": set(),
-    "stability": set(),
+    "stability": {"hooks"},
     "curvature": {"stability", "distributed"},
     "numerics": {"distributed"},
     "landscape": {"curvature", "stability", "distributed", "report"},
-    "optim": {"bursts", "distributed"},
+    "optim": {"bursts", "distributed", "hooks"},
     "heads": {"distributed"},
     "noise": {"batch_size", "curvature", "distributed", "hooks"},
     "probes": {"run", "attempt", "batch_size", "curvature", "noise", "numerics", "stability", "distributed"},

@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from foreshock.errors import UsageError
+from foreshock.hooks import global_hooks_muted
 
 __all__ = ["Pushed", "early", "pushed"]
 
@@ -125,7 +124,7 @@ def _course(
     signs = torch.Generator().manual_seed(SEED)
     course: list[float] = []
     total, quiet = 0.0, 0
-    with _unheard(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with global_hooks_muted(), torch.random.fork_rng(devices=[]), torch.no_grad():
         usual = _memory(group) if noise else FIRST
         before = int(step) - 1 if math.isfinite(step) else usual
         for k in range(-before, 0):
@@ -243,20 +242,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(each) for each in value)
     return copy.deepcopy(value)
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Hides the hooks that torch calls around every optimizer's step: they belong to the training."""
-    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-    kept = {name: getattr(torch_optimizer, name) for name in names}
-    if not any(kept.values()):
-        yield
-        return
-    try:
-        for name in names:
-            setattr(torch_optimizer, name, OrderedDict())
-        yield
-    finally:
-        for name, hooks in kept.items():
-            setattr(torch_optimizer, name, hooks)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from foreshock.errors import UsageError
+from foreshock.hooks import global_hooks_muted
 
 __all__ = ["advance", "members", "parameters", "planned_step", "split", "twin"]
 
@@ -113,7 +112,7 @@ def advance(optimizer: Optimizer, grads: Sequence[Tensor | None]) -> None:
         param.grad = None if grad is None else grad.detach().to(param.dtype, copy=True)
     devices = sorted({param.get_device() for param in params if param.is_cuda})
     try:
-        with _global_hooks_muted(), torch.random.fork_rng(devices), torch.no_grad():
+        with global_hooks_muted(), torch.random.fork_rng(devices), torch.no_grad():
             optimizer.step()
     except Exception as error:
         raise UsageError(f"a copy of {type(optimizer).__name__} could not take a step: {error}") from error
@@ -219,20 +218,3 @@ def _key(key: object, memo: Mapping[int, Any]) -> Any:
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-
-@contextmanager
-def _global_hooks_muted() -> Iterator[None]:
-    """Hides the hooks that torch calls around every optimizer's step; they belong to the run, not to a twin."""
-    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-    kept = {name: getattr(torch_optimizer, name) for name in names}
-    if not any(kept.values()):
-        yield
-        return
-    try:
-        for name in names:
-            setattr(torch_optimizer, name, OrderedDict())
-        yield
-    finally:
-        for name, hooks in kept.items():
-            setattr(torch_optimizer, name, hooks)
