@@ -83,6 +83,12 @@ def test_the_typical_step_under_noise_is_what_its_closed_form_says(p, beta, nest
         assert size == pytest.approx(0.149, abs=0.003)
 
 
+@pytest.mark.parametrize("settings", [{"fused": False}, {"foreach": False}, {}], ids=str)
+def test_beta_of_0_is_sign_descent_also_after_gradients_of_another_size(settings):
+    grads = np.array([[1.0, -1e10, 1e-3], [-1e-9, 1e-9, 1.0], [1e-18, -1e-12, -1e-9]])
+    assert np.allclose(trained(grads, beta=0.0, eps=0.0, **settings), np.sign(grads), rtol=1e-6)
+
+
 def test_gradients_of_zero_leave_parameters_and_state_alone():
     param = torch.tensor([1.0, -2.0], requires_grad=True)
     optimizer = S3([param], lr=0.1, eps=0.0)

@@ -55,7 +55,10 @@ def take(
 
 def _compiled(lists: Lists, settings: Settings, plain: bool, asked: bool) -> bool:
     """Makes the step in a compiled way, and returns whether there is one."""
-    if plain and native.usable(*lists, settings["p"]):
+    by_loop = plain and native.usable(*lists, settings["p"])
+    if not settings["beta"] and (by_loop or asked):
+        torch._foreach_zero_(lists[2])  # m + (g - m), which the compiled ways take, rounds g by what it replaces
+    if by_loop:
         native.update(*lists, **settings)
         return True
     device = lists[0][0].device.type
