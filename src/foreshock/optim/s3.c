@@ -35,7 +35,7 @@ typedef struct {
     double lr, decay, eps, sign, rest, now, fresh, fresh_below, past, p;
 } Settings;
 
-/* Runs a function on so many threads at once, the caller's among them: GOMP_parallel of the OpenMP that torch brings. */
+/* Runs a function on so many threads at once, the caller's among them: GOMP_parallel of torch's OpenMP. */
 typedef void Team(void (*run)(void *), void *work, unsigned threads, unsigned flags);
 
 int32_t foreshock_s3_version(void) { return 2; }
@@ -67,24 +67,15 @@ INLINE float power_float32(float x, float p) {
     x += 0x1p-126f;
     int32_t e = (bits_of_float32(x) - 0x3f3504f3) >> 23; /* x = 2^e (1 + f), sqrt(1/2) <= 1 + f < sqrt(2) */
     float f = of_bits_float32(bits_of_float32(x) - (e << 23)) - 1;
-    float log2 = 0.12583689f; /* log2(1 + f) = f P(f), P fitted on that range to 2.6e-8 */
-    log2 = log2 * f - 0.20726968f;
-    log2 = log2 * f + 0.21571562f;
-    log2 = log2 * f - 0.23894483f;
-    log2 = log2 * f + 0.28791624f;
-    log2 = log2 * f - 0.36070368f;
-    log2 = log2 * f + 0.48091063f;
-    log2 = log2 * f - 0.72134733f;
-    log2 = log2 * f + 1.442695022f;
+    float f2 = f * f, f4 = f2 * f2; /* log2(1 + f) = f P(f), P fitted on that range to 2.6e-8 */
+    float log2 = (1.442695022f - 0.72134733f * f) + (0.48091063f - 0.36070368f * f) * f2
+        + ((0.28791624f - 0.23894483f * f) + (0.21571562f - 0.20726968f * f + 0.12583689f * f2) * f2) * f4;
     log2 = p * ((float)e + f * log2);
     int32_t n = (int32_t)(log2 - 0.5f); /* the nearest integer, of what is not positive */
-    float h = log2 - (float)n, exp2 = 0.000153458098f; /* 2^h on |h| <= 1/2, fitted to 1.9e-9 */
-    exp2 = exp2 * h + 0.00133999309f;
-    exp2 = exp2 * h + 0.00961848907f;
-    exp2 = exp2 * h + 0.0555032864f;
-    exp2 = exp2 * h + 0.240226462f;
-    exp2 = exp2 * h + 0.693147182f;
-    exp2 = (exp2 * h + 1) * of_bits_float32((n + 127) << 23);
+    float h = log2 - (float)n, h2 = h * h; /* 2^h on |h| <= 1/2, fitted to 1.9e-9 */
+    float exp2 = (1 + 0.693147182f * h) + (0.240226462f + 0.0555032864f * h) * h2
+        + (0.00961848907f + 0.00133999309f * h + 0.000153458098f * h2) * (h2 * h2);
+    exp2 *= of_bits_float32((n + 127) << 23);
     return of_bits_float32(bits_of_float32(exp2) & -(log2 > -126)); /* a branch would keep it from vectors */
 }
 
@@ -164,7 +155,7 @@ INLINE REAL NAMED(lower)(int how, REAL s, REAL inverse) {
 }
 
 /* r'^p = beta2 r^p + (1 - beta2) |g|^p, and the same once more with the weights below, in units of the larger of r and
- * |g|: of the power of two there, so that no power leaves the range; or, for any p, of itself. NaN has the largest bits. */
+ * |g|: of its power of two, so that no power leaves the range; or, for any p, of itself. NaN has the largest bits. */
 INLINE void NAMED(elements)(int how, REAL *restrict theta, const REAL *restrict grad, REAL *restrict m,
                             REAL *restrict r, ptrdiff_t n, const Settings *settings) {
     const REAL lr = settings->lr, decay = settings->decay, eps = settings->eps, sign = settings->sign;
