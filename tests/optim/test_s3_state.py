@@ -143,6 +143,12 @@ def test_the_state_of_another_optimizer_is_refused():
     [
         ({"lr": -1.0}, "lr"),
         ({"lr": math.nan}, "lr"),
+        ({"lr": None}, "lr must be a number"),
+        ({"lr": "fast"}, "lr must be a number"),
+        ({"lr": torch.tensor(-0.1)}, "lr"),
+        ({"beta": None}, "beta must be a number"),
+        ({"beta": (0.9, 0.95)}, "one coefficient for both"),
+        ({"p": None}, "p must be a number"),
         ({"lr": torch.ones(2)}, "lr"),
         ({"beta": 1.0}, r"beta .*\[0, 1\)"),
         ({"beta2": -0.1}, "beta2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
@@ -265,10 +266,17 @@ _ABSENT: Mapping[str, Any] = {
 def _check(group: Mapping[str, Any]) -> None:
     """Raises where a group's settings are out of range."""
     lr, p = group["lr"], group["p"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise UsageError(f"lr is a tensor of {lr.numel()} elements, it must have one; use a group for each lr")
-    elif not 0 <= lr < math.inf:
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise UsageError(f"lr is a tensor of {lr.numel()} elements, it must have one; use a group for each lr")
+    for name in ("lr", "beta", "p", "eps", "weight_decay", "beta2"):
+        value = group[name]
+        if isinstance(value, numbers.Real) or (name == "lr" and isinstance(value, Tensor)):
+            continue
+        if name != "beta2" or value is not None:
+            pair = "; S3 has one coefficient for both averages" if isinstance(value, (tuple, list)) else ""
+            raise UsageError(f"{name} must be a number; {value!r} was given{pair}")
+    # a tensor on an accelerator is not read here, nor anywhere
+    if not (isinstance(lr, Tensor) and not lr.is_cpu) and not 0 <= lr < math.inf:
         raise UsageError(f"lr must be a number that is not negative, or a tensor of one; {lr} was given")
     for name in ("beta", "beta2"):
         if group[name] is not None and not 0 <= group[name] < 1:
