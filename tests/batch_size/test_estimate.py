@@ -216,14 +216,14 @@ def covers(seed: int, squares: np.ndarray, ema: float = 0.98) -> bool:
 @pytest.mark.parametrize("course", [lambda t: 4.0 + 0 * t, lambda t: 16 * np.exp(-t / 150), lambda t: 1 + t / 60])
 def test_the_band_covers_the_present_also_where_it_drifts(course):
     """Measured over 40 seeds and ten places each: .94 where nothing drifts, .94 to 1.0 where something does."""
-    squares = course(np.arange(120.0))
-    assert sum(covers(seed, squares) for seed in range(24)) >= 20
+    squares = course(np.arange(100.0))
+    assert sum(covers(seed, squares) for seed in range(20)) >= 16
 
 
 def test_the_covariance_of_a_mean_counts_neighbours_that_move_together():
     rng = np.random.default_rng(0)
     means, told = [], []
-    for _ in range(40):
+    for _ in range(30):
         noise, average, x = rng.standard_normal(150), MovingMean(1, 0.98), 0.0
         for each in noise:
             x = 0.6 * x + each

@@ -70,9 +70,10 @@ def alike(found: list[tuple[float, float]]) -> float:
     return float(np.corrcoef(norm, whole)[0, 1])
 
 
+@pytest.mark.slow
 def test_the_noise_scale_of_norm_layers_moves_with_the_whole() -> None:
     pytest.importorskip("sklearn")
-    assert alike(course(220, width=32, lr=1e-2)) > 0.85  # .99, .94 and .96 on seeds 0 to 2
+    assert alike(course(180, width=32, lr=1e-2)) > 0.85  # .99, .94 and .96 on seeds 0 to 2
 
 
 @pytest.mark.slow
