@@ -121,7 +121,7 @@ def _switches(drawn: Mapping[str, Any]) -> Figure | None:
                     after = found[moments]
                     chi = np.array(after.chi) / after.before
                     axes.plot(after.steps, chi, "o-", ms=2.5, linewidth=1, color=HANDLED[moments])
-                    beside(axes, moments, (after.steps[-1], float(chi[-1])), HANDLED[moments], left=True)
+                    beside(axes, moments, (after.steps[0], float(chi[0])), HANDLED[moments])
                 edge_line(axes)
                 axes.set(xscale="log", yscale="log")
                 heading(axes, name, "batch x 16, lr x 4" if way == "up" else "batch / 16, lr / 4")

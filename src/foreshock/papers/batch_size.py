@@ -39,15 +39,15 @@ class Study:
 
 
 STUDIES = {
-    "digits": Study("Steps to a loss by batch size, digits", partial(steps, "digits"), 10),
-    "fashion": Study("The same, Fashion-MNIST", partial(steps, "fashion"), 16),
-    "austen": Study("The same, a transformer on Jane Austen", partial(steps, "austen"), 60),
-    "descent": Study("The same by plain gradient descent, digits", descent, 15),
-    "policy": Study("The goodput policy against fixed sizes, in modelled time", policy, 15),
-    "clock": Study("Goodput with measured step times, Fashion-MNIST", clock, 3),
-    "switches-digits": Study("Switches of the batch by 16, digits", partial(switches, "digits"), 14),
-    "switches-fashion": Study("The same, Fashion-MNIST", partial(switches, "fashion"), 14),
-    "switches-austen": Study("The same, Jane Austen", partial(switches, "austen"), 80),
+    "digits": Study("Steps to a loss by batch size, digits", partial(steps, "digits"), 11),
+    "fashion": Study("The same, Fashion-MNIST", partial(steps, "fashion"), 24),
+    "austen": Study("The same, a transformer on Jane Austen", partial(steps, "austen"), 68),
+    "descent": Study("The same by plain gradient descent, digits", descent, 9),
+    "policy": Study("The goodput policy against fixed sizes, in modelled time", policy, 10),
+    "clock": Study("Goodput with measured step times, Fashion-MNIST", clock, 1),
+    "switches-digits": Study("Switches of the batch by 16, digits", partial(switches, "digits"), 10),
+    "switches-fashion": Study("The same, Fashion-MNIST", partial(switches, "fashion"), 9),
+    "switches-austen": Study("The same, Jane Austen", partial(switches, "austen"), 60),
 }
 QUICK = ("digits", "policy", "switches-digits")
 
