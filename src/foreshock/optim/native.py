@@ -18,7 +18,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +33,7 @@ SHARES = 4
 LINE = 64
 """Shares begin at multiples of this many elements of a tensor: each element has its place in the vectors as ever."""
 
-_VERSION = 2
+_VERSION = 3
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 _HOW = {1.0: 0, 1.5: 1, 2.0: 2, 3.0: 3, 4.0: 4, 6.0: 5}
 _ANY = 6
@@ -51,7 +50,7 @@ def library() -> Mapping[torch.dtype, Callable[..., None]] | None:
         loaded = ctypes.CDLL(str(Path(__file__).with_name("_s3.so")))
         if loaded.foreshock_s3_version() != _VERSION:
             return None
-        steps = {torch.float32: loaded.foreshock_s3_float32, torch.float64: loaded.foreshock_s3_float64}
+        steps = {kind: getattr(loaded, f"foreshock_s3_{str(kind).removeprefix('torch.')}") for kind in _TYPES}
     except (OSError, AttributeError):
         return None
     for step in steps.values():
@@ -74,22 +73,20 @@ def team() -> int | None:
 
 def _works(step: Callable[..., None], dtype: torch.dtype) -> bool:
     """Returns whether the loop gives what it should on a small case: p = 3, from rest, over many orders of size."""
-    grad = np.array([(-1) ** k * 10.0 ** (k - 20) for k in range(37)], np.dtype(str(dtype).removeprefix("torch.")))
-    theta, average, root = np.ones_like(grad), np.zeros_like(grad), np.zeros_like(grad)
-    places = np.array([array.ctypes.data for array in (theta, grad, average, root)], np.uint64)
-    size, types = np.array([37], np.int64), np.array([_TYPES[dtype]] * 4, np.int32)
+    grad = torch.tensor([(-1) ** k * 10.0 ** (k - 20) for k in range(37)], dtype=dtype, device="cpu")
+    theta, average, root = torch.ones_like(grad), torch.zeros_like(grad), torch.zeros_like(grad)
+    places = array("Q", [tensor.data_ptr() for tensor in (theta, grad, average, root)])
+    size, types, edges = array("q", [37]), array("i", [_TYPES[dtype]] * 4), array("q", [0, 16, 37])
     settings = array("d", constants(
-        dtype, lr=0.5, beta=0.95, beta2=0.95, p=3.0, eps=1e-30, weight_decay=0.2, nesterov=True, maximize=False
+        torch.promote_types(dtype, torch.float32), lr=0.5, beta=0.95, beta2=0.95, p=3.0, eps=1e-30, weight_decay=0.2,
+        nesterov=True, maximize=False,
     ))  # fmt: skip
-    edges = np.array([0, 16, 37], np.int64)
-    at = [array.ctypes.data for array in (size, places, types)]
-    step(1, *at, _HOW[3.0], settings.buffer_info()[0], edges.ctypes.data, 2, 1, None)
-    u = (1 - 0.95**2) ** (2 / 3)
-    return bool(
-        np.allclose(theta, 0.9 - 0.5 * u * np.sign(grad), rtol=1e-6)
-        and np.allclose(average, 0.05 * grad, rtol=1e-6, atol=0)
-        and np.allclose(root, 0.05 ** (1 / 3) * np.abs(grad), rtol=1e-6, atol=0)
-    )
+    at = [each.buffer_info()[0] for each in (size, places, types)]
+    step(1, *at, _HOW[3.0], settings.buffer_info()[0], edges.buffer_info()[0], 2, 1, None)
+    u, g = (1 - 0.95**2) ** (2 / 3), grad.double()
+    expected = [(theta, 0.9 - 0.5 * u * g.sign()), (average, 0.05 * g), (root, 0.05 ** (1 / 3) * g.abs())]
+    close = max(1e-6, torch.finfo(dtype).eps)
+    return all(bool(((mine.double() - true).abs() <= close * true.abs()).all()) for mine, true in expected)
 
 
 def usable(
@@ -151,10 +148,11 @@ def _run(
     kinds = array("i", [_TYPES[kind] for kind in types])
     at = [each.buffer_info()[0] for each in (sizes, places, kinds)]
     numbers = array("d", settings)
+    step = steps[types[0] if len(set(types)) == 1 else work]  # mixtures are converted to it, block by block
 
     def run(first: int, shares: int) -> None:
         begin = edges.buffer_info()[0] + first * edges.itemsize
-        steps[work](count, *at, how, numbers.buffer_info()[0], begin, shares, threads, team())
+        step(count, *at, how, numbers.buffer_info()[0], begin, shares, threads, team())
 
     if threads == 1 or team() is not None:
         run(0, len(edges) - 1)

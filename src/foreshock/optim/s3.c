@@ -38,26 +38,61 @@ typedef struct {
 /* Runs a function on so many threads at once, the caller's among them: GOMP_parallel of torch's OpenMP. */
 typedef void Team(void (*run)(void *), void *work, unsigned threads, unsigned flags);
 
-int32_t foreshock_s3_version(void) { return 2; }
+int32_t foreshock_s3_version(void) { return 3; }
+
+INLINE float of_bfloat16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+INLINE uint16_t to_bfloat16(float x) { /* to nearest, ties to even; NaN stays NaN */
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x == x ? (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : (uint16_t)0x7fc0;
+}
 
 INLINE float power_float32(float x, float p);
+
+INLINE float power_bfloat16(float x, float p) { return power_float32(x, p); }
 
 INLINE double power_float64(double x, double p) { return pow(x, p); }
 
 #define REAL float
 #define BITS int32_t
 #define INFINITE 0x7f800000 /* the bits of infinity: those of an exponent */
+#define STORED float
+#define READ(x) (x)
+#define WRITTEN(x) (x)
 #define OWN FLOAT32
 #define NAMED(name) name##_float32
+#include "s3.c"
+#undef STORED
+#undef READ
+#undef WRITTEN
+#undef OWN
+#undef NAMED
+#define STORED uint16_t
+#define READ(x) of_bfloat16(x)
+#define WRITTEN(x) to_bfloat16(x)
+#define OWN BFLOAT16
+#define NAMED(name) name##_bfloat16
 #include "s3.c"
 #undef REAL
 #undef BITS
 #undef INFINITE
+#undef STORED
+#undef READ
+#undef WRITTEN
 #undef OWN
 #undef NAMED
 #define REAL double
 #define BITS int64_t
 #define INFINITE 0x7ff0000000000000
+#define STORED double
+#define READ(x) (x)
+#define WRITTEN(x) (x)
 #define OWN FLOAT64
 #define NAMED(name) name##_float64
 #include "s3.c"
@@ -156,15 +191,15 @@ INLINE REAL NAMED(lower)(int how, REAL s, REAL inverse) {
 
 /* r'^p = beta2 r^p + (1 - beta2) |g|^p, and the same once more with the weights below, in units of the larger of r and
  * |g|: of its power of two, so that no power leaves the range; or, for any p, of itself. NaN has the largest bits. */
-INLINE void NAMED(elements)(int how, REAL *restrict theta, const REAL *restrict grad, REAL *restrict m,
-                            REAL *restrict r, ptrdiff_t n, const Settings *settings) {
+INLINE void NAMED(elements)(int how, STORED *restrict theta, const STORED *restrict grad, STORED *restrict m,
+                            STORED *restrict r, ptrdiff_t n, const Settings *settings) {
     const REAL lr = settings->lr, decay = settings->decay, eps = settings->eps, sign = settings->sign;
     const REAL rest = settings->rest, now = settings->now, past = settings->past;
     const REAL fresh = settings->fresh, below = settings->fresh_below, p = settings->p, inverse = 1 / settings->p;
     const BITS least = INFINITE & -INFINITE; /* those of the smallest normal number */
     for (ptrdiff_t i = 0; i < n; i++) {
-        REAL g = sign * grad[i], a = g < 0 ? -g : g, old = past * r[i], unit, x, y;
-        REAL average = m[i] + rest * (g - m[i]), numerator = average + now * (g - average);
+        REAL g = sign * READ(grad[i]), a = g < 0 ? -g : g, was = READ(m[i]), old = past * READ(r[i]), unit, x, y;
+        REAL average = was + rest * (g - was), numerator = average + now * (g - average);
         BITS of_a = NAMED(bits_of)(a), of_old = NAMED(bits_of)(old), top = of_a > of_old ? of_a : of_old;
         if (how == ANY) {
             BITS other = of_a > of_old ? of_old : of_a;
@@ -179,19 +214,20 @@ INLINE void NAMED(elements)(int how, REAL *restrict theta, const REAL *restrict 
             x = NAMED(raise)(how, scale * old); /* the larger of them from [2, 4) */
             y = NAMED(raise)(how, scale * a);
         }
-        m[i] = average;
-        r[i] = unit * NAMED(lower)(how, x + fresh * (y - x), inverse);
-        theta[i] = decay * theta[i] - lr * (numerator / (unit * NAMED(lower)(how, x + below * (y - x), inverse) + eps));
+        m[i] = WRITTEN(average);
+        r[i] = WRITTEN(unit * NAMED(lower)(how, x + fresh * (y - x), inverse));
+        REAL b = unit * NAMED(lower)(how, x + below * (y - x), inverse);
+        theta[i] = WRITTEN(decay * READ(theta[i]) - lr * (numerator / (b + eps)));
     }
 }
 
 /* The same, group by group, each asking for what a later one will read: arithmetic and memory then overlap, which the
  * processor does not see to by itself over so long a chain of operations (10 to 15 % of a step on large tensors). */
-INLINE void NAMED(groups)(int how, REAL *restrict theta, const REAL *restrict g, REAL *restrict m, REAL *restrict r,
-                          ptrdiff_t n, const Settings *settings) {
+INLINE void NAMED(groups)(int how, STORED *restrict theta, const STORED *restrict g, STORED *restrict m,
+                          STORED *restrict r, ptrdiff_t n, const Settings *settings) {
     ptrdiff_t i = 0;
     for (; i + GROUP <= n; i += GROUP) {
-        for (ptrdiff_t j = i + AHEAD; j < i + AHEAD + GROUP; j += 64 / sizeof(REAL)) {
+        for (ptrdiff_t j = i + AHEAD; j < i + AHEAD + GROUP; j += 64 / (ptrdiff_t)sizeof(STORED)) {
             __builtin_prefetch(theta + j, 0, 2);
             __builtin_prefetch(g + j, 0, 2);
             __builtin_prefetch(m + j, 0, 2);
@@ -202,10 +238,10 @@ INLINE void NAMED(groups)(int how, REAL *restrict theta, const REAL *restrict g,
     NAMED(elements)(how, theta + i, g + i, m + i, r + i, n - i, settings);
 }
 
-#define KIND(name, how)                                                                                              \
-    WIDE static void NAMED(step_##name)(REAL *restrict theta, const REAL *restrict g, REAL *restrict m,             \
-                                        REAL *restrict r, ptrdiff_t n, const Settings *settings) {                  \
-        NAMED(groups)(how, theta, g, m, r, n, settings);                                                             \
+#define KIND(name, how)                                                                                             \
+    WIDE static void NAMED(step_##name)(STORED *restrict theta, const STORED *restrict g, STORED *restrict m,      \
+                                        STORED *restrict r, ptrdiff_t n, const Settings *settings) {               \
+        NAMED(groups)(how, theta, g, m, r, n, settings);                                                            \
     }
 KIND(one, ONE)
 KIND(one_and_half, ONE_AND_HALF)
@@ -216,22 +252,12 @@ KIND(six, SIX)
 KIND(any, ANY)
 #undef KIND
 
-WIDE static void NAMED(widen)(const uint16_t *restrict from, REAL *restrict to, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)from[i] << 16;
-        float x;
-        memcpy(&x, &bits, sizeof x);
-        to[i] = x;
-    }
+WIDE static void NAMED(widen)(const uint16_t *restrict from, STORED *restrict to, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i++) to[i] = WRITTEN(of_bfloat16(from[i]));
 }
 
-WIDE static void NAMED(narrow)(const REAL *restrict from, uint16_t *restrict to, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < n; i++) { /* to nearest, ties to even; NaN stays NaN */
-        float x = (float)from[i];
-        uint32_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        to[i] = x == x ? (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : (uint16_t)0x7fc0;
-    }
+WIDE static void NAMED(narrow)(const STORED *restrict from, uint16_t *restrict to, ptrdiff_t n) {
+    for (ptrdiff_t i = 0; i < n; i++) to[i] = to_bfloat16((float)READ(from[i]));
 }
 
 /* What is to be done: `count` tensors, laid end to end, of n (count) elements each; `places` (4, count): parameters,
@@ -247,7 +273,7 @@ typedef struct {
 } NAMED(Work);
 
 static void NAMED(share)(const NAMED(Work) *work, int64_t first, int64_t stop) {
-    static void (*const HOW[])(REAL *restrict, const REAL *restrict, REAL *restrict, REAL *restrict, ptrdiff_t,
+    static void (*const HOW[])(STORED *restrict, const STORED *restrict, STORED *restrict, STORED *restrict, ptrdiff_t,
                                const Settings *) = {
         NAMED(step_one), NAMED(step_one_and_half), NAMED(step_two), NAMED(step_three),
         NAMED(step_four), NAMED(step_six), NAMED(step_any),
@@ -259,10 +285,10 @@ static void NAMED(share)(const NAMED(Work) *work, int64_t first, int64_t stop) {
         int64_t from = first > before ? first - before : 0, n = work->n[t], to = stop - before < n ? stop - before : n;
         while (from < to) {
             ptrdiff_t size = direct || to - from < BLOCK ? to - from : BLOCK;
-            REAL wide[4][BLOCK], *at[4];
+            STORED wide[4][BLOCK], *at[4];
             for (int j = 0; j < 4; j++) {
                 void *place = work->places[j * work->count + t];
-                at[j] = types[j] == OWN ? (REAL *)place + from : wide[j];
+                at[j] = types[j] == OWN ? (STORED *)place + from : wide[j];
                 if (types[j] != OWN) NAMED(widen)((const uint16_t *)place + from, wide[j], size);
             }
             HOW[work->how](at[0], at[1], at[2], at[3], size, work->settings);
