@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from foreshock.heads.calibrate import _Problem, calibrated, thinned
+from foreshock.heads.calibrate import _enough, _Problem, calibrated, thinned
 from foreshock.heads.scene import scene
 
 
@@ -91,7 +91,7 @@ def test_old_classes_keep_what_was_asked_for():
     before = met.share(met.known, met.old)
     weights = []
     for keep in (0.0, 0.8, 0.95):
-        found = calibrated(met, scores - 1.0, bias=True, keep=keep)
+        found = calibrated(met, scores - 1.0, torch.zeros(2, 4).double(), length=None, bias=True, keep=keep)
         assert found.kept
         assert met.share(met.hits(found.held_out), met.old) >= keep * before
         weights.append(found.old_weight)
@@ -99,16 +99,36 @@ def test_old_classes_keep_what_was_asked_for():
     assert weights[0] <= weights[1] <= weights[2]
 
 
+@pytest.mark.parametrize("d", [4, 90])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_are_held_to_a_length_and_no_shorter_than_needed(shared, d):
+    met, *_ = problem(n=60, d=d)
+    rows = torch.randn(2, d, generator=torch.Generator().manual_seed(1)).double()
+    norms = []
+    for length in (None, 0.3, 1e9):
+        found = calibrated(met, met.features @ rows.mT, rows, length=length, bias=True, keep=0.0, shared=shared)
+        norms.append(float((found.scale * rows + found.direction).square().sum(1).mean().sqrt()))
+    assert norms[0] == pytest.approx(norms[2])
+    assert 0.15 < norms[1] <= 0.3 < norms[0]
+
+
+def test_with_few_old_examples_none_may_be_lost():
+    many, few = (problem(n=n)[0] for n in (500, 20))
+    assert _enough(many, 0.96) == (pytest.approx(1 - (0.04 * 302 - 1) / 300), 0.0)
+    assert _enough(few, 0.96) == (1.0, 1.0)
+
+
 def test_separable_examples_give_finite_rows():
     met, _, _, y, *_ = problem()
-    found = calibrated(met, 5 * functional.one_hot(y)[:, 3:].double(), bias=True, keep=0.9)
+    sure = 5 * functional.one_hot(y)[:, 3:].double()
+    found = calibrated(met, sure, torch.zeros(2, 4).double(), length=None, bias=True, keep=0.9)
     assert torch.isfinite(torch.tensor([found.scale, *found.offsets, *found.direction])).all()
     assert met.loss(found.held_out) < met.loss(torch.zeros(len(y), 2).double())
 
 
 def test_a_head_of_new_rows_alone_is_calibrated_too():
     met, scores, *_ = problem(old=0, new=3)
-    found = calibrated(met, scores, bias=True, keep=0.96)
+    found = calibrated(met, scores, torch.zeros(3, 4).double(), length=None, bias=True, keep=0.96)
     assert found.kept
     assert met.loss(found.held_out) < met.loss(scores)
 

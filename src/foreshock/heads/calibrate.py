@@ -14,6 +14,8 @@ _WIDE = 30.0  # logits: prior deviation of scale times scores, and of the offset
 _STEPS, _TOLERANCE = 60, 1e-9
 _WORK = 1e11  # numbers multiplied for one Hessian: examples beyond are left out
 _LEVELS = 6  # halvings of the weight of old examples
+_AHEAD = 1.0  # nats, of old examples where too few are kept to count those lost
+_HALVINGS = 3  # of the penalty on long rows, by factors
 _MOST = 10.0  # log2 of that weight
 
 
@@ -38,30 +40,50 @@ class Calibration:
     kept: bool
 
 
-def calibrated(scene: Scene, scores: Tensor, *, bias: bool, keep: float, shared: bool = True) -> Calibration:
+def calibrated(
+    scene: Scene,
+    scores: Tensor,
+    rows: Tensor,
+    *,
+    length: float | None,
+    bias: bool,
+    keep: float,
+    shared: bool = True,
+) -> Calibration:
     """Returns scale, offsets and shared direction that minimise the cross-entropy of new and old examples.
 
     A convex problem with a normal prior, solved by Newton's method. Where the old classes would keep less than `keep`
     of their accuracy, old examples count more, as little more as it takes. Both are judged by examples held out: the
     scores must be, and the fit is taken back from each example by one Newton step (approximate leave-one-out; Rad
-    and Maleki 2020, arXiv 1801.10243).
+    and Maleki 2020, arXiv 1801.10243); and one old example more than seen counts as lost, which matters where few are.
+
+    Long rows fit the examples at hand well, and training badly: what comes after is noise that they amplify, and the
+    curvature that the layers below feel grows with their square. So their root-mean-square norm is held to a limit,
+    by a penalty no larger than that takes.
 
     Args:
         scene: the examples.
         scores: (n, k) what the new rows give, each example held out.
+        rows: (k, d), the new rows.
+        length: most that the root-mean-square norm of the calibrated rows may be; None: anything.
         bias: whether the head has offsets.
         keep: share of the old examples told right by the old rows alone that must be told right beside the new ones.
         shared: with a direction and offsets for each class; else one scale and one offset.
     """
     problem = _Problem(scene, scores, bias, shared)
     theta, before = problem.start(), scene.share(scene.known, scene.old)
+    asked, slack = _enough(scene, keep)
+    enough, penalty = asked * (before or 0.0), 0.0
 
     def tried(level: float, start: Tensor) -> tuple[Tensor, Tensor, bool]:
+        nonlocal penalty
         weighted = problem.weighted(2.0**level)
+        if length is not None:
+            weighted, penalty = weighted.held_to(length, rows, start, penalty)
         solved = weighted.minimum(start)
         logits = weighted.held_out(solved)
-        after = scene.share(scene.hits(logits), scene.old)
-        return solved, logits, before is None or after is None or after >= keep * before
+        after = scene.share(scene.hits(logits + slack), scene.old)
+        return solved, logits, after is None or after >= enough
 
     theta, logits, kept = tried(0.0, theta)
     low, high, best = 0.0, _MOST, 0.0
@@ -78,6 +100,19 @@ def calibrated(scene: Scene, scores: Tensor, *, bias: bool, keep: float, shared:
         theta, logits = found
     scale, offsets, direction = problem.parts(theta)
     return Calibration(scale, offsets, direction, 2.0**best, logits, kept)
+
+
+def _enough(scene: Scene, keep: float) -> tuple[float, float]:
+    """Returns the share of the old accuracy to ask for of the examples at hand, and by how much they must be ahead.
+
+    One example more than seen counts as lost; where that is more than may be, none may be lost, nor come close.
+    """
+    w = scene.weights[scene.old]
+    if not len(w):
+        return keep, 0.0
+    n = float(w.sum() ** 2 / w.square().sum())  # of examples that count alike
+    lost = (1 - keep) * (n + 2) - 1
+    return 1 - max(0.0, lost) / n, 0.0 if lost >= 0 else _AHEAD
 
 
 class _Problem:
@@ -123,6 +158,47 @@ class _Problem:
         other.__dict__.update(self.__dict__)
         other.w = w / w.sum()
         return other
+
+    def held_to(self, length: float, rows: Tensor, theta: Tensor, least: float) -> tuple[_Problem, float]:
+        """Returns the problem with a penalty on the rows' mean square norm that keeps it within a length, and its size.
+
+        Args:
+            length: of a row.
+            rows: (k, d), before calibration.
+            theta: to start from.
+            least: a penalty that is known to be needed.
+        """
+        shape = torch.zeros_like(self.prior)  # mean over rows of |s w + g|^2 = theta' shape theta
+        shape[0, 0] = rows.square().sum(1).mean() / self.unit**2
+        if self.shared:
+            mean = rows.mean(0) / self.unit * self.size
+            shape[1 : 1 + self.r, 0] = shape[0, 1 : 1 + self.r] = mean if self.basis is None else mean @ self.basis
+            shape.diagonal()[1 : 1 + self.r] = self.size**2
+        shape /= length**2
+
+        def at(penalty: float) -> tuple[_Problem, bool]:
+            nonlocal theta
+            other = self.weighted(1.0)
+            other.prior = self.prior + penalty * shape
+            theta = other.minimum(theta)
+            return other, float(theta @ (shape @ theta)) <= 1.0
+
+        other, short = at(least)
+        if short:
+            return other, least
+        low, high = least, max(4 * least, 1e-3)
+        other, short = at(high)
+        while not short:
+            low, high = high, 4 * high
+            other, short = at(high)
+        for _ in range(_HALVINGS):
+            middle = (low * high) ** 0.5 if low > 0 else high / 4
+            tried, short = at(middle)
+            if short:
+                other, high = tried, middle
+            else:
+                low = middle
+        return other, high
 
     def parts(self, theta: Tensor) -> tuple[float, Tensor, Tensor]:
         """Returns scale, offsets (k,) and direction (d,) in the units of scores and features."""

@@ -20,12 +20,15 @@ from foreshock.heads.state import fresh_state
 from foreshock.heads.statistics import HeadStatistics
 from foreshock.heads.turned import turned
 
-Method = Literal["ls", "class_mean", "unit_mean", "random"]
+Method = Literal["ls", "class_mean", "mean", "unit_mean", "random"]
 Calibrate = Literal["auto", "ce", "scale", "grid"]
 Loss = Literal["auto", "ce", "mse"]
 _DRAWS = 8  # of random rows, whose mean loss is the yardstick
 _CHUNK = 1 << 24  # scores held at once
 _THIRD = 1 / 3  # of random rows' loss: what calibration aims at
+LENGTHS = (1.0, 1.5, 2.0, 3.0)
+"""Of new rows, at most, in lengths of the old ones: the first that meets the aim. At 6 a backbone under SGD blew up."""
+_AIM = 0.25  # of random rows' loss, held out
 KEEP = 0.96  # of the old classes' accuracy; in tests .96 to .98 of it was kept
 
 
@@ -55,7 +58,8 @@ def init_new_rows(
     error that is the optimum. Under cross-entropy its logits lie between 0 and 1 beside old ones of any size, so they
     are calibrated: one scale for all new rows, an offset for each (in heads with a bias), and one direction that all of
     them share, by the cross-entropy of examples that each were held out, with old and new classes counting alike; if
-    the old classes would keep less than `keep` of their accuracy, their examples count more until they do. The
+    the old classes would keep less than `keep` of their accuracy, their examples count more until they do; and the rows
+    are as long as the old ones, or longer by no more than a first loss of a quarter of random rows' takes. The
     reference calibrates by a grid of one scale and one offset (`calibrate="grid"`): deviation 1, as that costs old
     classes their accuracy.
 
@@ -65,7 +69,7 @@ def init_new_rows(
         statistics: of the features that it reads, of new classes and, for calibration and balance, of old ones. On
             several ranks `reduce()` them first: every rank then writes the same.
         new: ids of the rows to write.
-        method: "ls", or "class_mean", "unit_mean" (of features divided by their norms), "random" (`nn.Linear`'s).
+        method: "ls", or "class_mean" (also "mean"), "unit_mean" (of features divided by their norms), "random" (`nn.Linear`'s).
         lam: ridge of least squares.
         scaled: ridge in units of the features' mean square.
         use: solve on all examples, or on those of the new classes alone.
@@ -92,6 +96,7 @@ def init_new_rows(
     """
     for name, given, allowed in (("method", method, Method), ("loss", loss, Loss), ("use", use, Literal["all", "new"])):
         checks.choice(name, given, allowed)
+    method = "class_mean" if method == "mean" else method
     checks.choice("calibrate", calibrate, Calibrate, None)
     checks.share("keep", keep)
     checks.share("new_share", new_share)
@@ -176,7 +181,9 @@ def _calibrated(
     rows, bias = solution.weight, solution.bias
     if old.kind != "linear":
         if way is not None:
-            found = calibrated(*thinned(met, held_out), bias=old.has_bias, keep=keep, shared=way == "ce")
+            found = calibrated(
+                *thinned(met, held_out), rows, length=None, bias=old.has_bias, keep=keep, shared=way == "ce"
+            )
             rows, offset = turned(met, old.effective, rows, found, keep, old.has_bias)
             bias = torch.full_like(bias, offset)
         return rows, bias, met.features @ old.effective(rows).mT + bias, None, None
@@ -186,7 +193,18 @@ def _calibrated(
         alike = met.alike()
         s, c = scale_and_offset(alike, plain, bias=old.has_bias)
         return s * rows, s * bias + c, s * held_out + c, s, None
-    found = calibrated(*thinned(met, held_out), bias=old.has_bias, keep=keep, shared=way == "ce")
+    others = met.target.new_ones(len(old.weight), dtype=torch.bool)
+    others[list(solution.classes)] = False
+    usual = float(old.weight[others].square().sum(1).mean().sqrt()) if bool(others.any()) else None
+    random = _random_loss(old, list(solution.classes), met, "ce")
+    fewer, kept_out = thinned(met, held_out)
+    for length in LENGTHS:
+        found = calibrated(
+            fewer, kept_out, rows, length=length * usual if usual else None, bias=old.has_bias, keep=keep,
+            shared=way == "ce",
+        )  # fmt: skip
+        if not usual or fewer.loss(found.held_out) <= _AIM * random:
+            break
     rows, bias = found.scale * rows + found.direction, found.scale * bias + found.offsets
     whole = len(found.held_out) == len(held_out)
     return rows, bias, found.held_out if whole else met.features @ rows.mT + bias, found.scale, found.old_weight
