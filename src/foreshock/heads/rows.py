@@ -69,7 +69,8 @@ def init_new_rows(
         statistics: of the features that it reads, of new classes and, for calibration and balance, of old ones. On
             several ranks `reduce()` them first: every rank then writes the same.
         new: ids of the rows to write.
-        method: "ls", or "class_mean" (also "mean"), "unit_mean" (of features divided by their norms), "random" (`nn.Linear`'s).
+        method: "ls", or "class_mean" (also "mean"), "unit_mean" (of features divided by their norms), "random"
+            (`nn.Linear`'s).
         lam: ridge of least squares.
         scaled: ridge in units of the features' mean square.
         use: solve on all examples, or on those of the new classes alone.
