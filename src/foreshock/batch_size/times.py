@@ -54,6 +54,8 @@ class StepTimes:
         >>> round(step_times({32: 0.1, 64: 0.1, 128: 0.2}).seconds_at(96), 6)  # from a plateau to a slope
         0.15
         """
+        if batch in self.seconds:
+            return self.seconds[int(batch)]
         sizes, times = list(self.seconds), list(self.seconds.values())
         if sizes[0] <= batch <= sizes[-1]:
             return float(np.interp(batch, sizes, times))
