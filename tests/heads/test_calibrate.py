@@ -113,8 +113,9 @@ def test_rows_are_held_to_a_length_and_no_shorter_than_needed(shared, d):
 
 
 def test_with_few_old_examples_none_may_be_lost():
-    many, few = (problem(n=n)[0] for n in (500, 20))
-    assert _enough(many, 0.96) == (pytest.approx(1 - (0.04 * 302 - 1) / 300), 0.0)
+    many, some, few = (problem(n=n)[0] for n in (500, 100, 20))
+    assert _enough(many, 0.96) == (pytest.approx(0.96), 0.0)
+    assert _enough(some, 0.96) == (pytest.approx(1 - (0.05 * 62 - 1) / 60), 0.0)
     assert _enough(few, 0.96) == (1.0, 1.0)
 
 

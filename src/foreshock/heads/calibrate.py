@@ -14,6 +14,7 @@ _WIDE = 30.0  # logits: prior deviation of scale times scores, and of the offset
 _STEPS, _TOLERANCE = 60, 1e-9
 _WORK = 1e11  # numbers multiplied for one Hessian: examples beyond are left out
 _LEVELS = 6  # halvings of the weight of old examples
+_LOOSE = 0.01  # of the old accuracy, that the one example more may take
 _AHEAD = 1.0  # nats, of old examples where too few are kept to count those lost
 _HALVINGS = 3  # of the penalty on long rows, by factors
 _MOST = 10.0  # log2 of that weight
@@ -111,7 +112,7 @@ def _enough(scene: Scene, keep: float) -> tuple[float, float]:
     if not len(w):
         return keep, 0.0
     n = float(w.sum() ** 2 / w.square().sum())  # of examples that count alike
-    lost = (1 - keep) * (n + 2) - 1
+    lost = min((1 - keep) * n, (1 - keep + _LOOSE) * (n + 2) - 1)
     return 1 - max(0.0, lost) / n, 0.0 if lost >= 0 else _AHEAD
 
 
