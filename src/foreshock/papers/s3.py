@@ -17,7 +17,6 @@ from typing import Any
 
 from foreshock.errors import MissingExtraError, UsageError
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
-from foreshock.papers.landscape_study import Found, Live, Shelf, judge
 from foreshock.papers.s3_bursts import STATEMENTS as BURSTS
 from foreshock.papers.s3_bursts import bursts
 from foreshock.papers.s3_figures import figures
@@ -27,6 +26,7 @@ from foreshock.papers.s3_streams import bounds
 from foreshock.papers.s3_studies import ablations, halves, raised, sweep
 from foreshock.papers.s3_table import COLUMNS, rows
 from foreshock.papers.s3_training import PAPER
+from foreshock.papers.studies import Found, Live, Shelf, judge
 from foreshock.threads import one_thread
 
 __all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
@@ -67,7 +67,7 @@ STUDIES = {
     "rounding": Study("Does S3 end the spikes of low precision? 200 digits, far beyond the fit", rounding, 25, 3000),
     "sweep": Study("The lr that is best for AdamW .9/.999, which is 1x", sweep, 60, 200, seeded=False),
 }
-QUICK = ("bounds", "digits", "images")
+QUICK = ("bounds", "digits", "digits-halves")
 
 
 def reproduce(request: Request, progress: Progress = lambda share, text: None) -> Outcome:
