@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, heading
 from foreshock.papers.heads_training import Trace
-from foreshock.papers.landscape_study import Found
+from foreshock.papers.studies import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,12 +29,13 @@ DRAWN = {
 PANELS = (("digits", "five", "five-moving"), ("digits-mse", "five-mse", "five-mse-moving"))
 """Settings by rows of panels: cross-entropy, squared error."""
 TITLES = {
-    "digits": "Digits 5+5", "five": "Garments 5+5", "five-moving": "Garments, backbone moving",
+    "digits": "Digits 5+5", "five": "Garments 5+5", "five-moving": "Garments, moving",
     "digits-mse": "Digits, MSE", "five-mse": "Garments, MSE", "five-mse-moving": "Moving, MSE",
 }  # fmt: skip
 WAYS = ("random", "ls-grid", "foreshock")  # whose way over the plane of accuracies is drawn
 AHEAD, AFTER = 25, 60  # steps that are shown before a boundary and after it
 BEYOND = 15.0  # times the loss of random rows from which a first loss is told and not drawn
+FLOOR = 0.02  # of losses that are drawn over five tasks: two classes are soon known better than is of interest
 
 
 def figures(found: Studies) -> dict[str, Figure]:
@@ -101,6 +102,7 @@ def _loss(axes: Axes, title: str, traces: Traces) -> None:
         axes.plot(0, first.first, color=colour, marker="o", markersize=3, zorder=order + 2)
     axes.set(yscale="log", xlim=(-AHEAD, AFTER))
     axes.set_ylim(None, 1.8 * highest)
+    axes.yaxis.set_minor_formatter("")
     for place, (text, colour) in enumerate(beyond):
         axes.text(0.97, 0.96 - 0.1 * place, f"{text} \u2191", transform=axes.transAxes, fontsize=6.5, color=colour,
                   ha="right", va="top")  # fmt: skip
@@ -147,9 +149,9 @@ def sequence(traces: Traces) -> Figure:
             loss.plot(np.arange(len(losses)) - start, losses, color=colour, linewidth=0.6, alpha=0.9)
             steps, values = _all_classes(trace)
             known.plot(steps - start, values, color=colour, linewidth=0.9)
-            known.annotate(label, (steps[-1] - start, values[-1]), xytext=(3, 0), textcoords="offset points",
-                           fontsize=7, color=colour, va="center", annotation_clip=False)  # fmt: skip
-        loss.set(yscale="log", ylabel="loss")
+            loss.plot([], [], color=colour, label=label)
+        loss.legend(loc="lower right", frameon=False, fontsize=7, ncols=3)
+        loss.set(yscale="log", ylabel="loss", ylim=(FLOOR, None))
         known.set(ylabel="accuracy, all classes", xlabel="step", xlim=(-50, len(losses) - start))
         for axes in (loss, known):
             for each in trace.boundaries:

@@ -11,34 +11,19 @@ choose the rows, from the same start and on the same batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from foreshock.errors import UsageError
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 from foreshock.papers.heads_figures import figures
 from foreshock.papers.heads_measures import COLUMNS
 from foreshock.papers.heads_statements import SOURCE, STATEMENTS
 from foreshock.papers.heads_studies import buffers, digits, five, moving, pairs, six
+from foreshock.papers.heads_text import words
 from foreshock.papers.heads_training import PAPER
-from foreshock.papers.landscape_study import Found, Live, Shelf, judge
-from foreshock.threads import one_thread
+from foreshock.papers.studies import Study, seeds_of, study
 
-__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
+__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "reproduce"]
 
 LEAST = 30  # steps of a task that are to show anything
 STEPS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A part of the reproduction: what it is, its function of (seed, live, steps or 0, shelf), seconds on one core."""
-
-    title: str
-    run: Callable[[int, Live, int, Shelf], Found]
-    seconds: float
-
 
 STUDIES = {
     "digits": Study("Five digits, then five more, behind random features; cross-entropy and squared error", digits, 20),
@@ -47,6 +32,7 @@ STUDIES = {
     "pairs": Study("Garments: five tasks of two classes", pairs, 46),
     "buffers": Study("Garments, five and five, with 50 and 200 rehearsed examples a class", buffers, 10),
     "moving": Study("All three splits with the backbone training on", moving, 100),
+    "words": Study("A language model of characters is given 24 words, tied to its embedding or not", words, 80),
 }
 QUICK = ("digits", "five")
 
@@ -58,42 +44,15 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
 
     Raises:
         UsageError: an unknown training, no seed, or too few steps.
-        MissingExtraError: scikit-learn, which brings the digits, or Fashion-MNIST is not installed.
+        MissingExtraError: none of the data that are asked for are installed.
     """
     names = chosen(request, STUDIES, QUICK)
-    if not request.seeds or (request.steps is not None and request.steps < LEAST):
-        raise UsageError(
-            f"at least one seed and {LEAST} steps are needed; given seeds={request.seeds}, steps={request.steps}"
-        )
-    seeds = tuple(dict.fromkeys(request.seeds))[: 1 if request.quick else None]
-    steps = request.steps or 0
-    plan = [(seed, name) for seed in seeds for name in names]
-    total, done = sum(STUDIES[name].seconds for _, name in plan), 0.0
-    found: dict[int, dict[str, Found]] = {seed: {} for seed in seeds}
-    shelves: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
-    with one_thread():
-        for seed, name in plan:
-            weight = STUDIES[name].seconds
-
-            def live(share: float, text: str, before: float = done, weight: float = weight) -> None:
-                progress((before + share * weight) / total, text)
-
-            found[seed][name] = STUDIES[name].run(seed, live, steps, shelves[seed])
-            done += weight
-    progress(1.0, "")
+    seeds, steps = seeds_of(request, LEAST)[: 1 if request.quick else None], request.steps or 0
+    studied = study(STUDIES, names, seeds, steps, progress)
     remarks = [f"{steps} steps a task in the place of {STEPS}"] if steps and steps != STEPS else []
-    if len(names) < len(STUDIES):
-        remarks.append(f"not trained: {', '.join(name for name in STUDIES if name not in names)}")
     if len(seeds) < len(request.seeds):
         remarks.append(f"quick: seed {seeds[0]} alone")
-    everything = [each for studies in found.values() for each in studies.values()]
-    return Outcome(
-        claims=judge(STATEMENTS, {seed: list(studies.values()) for seed, studies in found.items()}),
-        columns=COLUMNS,
-        rows=[row for each in everything for row in each.rows],
-        runs={place: run for each in everything for place, run in each.runs.items()},
-        remarks=remarks, figures=lambda: figures(found),
-    )
+    return studied.outcome(STATEMENTS, COLUMNS, lambda: figures(studied.found), remarks=remarks)
 
 
 EXPERIMENT = Experiment(
