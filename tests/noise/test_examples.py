@@ -172,6 +172,17 @@ def test_statistics_of_the_batch_are_refused():
             norms.read()
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4, affine=False), nn.BatchNorm1d(4).requires_grad_(False)], ids=repr)
+def test_statistics_of_the_batch_are_refused_also_where_they_have_nothing_to_learn(norm):
+    model = nn.Sequential(nn.Linear(3, 4), norm, nn.Linear(4, 2))
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for layers in ("all", "linear"):
+        with PerExampleNorms(model, layers=layers) as norms:
+            model(x).square().mean().backward()
+            with pytest.raises(UsageError, match="statistics of the batch"):
+                norms.read()
+
+
 def test_what_was_not_seen_is_said():
     model, _, _ = case("plain")
     with pytest.raises(UsageError, match="one of norm, linear, all"):

@@ -137,6 +137,10 @@ class PerExampleNorms:
                     self._reasons[known] = f"not among {self.layers!r}" if kind else f"{what} is not followed"
                 else:
                     self._listened[name] = module
+        self._coupling = {
+            name: module for name, module in self.model.named_modules()
+            if name not in self._listened and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }  # fmt: skip
         self._shared = {name for name, all_of in owners.items() if len(all_of) > 1}
         if not any(all(all_of) for all_of in owners.values()):
             raise UsageError(f"PerExampleNorms(layers={self.layers!r}): the model has no such layer with gradients")
@@ -155,7 +159,7 @@ class PerExampleNorms:
             self._hooks.append(self.model.register_forward_pre_hook(root, with_kwargs=True))
             self._hooks += [
                 module.register_forward_hook(Ear(self, name), with_kwargs=True)
-                for name, module in self._listened.items()
+                for name, module in (self._listened | self._coupling).items()
             ]
         self.clear()
 
@@ -238,6 +242,8 @@ class PerExampleNorms:
         """Keeps what a layer was given, and waits for the gradient at its output."""
         if couples(module):
             self._coupled = name
+        if name in self._coupling:
+            return
         if not isinstance(output, Tensor) or not output.requires_grad or given is None or not torch.is_grad_enabled():
             return
         key = (name, self._called.get(name, 0))
