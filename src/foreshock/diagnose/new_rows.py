@@ -58,8 +58,8 @@ class NewRows:
 
     @property
     def good(self) -> bool:
-        """Whether they were expected to cost at most half of what random rows do."""
-        return self.foretold <= 0.5 * self.random
+        """Whether they were solved for, and expected to cost at most half of what random rows do."""
+        return self.way == WAYS["ls"] and self.foretold <= 0.5 * self.random
 
     def told(self) -> str:
         """Returns what came and what it did, in a sentence or three."""
