@@ -25,7 +25,7 @@ from foreshock.papers.batch_switches import after_switches, false_spikes
 from foreshock.papers.batch_tasks import TASKS, Task
 from foreshock.papers.batch_training import Noise, arrive, measured_noise, optimizer_of
 from foreshock.papers.experiment import Request
-from foreshock.papers.landscape_study import silent
+from foreshock.papers.studies import silent
 
 
 def _data() -> tuple[torch.Tensor, torch.Tensor]:

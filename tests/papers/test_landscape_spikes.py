@@ -24,10 +24,10 @@ from foreshock.papers.landscape_image_studies import image_arms, image_run
 from foreshock.papers.landscape_images import filters, follow, image_problem, plainly
 from foreshock.papers.landscape_net import tanh_problem
 from foreshock.papers.landscape_reference import dissect, reference
-from foreshock.papers.landscape_spikes import QUICK, STUDIES, Study, reproduce
+from foreshock.papers.landscape_spikes import QUICK, STUDIES, reproduce
 from foreshock.papers.landscape_statements import ANATOMY, CNN, REFERENCE, STATEMENTS
-from foreshock.papers.landscape_study import Found, Statement, judge
 from foreshock.papers.landscape_training import descend
+from foreshock.papers.studies import Found, Statement, Study, judge
 from foreshock.run import Run
 
 EARLY = 5  # the seed of TL-GD that spikes before 500 updates
@@ -247,7 +247,7 @@ def test_shortened_trainings_decide_nothing_about_whole_ones():
     ("request_", "said"),
     [
         (Request(only=("cn",)), "did you mean 'cnn'"), (Request(seeds=()), "at least one seed"),
-        (Request(steps=1), "two steps"),
+        (Request(steps=1), "2 steps"),
     ],
 )
 def test_a_request_without_sense_is_refused(request_, said):

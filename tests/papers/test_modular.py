@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from foreshock.errors import UsageError
 from foreshock.papers import modular, modular_arms
-from foreshock.papers.landscape_study import Found, judge, silent
 from foreshock.papers.modular import split, table
 from foreshock.papers.modular_arms import ARMS, perpendicular_, stablemax_cross_entropy
 from foreshock.papers.modular_figure import figure
 from foreshock.papers.modular_statements import GROKKING
 from foreshock.papers.modular_study import PLAN, grokking
 from foreshock.papers.modular_training import RECTIFIED, SQUARES, network, train
+from foreshock.papers.studies import Found, judge, silent
 
 SMALL = replace(SQUARES, prime=7, hidden=(16,), steps=60)
 

@@ -34,8 +34,8 @@ from foreshock.papers.heads_training import (
     loss_of,
     loss_peaks,
 )
-from foreshock.papers.landscape_study import Found
 from foreshock.papers.new_heads import STUDIES, reproduce
+from foreshock.papers.studies import Found
 from foreshock.run import Event, Run
 from foreshock.threads import one_thread
 

@@ -20,7 +20,6 @@ from foreshock.errors import MissingExtraError, UsageError
 from foreshock.optim import S3
 from foreshock.papers import s3, s3_figures, s3_studies, s3_training
 from foreshock.papers.experiment import Request
-from foreshock.papers.landscape_study import silent
 from foreshock.papers.s3_arms import ABLATIONS, ADAMW, ARMS, MOVED, RIVALS, S3_ARM, Arm, library
 from foreshock.papers.s3_statements import STATEMENTS
 from foreshock.papers.s3_streams import STREAMS, largest
@@ -28,6 +27,7 @@ from foreshock.papers.s3_studies import FACTORS, ablations, halves, raised
 from foreshock.papers.s3_table import COLUMNS, rows
 from foreshock.papers.s3_tasks import TASKS, Task, excerpts, table
 from foreshock.papers.s3_training import LAST, Trace, train
+from foreshock.papers.studies import silent
 from foreshock.run import Run
 
 STEPS = 54

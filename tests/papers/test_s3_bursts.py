@@ -8,8 +8,8 @@ import math
 import pytest
 
 from foreshock.papers import s3_bursts
-from foreshock.papers.landscape_study import silent
 from foreshock.papers.s3_bursts import ARMS, KINDS, RATES, STATEMENTS, bursts, rank_correlation
+from foreshock.papers.studies import silent
 
 pytest.importorskip("sklearn")
 

@@ -27,8 +27,8 @@ from foreshock.papers.absorption_studies import descent, timeline
 from foreshock.papers.absorption_thresholds import by_hand, exactness, partial, thresholds
 from foreshock.papers.absorption_training import Common, common_mode, reference, train
 from foreshock.papers.experiment import Request
-from foreshock.papers.landscape_study import Found, judge, silent
 from foreshock.papers.softmax_absorption import QUICK, STUDIES, reproduce
+from foreshock.papers.studies import Found, judge, silent
 from foreshock.run import Run
 
 COMMAND = ("reproduce", "softmax-absorption")

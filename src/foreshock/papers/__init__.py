@@ -26,8 +26,11 @@ PAPERS = {
         "Grokking or Glitching? How Low-Precision Drives Slingshot Loss Spikes, arXiv 2605.06152",
     ),
     "s3": ("s3", "SoftSignSGD (S3), arXiv 2507.06464"),
-    "batch-size": ("batch_size", "COPUS (batch size by goodput, on gradient noise scales), arXiv 2604.26687"),
-    "new-heads": ("new_heads", "A Good Start Matters (new rows of a head, by least squares), arXiv 2503.06385"),
+    "new-heads": (
+        "new_heads",
+        "A Good Start Matters: Enhancing Continual Learning with Data-Driven Weight Initialization, arXiv 2503.06385",
+    ),
+    "batch-size": ("batch_size", "COPUS: batch size by goodput, on gradient noise scales, arXiv 2604.26687"),
 }
 
 

@@ -15,8 +15,8 @@ from foreshock.papers.absorption_thresholds import CLASSES, FORMATS
 from foreshock.papers.absorption_timeline_figure import EXACT, FLOAT64, STOCK, timeline
 from foreshock.papers.absorption_training import Trace
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, heading
-from foreshock.papers.landscape_study import Found
 from foreshock.papers.modular_figure import figure as modular_figure
+from foreshock.papers.studies import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ import math
 from foreshock.numerics.thresholds import absorption_bounds
 from foreshock.papers.absorption_arms import ARMS, HALF
 from foreshock.papers.absorption_thresholds import CLASSES, FORMATS, threshold_name
-from foreshock.papers.landscape_study import Statement
+from foreshock.papers.studies import Statement
 
 __all__ = ["SOURCE", "STATEMENTS"]
 

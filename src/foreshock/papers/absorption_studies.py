@@ -11,7 +11,7 @@ from foreshock.papers.absorption_arms import ARMS, DESCENT, HALF, STEPS
 from foreshock.papers.absorption_spikes import relapses
 from foreshock.papers.absorption_timeline import BEGIN, DRIFT_STEPS, PRINTED, at, calm_run, drifts, raised, stages
 from foreshock.papers.absorption_training import Trace, train
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 
 __all__ = ["COLUMNS", "causes", "cures", "descent", "formats", "settings", "timeline", "trained"]
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from foreshock.numerics.cross_entropy import cross_entropy
 from foreshock.numerics.thresholds import absorption_bounds, measured_threshold
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 
 __all__ = ["CLASSES", "FORMATS", "OFFSETS", "Format", "by_hand", "exactness", "partial", "threshold_name", "thresholds"]
 

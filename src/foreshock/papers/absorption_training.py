@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from foreshock.monitor import Monitor
 from foreshock.papers.absorption_arms import Arm
 from foreshock.papers.digits import scans
-from foreshock.papers.landscape_study import Live, silent
+from foreshock.papers.studies import Live, silent
 from foreshock.probes import FREE, Softmax, Step
 from foreshock.run import Run, absent
 from foreshock.threads import one_thread

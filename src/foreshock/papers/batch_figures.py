@@ -11,7 +11,7 @@ from foreshock.papers.batch_steps import Sweep, TradeOff
 from foreshock.papers.batch_switches import MOMENTS, After
 from foreshock.papers.batch_tasks import TASKS
 from foreshock.papers.drawing import GREY, WIDTH, beside, blank, edge_line, heading
-from foreshock.papers.landscape_study import Found
+from foreshock.papers.studies import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,32 +11,17 @@ reproduced: parallelism, and anything on more than one device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from foreshock.errors import UsageError
 from foreshock.papers.batch_figures import figures
 from foreshock.papers.batch_statements import SOURCE, STATEMENTS
 from foreshock.papers.batch_studies import COLUMNS, clock, descent, policy, steps, switches
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
-from foreshock.papers.landscape_study import Found, Live, Shelf, judge
-from foreshock.threads import one_thread
+from foreshock.papers.studies import Study, seeds_of, study
 
-__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
+__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "reproduce"]
 
 SHORT = 100  # steps after a switch, when quick
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A part of the reproduction: what it is, its function of (seed, live, steps or 0, shelf), seconds on one core."""
-
-    title: str
-    run: Callable[[int, Live, int, Shelf], Found]
-    seconds: float
-
 
 STUDIES = {
     "digits": Study("Steps to a loss by batch size, digits", partial(steps, "digits"), 11),
@@ -59,38 +44,11 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
 
     Raises:
         UsageError: an unknown training, no seed, or too few steps.
-        MissingExtraError: a data set is not installed.
+        MissingExtraError: no data set that it needs is installed.
     """
-    names = chosen(request, STUDIES, QUICK)
-    if not request.seeds or (request.steps is not None and request.steps < 1):
-        raise UsageError(f"at least one seed and one step are needed; given {request.seeds} and {request.steps}")
-    seeds = tuple(dict.fromkeys(request.seeds))
-    number = request.steps or (SHORT if request.quick else 0)
-    plan = [(seed, name) for name in names for seed in seeds]
-    total, done = sum(STUDIES[name].seconds for _, name in plan), 0.0
-    found: dict[int, dict[str, Found]] = {seed: {} for seed in seeds}
-    shelves: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
-    with one_thread():
-        for seed, name in plan:
-            weight = STUDIES[name].seconds
-
-            def live(share: float, text: str, before: float = done, weight: float = weight) -> None:
-                progress((before + share * weight) / total, text)
-
-            found[seed][name] = STUDIES[name].run(seed, live, number, shelves[seed])
-            done += weight
-    progress(1.0, "")
-    remarks = []
-    if len(names) < len(STUDIES):
-        remarks.append(f"not trained: {', '.join(name for name in STUDIES if name not in names)}")
-    everything = [each for studies in found.values() for each in studies.values()]
-    return Outcome(
-        claims=judge(STATEMENTS, {seed: list(studies.values()) for seed, studies in found.items()}),
-        columns=COLUMNS,
-        rows=[row for each in everything for row in each.rows],
-        runs={place: run for each in everything for place, run in each.runs.items()},
-        remarks=remarks, figures=lambda: figures(found),
-    )
+    names, seeds = chosen(request, STUDIES, QUICK), seeds_of(request, 1)
+    studied = study(STUDIES, names, seeds, request.steps or (SHORT if request.quick else 0), progress)
+    return studied.outcome(STATEMENTS, COLUMNS, lambda: figures(studied.found))
 
 
 EXPERIMENT = Experiment(

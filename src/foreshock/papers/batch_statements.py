@@ -6,7 +6,7 @@ import math
 
 from foreshock.papers.batch_policy import FIXED_COSTS
 from foreshock.papers.batch_tasks import TASKS
-from foreshock.papers.landscape_study import Statement
+from foreshock.papers.studies import Statement
 
 __all__ = ["SOURCE", "STATEMENTS"]
 

@@ -13,7 +13,7 @@ from foreshock.papers.batch_steps import Sweep, critical, lr_slope, sweep, trade
 from foreshock.papers.batch_switches import AFTER, MOMENTS, After, after_switches, false_spikes
 from foreshock.papers.batch_tasks import TASKS, loss_of
 from foreshock.papers.batch_training import optimizer_of
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 
 __all__ = ["COLUMNS", "clock", "descent", "policy", "steps", "switches"]
 

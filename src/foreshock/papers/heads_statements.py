@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from foreshock.papers.landscape_study import Statement
+from foreshock.papers.studies import Statement
 
 __all__ = ["SOURCE", "STATEMENTS"]
 

@@ -11,7 +11,7 @@ from foreshock.papers.heads_data import Pool, convolutions, digit_features, enco
 from foreshock.papers.heads_measures import Reading, readings, row, summary
 from foreshock.papers.heads_rows import ARMS
 from foreshock.papers.heads_training import TAIL, Classes, Loss, Trace, begin, learn
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 
 __all__ = ["ABOVE_GRID", "FIVE", "PAIRS", "SIX", "buffers", "digits", "five", "moving", "pairs", "six"]
 

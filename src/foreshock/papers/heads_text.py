@@ -19,7 +19,7 @@ from foreshock.heads.state import fresh_state
 from foreshock.monitor import Monitor
 from foreshock.papers.heads_measures import readings, row, summary
 from foreshock.papers.heads_training import BEFORE, PAPER, TAIL, Boundary, Classes, Trace, loss_peaks
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 from foreshock.papers.text import novels
 from foreshock.papers.transformer import Transformer
 

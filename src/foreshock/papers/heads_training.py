@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from foreshock.monitor import Monitor
 from foreshock.papers.heads_data import Pool
-from foreshock.papers.landscape_study import Live, silent
+from foreshock.papers.studies import Live, silent
 from foreshock.run import Event, Run
 
 __all__ = ["Boundary", "Classes", "Fill", "Learner", "Loss", "Trace", "begin", "learn", "loss_of", "loss_peaks"]

@@ -17,8 +17,8 @@ import torch
 from foreshock.landscape import Condensation, condensation
 from foreshock.papers.landscape_net import TanhProblem
 from foreshock.papers.landscape_reference import reference_run
-from foreshock.papers.landscape_study import Found, Live, Shelf, silent
 from foreshock.papers.landscape_training import REFERENCE_LR, quietly
+from foreshock.papers.studies import Found, Live, Shelf, silent
 
 __all__ = ["Arm", "arms", "closest_pairs", "compare", "merged", "unreached"]
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshock.papers.landscape_net import tanh_problem
-from foreshock.papers.landscape_study import Found, Live, Shelf, silent
 from foreshock.papers.landscape_training import quietly
+from foreshock.papers.studies import Found, Live, Shelf, silent
 
 __all__ = ["crossing"]
 

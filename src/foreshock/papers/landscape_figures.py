@@ -11,7 +11,7 @@ from foreshock.landscape import figures as landscape_figures
 from foreshock.papers.drawing import EDGE, WIDTH, blank, heading
 from foreshock.papers.landscape_anatomy import Spike, filled
 from foreshock.papers.landscape_check_figures import arms, crossing, directions, frequencies
-from foreshock.papers.landscape_study import Found
+from foreshock.papers.studies import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

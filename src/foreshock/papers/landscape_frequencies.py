@@ -18,8 +18,8 @@ import torch
 from foreshock.curvature import Hessian, eigsh
 from foreshock.landscape import eigen_projections, spectrum_1d
 from foreshock.papers.landscape_net import DENSE, TanhProblem, tanh_problem, two_waves
-from foreshock.papers.landscape_study import Found, Live, Shelf, silent
 from foreshock.papers.landscape_training import quietly
+from foreshock.papers.studies import Found, Live, Shelf, silent
 
 __all__ = ["directions"]
 

@@ -26,7 +26,7 @@ from foreshock.landscape import (
 from foreshock.papers.landscape_anatomy import Spike
 from foreshock.papers.landscape_arms import Arm, closest_pairs, compare, unreached
 from foreshock.papers.landscape_images import ImageProblem, ImageTrace, filters, follow, image_problem, plainly
-from foreshock.papers.landscape_study import Found, Live, Shelf, silent
+from foreshock.papers.studies import Found, Live, Shelf, silent
 from foreshock.threads import one_thread
 
 __all__ = ["image_arms", "image_labels", "image_rates", "image_run"]

@@ -17,7 +17,8 @@ from foreshock.curvature.space import Space
 from foreshock.landscape import Trajectory
 from foreshock.papers.images import images
 from foreshock.papers.landscape_anatomy import Spike, anatomy
-from foreshock.papers.landscape_study import Live, recorded, silent
+from foreshock.papers.landscape_study import recorded
+from foreshock.papers.studies import Live, silent
 from foreshock.run import Run
 from foreshock.threads import one_thread
 

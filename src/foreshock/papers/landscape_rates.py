@@ -6,8 +6,8 @@ import numpy as np
 
 from foreshock.papers.landscape_net import tanh_problem
 from foreshock.papers.landscape_reference import row
-from foreshock.papers.landscape_study import Found, Live, Shelf, silent
 from foreshock.papers.landscape_training import Trace, descend
+from foreshock.papers.studies import Found, Live, Shelf, silent
 
 __all__ = ["rates"]
 

@@ -25,8 +25,8 @@ from foreshock.landscape import (
 )  # fmt: skip
 from foreshock.papers.landscape_anatomy import NEAR, Spike, filled
 from foreshock.papers.landscape_net import tanh_problem
-from foreshock.papers.landscape_study import Found, Live, Shelf, silent
 from foreshock.papers.landscape_training import REFERENCE_LR, Trace, descend
+from foreshock.papers.studies import Found, Live, Shelf, silent
 
 __all__ = ["LEAST", "dissect", "reference", "reference_run", "row"]
 

@@ -8,11 +8,9 @@ the change is one of low frequency; spikes say little about generalisation, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from foreshock.errors import MissingExtraError, UsageError
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 from foreshock.papers.landscape_arms import arms
 from foreshock.papers.landscape_crossing import crossing
@@ -22,31 +20,11 @@ from foreshock.papers.landscape_image_studies import image_arms, image_labels, i
 from foreshock.papers.landscape_rates import rates
 from foreshock.papers.landscape_reference import reference
 from foreshock.papers.landscape_statements import SOURCE, STATEMENTS
-from foreshock.papers.landscape_study import Found, Live, Shelf, judge
+from foreshock.papers.studies import Study, seeds_of, study
 
-__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
+__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "reproduce"]
 
 COLUMNS = ("training", "seed", "updates", "spikes", "highest", "lead", "max chi", "final loss", "seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A part of the reproduction.
-
-    Attributes:
-        title: what it is.
-        run: of (seed, live, steps or 0, shelf).
-        seconds: on one core.
-        whole: updates below which its numbers decide nothing; 0 where they are about a spike, whenever that came.
-        once: whether only the first seed has it.
-    """
-
-    title: str
-    run: Callable[[int, Live, int, Shelf], Found]
-    seconds: float
-    whole: int = 0
-    once: bool = False
-
 
 STUDIES = {
     "tl-gd": Study("TL-GD: 20 tanh neurons on sin x + sin 4x, lr 0.05, dissected", reference, 8),
@@ -55,7 +33,7 @@ STUDIES = {
     "directions": Study("Check 2 and claim 5: frequencies of eigendirections, with controls", directions, 9, 10_000),
     "condensation": Study("Check 3: three arms from one checkpoint of TL-GD", arms, 1),
     "cnn": Study("A CNN on 1,000 images, lr 0.1, until a spike is over", image_run, 60),
-    "cnn-rates": Study("The same at lr 0.05 and 0.2, for the first seed only", image_rates, 60, 650, once=True),
+    "cnn-rates": Study("The same at lr 0.05 and 0.2, for the first seed only", image_rates, 60, 650, seeded=False),
     "cnn-labels": Study("The same with random and with wrong labels: check 2 and claim 5", image_labels, 35, 400),
     "cnn-condensation": Study("Check 3 on the CNN: three arms from one checkpoint", image_arms, 20),
 }
@@ -70,52 +48,23 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
     Raises:
         UsageError: an unknown training, no seed, or fewer than two steps.
     """
-    names = chosen(request, STUDIES, QUICK)
-    seeds = list(dict.fromkeys(request.seeds))[: 1 if request.quick else None]
-    if not seeds or (request.steps is not None and request.steps < 2):
-        raise UsageError(
-            f"at least one seed and two steps are needed; given seeds={request.seeds}, steps={request.steps}"
-        )
-    plan = [
-        (seed, name) for place, seed in enumerate(seeds) for name in names
-        if place == 0 or not STUDIES[name].once
-    ]
-    total, done = sum(STUDIES[name].seconds for _, name in plan), 0.0
-    found: dict[int, dict[str, Found]] = {seed: {} for seed in seeds}
-    shelves: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
-    missing: dict[str, str] = {}
-    for seed, name in plan:
-        study = STUDIES[name]
-
-        def live(share: float, text: str, before: float = done, weight: float = study.seconds) -> None:
-            progress((before + share * weight) / total, text)
-
-        try:
-            done_now = study.run(seed, live, request.steps or 0, shelves[seed])
-            short = request.steps is not None and request.steps < study.whole
-            found[seed][name] = replace(done_now, numbers={}) if short else done_now
-        except MissingExtraError as error:
-            missing[name] = str(error)
-        done += study.seconds
-    progress(1.0, "")
-    everything = [each for studies in found.values() for each in studies.values()]
-    return Outcome(
-        claims=judge(STATEMENTS, {seed: list(studies.values()) for seed, studies in found.items()}),
-        columns=COLUMNS, rows=[row for each in everything for row in each.rows],
-        runs={place: run for each in everything for place, run in each.runs.items()},
-        remarks=[*_left_out(request, seeds, names, missing), *(said for each in everything for said in each.remarks)],
-        figures=lambda: figures(found),
-    )
+    names, seeds = chosen(request, STUDIES, QUICK), seeds_of(request, 2)[: 1 if request.quick else None]
+    studied = study(STUDIES, names, seeds, request.steps or 0, progress)
+    if request.steps is not None:
+        short = {name for name in names if request.steps < STUDIES[name].steps}
+        studied = replace(studied, found={
+            seed: {name: replace(each, numbers={}) if name in short else each for name, each in studies.items()}
+            for seed, studies in studied.found.items()
+        })  # fmt: skip
+    return studied.outcome(STATEMENTS, COLUMNS, lambda: figures(studied.found), remarks=_remarks(request, seeds, names))
 
 
-def _left_out(request: Request, seeds: list[int], names: list[str], missing: dict[str, str]) -> list[str]:
-    """Returns remarks on what was not done, and why."""
+def _remarks(request: Request, seeds: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Returns what was not done as usual."""
     remarks = []
-    if missing:
-        remarks.append(f"left out, for want of their data: {', '.join(missing)}. {next(iter(missing.values()))}")
     if request.quick:
         remarks.append(f"quick: {', '.join(names)} only, seed {seeds[0]}, of {len(STUDIES)} parts")
-    once = [name for name in names if STUDIES[name].once]
+    once = [name for name in names if not STUDIES[name].seeded]
     if len(seeds) > 1 and once:
         remarks.append(f"for seed {seeds[0]} only: {', '.join(once)}")
     if request.steps is not None:

@@ -6,7 +6,7 @@ needs: beyond the first crossing the run is chaotic. The others are relations, f
 
 from __future__ import annotations
 
-from foreshock.papers.landscape_study import Statement
+from foreshock.papers.studies import Statement
 
 __all__ = ["SOURCE", "STATEMENTS"]
 

@@ -1,28 +1,18 @@
-"""What one study of the landscape-spike reproduction hands back: numbers for claims, runs, rows, things to draw."""
+"""Trainings by plain gradient descent as runs, for the landscape-spike reproduction."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from foreshock.papers.claims import Claim
 from foreshock.run import Run, absent
 
-__all__ = ["Found", "Live", "Shelf", "Statement", "judge", "recorded", "silent"]
+__all__ = ["Descent", "recorded"]
 
 Floats = npt.NDArray[np.float64]
 SAME = 0.5  # |cos| of two readings' directions, below which they are of two eigenvectors and say nothing of growth
-
-Live = Callable[[float, str], None]
-"""Called as (share that is done, what is going on)."""
-
-Shelf = MutableMapping[str, Any]
-"""Where studies of one seed leave trainings for each other."""
 
 
 class Descent(Protocol):
@@ -66,62 +56,3 @@ def recorded(trace: Descent, name: str, **meta: object) -> Run:
         there = np.isfinite(values)
         table[signal][there] = values[there]
     return Run.from_arrays(table, name=name, paper="landscape-spikes", **meta)
-
-
-def silent(share: float, text: str) -> None:
-    """Tells nobody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a study of one seed found.
-
-    Attributes:
-        numbers: name of a statement -> what was measured.
-        runs: place -> run.
-        rows: of the table of trainings.
-        drawn: what only figures need.
-        remarks: what a reader has to know.
-    """
-
-    numbers: Mapping[str, float]
-    runs: Mapping[str, Run] = field(default_factory=dict)
-    rows: Sequence[tuple[str, ...]] = ()
-    drawn: Mapping[str, Any] = field(default_factory=dict)
-    remarks: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A claim before it is measured: an interval for the number of that name.
-
-    Attributes:
-        name: of the number.
-        text: what is claimed, ending in what the number is.
-        low, high: the interval.
-        source: whose claim, and where the interval comes from.
-    """
-
-    name: str
-    text: str
-    low: float = -math.inf
-    high: float = math.inf
-    source: str = ""
-
-
-def judge(statements: Sequence[Statement], found: Mapping[int, Sequence[Found]]) -> list[Claim]:
-    """Returns the claims that at least one seed can decide, each with the seeds that can.
-
-    Args:
-        statements: what is claimed.
-        found: seed -> what its studies found.
-    """
-    claims = []
-    for each in statements:
-        measured = {
-            seed: study.numbers[each.name] for seed, studies in found.items() for study in studies
-            if each.name in study.numbers
-        }
-        if measured:
-            claims.append(Claim(each.name, each.text, each.low, each.high, measured, each.source))
-    return claims

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from foreshock.papers.landscape_anatomy import Spike, anatomy
 from foreshock.papers.landscape_net import TanhProblem
-from foreshock.papers.landscape_study import Live, recorded, silent
+from foreshock.papers.landscape_study import recorded
+from foreshock.papers.studies import Live, silent
 from foreshock.run import Run
 
 __all__ = ["REFERENCE_LR", "Trace", "descend", "quietly"]

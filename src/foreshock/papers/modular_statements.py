@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from foreshock.papers.landscape_study import Statement
 from foreshock.papers.modular_arms import ARMS
 from foreshock.papers.modular_training import RECTIFIED, SETTINGS, SQUARES
+from foreshock.papers.studies import Statement
 
 __all__ = ["GROKKING"]
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from foreshock.papers.absorption_spikes import relapses
 from foreshock.papers.absorption_timeline import raised
-from foreshock.papers.landscape_study import Found, Live, Shelf
 from foreshock.papers.modular_arms import ARMS
 from foreshock.papers.modular_training import RECTIFIED, SETTINGS, SQUARES, Grokking, train
+from foreshock.papers.studies import Found, Live, Shelf
 
 __all__ = ["PLAN", "STEPS", "grokking"]
 

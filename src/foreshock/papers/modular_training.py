@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from foreshock.monitor import Monitor
 from foreshock.papers.absorption_training import PAPER, Common, common_mode
-from foreshock.papers.landscape_study import Live, silent
 from foreshock.papers.modular import Split, split
 from foreshock.papers.modular_arms import Arm, perpendicular_
+from foreshock.papers.studies import Live, silent
 from foreshock.probes import Softmax, Step
 from foreshock.run import Run
 from foreshock.threads import one_thread

@@ -11,11 +11,6 @@ ends the spikes of rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from foreshock.errors import MissingExtraError, UsageError
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
 from foreshock.papers.s3_bursts import STATEMENTS as BURSTS
 from foreshock.papers.s3_bursts import bursts
@@ -26,28 +21,12 @@ from foreshock.papers.s3_streams import bounds
 from foreshock.papers.s3_studies import ablations, halves, raised, sweep
 from foreshock.papers.s3_table import COLUMNS, rows
 from foreshock.papers.s3_training import PAPER
-from foreshock.papers.studies import Found, Live, Shelf, judge
-from foreshock.threads import one_thread
+from foreshock.papers.studies import Study, seeds_of, study
 
-__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
+__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "reproduce"]
 
 LEAST = 100  # steps of a training that is to show anything
 SHORT = 300  # steps of a quick one
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A part of the reproduction: what it is, its function of (seed, live, steps or 0, shelf), seconds on one core.
-
-    `steps` is its own number, 0 where that is not free; `seeded`: whether a seed changes it.
-    """
-
-    title: str
-    run: Callable[[int, Live, int, Shelf], Found]
-    seconds: float
-    steps: int
-    seeded: bool = True
-
 
 STUDIES = {
     "bounds": Study("The largest update on streams of gradients made to break the bound", bounds, 3, 0, seeded=False),
@@ -80,47 +59,13 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
         UsageError: an unknown training, no seed, or too few steps.
         MissingExtraError: the data of everything that is asked for are missing.
     """
-    names = chosen(request, STUDIES, QUICK)
-    if not request.seeds or (request.steps is not None and request.steps < LEAST):
-        raise UsageError(
-            f"at least one seed and {LEAST} steps are needed; given seeds={request.seeds}, steps={request.steps}"
-        )
-    seeds = tuple(dict.fromkeys(request.seeds))
+    names, seeds = chosen(request, STUDIES, QUICK), seeds_of(request, LEAST)
     steps = request.steps or (SHORT if request.quick else 0)
-    plan = [(seed, name) for name in names for seed in (seeds if STUDIES[name].seeded else seeds[:1])]
-    total, done = sum(STUDIES[name].seconds for _, name in plan), 0.0
-    found: dict[int, dict[str, Found]] = {seed: {} for seed in seeds}
-    shelves: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
-    missing: dict[str, MissingExtraError] = {}
-    with one_thread():
-        for seed, name in plan:
-            weight = STUDIES[name].seconds
-
-            def live(share: float, text: str, before: float = done, weight: float = weight) -> None:
-                progress((before + share * weight) / total, text)
-
-            try:
-                found[seed][name] = STUDIES[name].run(seed, live, steps, shelves[seed])
-            except MissingExtraError as error:
-                missing[name] = error
-            done += weight
-    if len(missing) == len(names):
-        raise next(iter(missing.values()))
-    progress(1.0, "")
-    everything = [each for studies in found.values() for each in studies.values()]
-    remarks = list(dict.fromkeys(remark for each in everything for remark in each.remarks))
-    remarks += [f"left out: {STUDIES[name].title}; {error}" for name, error in missing.items()]
+    studied = study(STUDIES, names, seeds, steps, progress)
     short = [name for name in names if 0 < steps < STUDIES[name].steps]
-    if short:
-        remarks.append(f"shorter than usual, which claims were not made for: {', '.join(short)}")
-    if len(names) < len(STUDIES):
-        remarks.append(f"not trained: {', '.join(name for name in STUDIES if name not in names)}")
-    return Outcome(
-        claims=judge((*STATEMENTS, *BURSTS), {seed: list(studies.values()) for seed, studies in found.items()}),
-        columns=COLUMNS,
-        rows=rows(everything),
-        runs={place: run for each in everything for place, run in each.runs.items()},
-        remarks=remarks, figures=lambda: figures(found),
+    remarks = [f"shorter than usual, which claims were not made for: {', '.join(short)}"] if short else []
+    return studied.outcome(
+        (*STATEMENTS, *BURSTS), COLUMNS, lambda: figures(studied.found), remarks=remarks, rows=rows(studied.all)
     )
 
 

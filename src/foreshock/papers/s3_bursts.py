@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Adamax, AdamW, NAdam, Optimizer, RMSprop
 
 from foreshock.optim import S3, burst_response
-from foreshock.papers.landscape_study import Found, Live, Shelf, Statement
 from foreshock.papers.s3_tasks import TASKS, Task
+from foreshock.papers.studies import Found, Live, Shelf, Statement
 
 __all__ = ["ARMS", "STATEMENTS", "Struck", "bursts", "rank_correlation"]
 

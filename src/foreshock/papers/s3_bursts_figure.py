@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreshock.papers.drawing import GREY, WIDTH, beside, blank, heading
-from foreshock.papers.landscape_study import Found
 from foreshock.papers.s3_bursts import KINDS, RATES, Struck
+from foreshock.papers.studies import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

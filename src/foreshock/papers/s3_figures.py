@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreshock.papers.drawing import EDGE, GREY, WIDTH, blank, heading
-from foreshock.papers.landscape_study import Found
 from foreshock.papers.s3_arms import ABLATIONS, RIVALS, S3_ARM, Arm
 from foreshock.papers.s3_bursts_figure import figure as bursts
 from foreshock.papers.s3_tasks import TASKS
 from foreshock.papers.s3_training import Trace
+from foreshock.papers.studies import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from foreshock.optim import S3
 from foreshock.papers.absorption_spikes import relapses
 from foreshock.papers.absorption_training import reference
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 from foreshock.run import Run
 from foreshock.threads import one_thread
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from foreshock.papers.landscape_study import Statement
 from foreshock.papers.s3_streams import ORDERS
+from foreshock.papers.studies import Statement
 
 __all__ = ["SOURCE", "STATEMENTS"]
 

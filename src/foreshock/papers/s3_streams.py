@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foreshock.optim import S3
-from foreshock.papers.landscape_study import Found, Live, Shelf
+from foreshock.papers.studies import Found, Live, Shelf
 
 __all__ = ["ORDERS", "STREAMS", "bounds", "largest"]
 

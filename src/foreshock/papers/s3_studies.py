@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from foreshock.errors import MissingExtraError
-from foreshock.papers.landscape_study import Found, Live, Shelf
 from foreshock.papers.s3_arms import ABLATIONS, ADAMW, ARMS, EQUAL, MOVED, RIVALS, S3_ARM, Arm, library
 from foreshock.papers.s3_tasks import TASKS, Task
 from foreshock.papers.s3_training import Trace, train
+from foreshock.papers.studies import Found, Live, Shelf
 from foreshock.run import Run
 
 __all__ = ["FACTORS", "HIGH", "ablations", "halves", "raised", "sweep"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreshock.papers.landscape_study import Found
 from foreshock.papers.s3_arms import ADAMW, ARMS
 from foreshock.papers.s3_training import Trace
+from foreshock.papers.studies import Found
 
 __all__ = ["COLUMNS", "rows"]
 

@@ -11,11 +11,6 @@ floats lose the right class, by type and number of classes; and modular addition
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from foreshock.errors import UsageError
 from foreshock.papers.absorption_arms import HALF, STEPS
 from foreshock.papers.absorption_figures import figures
 from foreshock.papers.absorption_statements import SOURCE, STATEMENTS
@@ -23,38 +18,22 @@ from foreshock.papers.absorption_studies import COLUMNS, causes, cures, descent,
 from foreshock.papers.absorption_thresholds import thresholds
 from foreshock.papers.absorption_training import PAPER
 from foreshock.papers.experiment import Experiment, Outcome, Progress, Request, chosen
-from foreshock.papers.landscape_study import Found, Live, Shelf, judge
 from foreshock.papers.modular_statements import GROKKING
 from foreshock.papers.modular_study import STEPS as MODULAR_STEPS
 from foreshock.papers.modular_study import grokking
-from foreshock.threads import one_thread
+from foreshock.papers.studies import Study, seeds_of, study
 
-__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "Study", "reproduce"]
+__all__ = ["EXPERIMENT", "QUICK", "STUDIES", "reproduce"]
 
 LEAST = 100  # steps of a training that is to show anything
 
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A part of the reproduction: what it is, its function of (seed, live, steps or 0, shelf), seconds on one core.
-
-    `steps` is its own number, 0 where that is not free; `seeded`: whether a seed changes it.
-    """
-
-    title: str
-    run: Callable[[int, Live, int, Shelf], Found]
-    seconds: float
-    steps: int = STEPS
-    seeded: bool = True
-
-
 STUDIES = {
     "thresholds": Study("Where floats lose the right class, by type and classes", thresholds, 1, 0, seeded=False),
-    "timeline": Study("The reference run, watched; the same in float64 and with the exact loss", timeline, 24),
-    "cures": Study("Loss in float64, margin form, repaired and centred gradients, centred head", cures, 26),
-    "causes": Study("The gradient removed in float64; the exact loss from a checkpoint on", causes, 13),
-    "settings": Study("eps, a clamp, weight decay, label smoothing, one hidden layer", settings, 36),
-    "formats": Study("Logits in bfloat16 and float16", formats, 11),
+    "timeline": Study("The reference run, watched; the same in float64 and with the exact loss", timeline, 24, STEPS),
+    "cures": Study("Loss in float64, margin form, repaired and centred gradients, centred head", cures, 26, STEPS),
+    "causes": Study("The gradient removed in float64; the exact loss from a checkpoint on", causes, 13, STEPS),
+    "settings": Study("eps, a clamp, weight decay, label smoothing, one hidden layer", settings, 36, STEPS),
+    "formats": Study("Logits in bfloat16 and float16", formats, 11, STEPS),
     "descent": Study("Plain gradient descent at a learning rate of 100,000", descent, 4, 1200),
     "grokking": Study("Two networks on modular addition, and what they make of questions not taught", grokking, 60,
                       MODULAR_STEPS),
@@ -71,39 +50,12 @@ def reproduce(request: Request, progress: Progress = lambda share, text: None) -
         UsageError: an unknown training, no seed, or too few steps.
         MissingExtraError: scikit-learn, which brings the digits, is not installed.
     """
-    names = chosen(request, STUDIES, QUICK)
-    if not request.seeds or (request.steps is not None and request.steps < LEAST):
-        raise UsageError(
-            f"at least one seed and {LEAST} steps are needed; given seeds={request.seeds}, steps={request.steps}"
-        )
-    seeds = tuple(dict.fromkeys(request.seeds))
+    names, seeds = chosen(request, STUDIES, QUICK), seeds_of(request, LEAST)
     steps = request.steps or (HALF if request.quick else 0)
-    plan = [(seed, name) for name in names for seed in (seeds if STUDIES[name].seeded else seeds[:1])]
-    total, done = sum(STUDIES[name].seconds for _, name in plan), 0.0
-    found: dict[int, dict[str, Found]] = {seed: {} for seed in seeds}
-    shelves: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
-    with one_thread():
-        for seed, name in plan:
-            weight = STUDIES[name].seconds
-
-            def live(share: float, text: str, before: float = done, weight: float = weight) -> None:
-                progress((before + share * weight) / total, text)
-
-            found[seed][name] = STUDIES[name].run(seed, live, steps, shelves[seed])
-            done += weight
-    progress(1.0, "")
+    studied = study(STUDIES, names, seeds, steps, progress)
     short = [name for name in names if 0 < steps < STUDIES[name].steps]
     remarks = [f"shorter than usual, which leaves claims undecided: {', '.join(short)}"] if short else []
-    if len(names) < len(STUDIES):
-        remarks.append(f"not trained: {', '.join(name for name in STUDIES if name not in names)}")
-    everything = [each for studies in found.values() for each in studies.values()]
-    return Outcome(
-        claims=judge((*STATEMENTS, *GROKKING), {seed: list(studies.values()) for seed, studies in found.items()}),
-        columns=COLUMNS,
-        rows=[row for each in everything for row in each.rows],
-        runs={place: run for each in everything for place, run in each.runs.items()},
-        remarks=remarks, figures=lambda: figures(found),
-    )
+    return studied.outcome((*STATEMENTS, *GROKKING), COLUMNS, lambda: figures(studied.found), remarks=remarks)
 
 
 EXPERIMENT = Experiment(
