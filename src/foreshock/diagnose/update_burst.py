@@ -131,7 +131,8 @@ def _bounds(odds: Odds, leap: Leap, known: Reach | None) -> None:
             "one recorded.", "update_in_lr",
         )  # fmt: skip
         return
-    size = "" if math.isinf(own.ratio) else f" of {number(own.ratio)} times the usual gradient, the largest of that step,"
+    times = f" of {number(own.ratio)} times the usual gradient, the largest of that step,"
+    size = "" if math.isinf(own.ratio) else times
     odds.add(
         0.0, f"A burst{size} makes {own.optimizer} move a coordinate by {number(own.peak)} learning rates in one step; "
         f"no gradients make it move by more than {most}.", "update_in_lr",
