@@ -161,9 +161,16 @@ def _note(note: Mapping[str, object]) -> str:
     what, _, happened = kind.partition("_")
     if happened == "disabled" and "name" in fields:
         return f"{what} {fields['name']} was switched off{where}: {fields.get('error', 'it failed')}"
-    lines = {key: str(value).strip().splitlines() for key, value in fields.items()}
+    lines = {key: _plainly(value).strip().splitlines() for key, value in fields.items() if value not in (None, [])}
     said = "; ".join(f"{key}: {text[-1]}" for key, text in lines.items() if text)
     return kind.replace("_", " ") + where + (f" ({said})" if said else "")
+
+
+def _plainly(value: object) -> str:
+    """Returns a value of a note as text: numbers to three digits, lists by their members."""
+    if isinstance(value, list):
+        return ", ".join(map(_plainly, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _events_per_run(

@@ -48,7 +48,7 @@ function picture(address, name) {
 
 function remedyView(holder, remedy) {
   const code = remedy.code ? el("pre", { tabindex: "0" }, el("code", { text: remedy.code })) : null;
-  holder.append(el("h3", {}, "What to change", remedy.proved ? el("span", { class: "proved" }, verdictMark("removed"), "proved by the replay") : null), el("p", { class: "todo-p" }, ...marked(remedy.text)), code);
+  holder.append(el("h3", {}, "What to change", remedy.proved ? el("span", { class: "proved" }, verdictMark("removed"), "proved by the replay") : null), el("p", { class: "todo-p" }, ...marked(remedy.text)), ...(code ? [code] : []));
 }
 
 // experimentsView(holder, detail, event) draws all of it and returns {retire()}, null where there is nothing to draw.
