@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import get_args
 
 import torch
@@ -23,6 +25,8 @@ def ids(new: Iterable[int] | Tensor, rows: int) -> list[int]:
     Raises:
         UsageError: none, one twice, one that is no row of the head, or something that is no id.
     """
+    if not isinstance(new, (Tensor, Iterable)):
+        raise UsageError(f"new must hold row ids, such as [{new!r}] or range(5, 10); got {type(new).__name__} {new!r}")
     listed = new.flatten().tolist() if isinstance(new, Tensor) else list(new)
     if not listed:
         raise UsageError("new is empty: give the ids of the rows to initialise, such as range(5, 10)")
@@ -50,14 +54,30 @@ def choice(name: str, given: object, allowed: object, *extra: object) -> None:
 
 def share(name: str, given: float, *, most: float = 1.0) -> None:
     """Raises where a number is not between 0 and a limit."""
-    if not 0 <= given <= most:
-        raise UsageError(f"{name} must be between 0 and {most:g}; got {given}")
+    if not isinstance(given, Real) or not 0 <= given <= most:
+        raise UsageError(f"{name} must be a number between 0 and {most:g}; got {given!r}")
+
+
+def positive(name: str, given: float) -> None:
+    """Raises where an argument is no number above 0."""
+    if not isinstance(given, Real) or not 0 < given < math.inf:
+        raise UsageError(f"{name} must be above 0, for the solve is singular without a ridge; got {given!r}")
+
+
+def kinds(statistics: object, optimizer: object, generator: object, monitor: object) -> None:
+    """Raises where one of the helpers is none: before rows are written, not when it is asked."""
+    if not isinstance(statistics, HeadStatistics):
+        raise UsageError(f"statistics must be HeadStatistics; got {type(statistics).__name__}")
+    if optimizer is not None and not isinstance(getattr(optimizer, "state", None), Mapping):
+        raise UsageError(f"optimizer must be the one that trains the head, or None; got {type(optimizer).__name__}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise UsageError(f"generator must be a torch.Generator or None; got {type(generator).__name__}")
+    if monitor is not None and not (hasattr(monitor, "note") and hasattr(monitor, "step")):
+        raise UsageError(f"monitor must be a foreshock.Monitor or None; got {type(monitor).__name__}")
 
 
 def fitting(statistics: HeadStatistics, new: Sequence[int], head: Layer, *, needed: bool) -> None:
     """Raises where statistics and head do not belong together, or a new class has no examples."""
-    if not isinstance(statistics, HeadStatistics):
-        raise UsageError(f"statistics must be HeadStatistics; got {type(statistics).__name__}")
     rows, seen = len(head.weight), statistics.counts
     beyond = [label for label in seen if label >= rows]
     if beyond:

@@ -48,8 +48,8 @@ class HeadStatistics:
         sample: int = _SAMPLE,
         sample_total: int = _TOTAL,
     ) -> None:
-        if dim < 1:
-            raise UsageError(f"dim is the length of a feature vector, at least 1; got {dim}")
+        if not hasattr(dim, "__index__") or dim < 1:
+            raise UsageError(f"dim is the length of a feature vector, an integer of at least 1; got {dim!r}")
         if sample < 0 or sample_total < 0:
             raise UsageError(f"sample and sample_total count examples; got {sample} and {sample_total}")
         self.dim, self.unit, self.per_class = dim, unit, per_class
@@ -249,6 +249,9 @@ def _flat(
     features: Tensor, labels: Tensor, weights: Tensor | None, dim: int, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns features (n, d), labels (n,) and weights (n,) float64 of the examples that count, looked over."""
+    for name, given in (("features", features), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise UsageError(f"{name} must be a tensor, torch.as_tensor(...) makes one; got {type(given).__name__}")
     if features.shape[-1:] != (dim,) or not features.is_floating_point():
         raise UsageError(
             f"features must be floating-point of shape (..., {dim}), what the head reads; got {features.dtype} of "
