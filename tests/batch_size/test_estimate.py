@@ -148,6 +148,8 @@ def test_settings_out_of_range_are_refused(wrong):
         NoiseScale(8, 64, **wrong)
     with pytest.raises(UsageError, match="sizes are needed"):
         NoiseScale().update(1.0, 1.0)
+    with pytest.raises(UsageError, match="are numbers; got 'a'"):
+        NoiseScale("a", 8)
 
 
 def test_a_gate_hides_the_number_and_keeps_what_comes_out():

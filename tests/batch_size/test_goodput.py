@@ -124,6 +124,9 @@ def test_an_undefined_noise_scale_has_no_goodput(status):
         goodput((3.0, 0.02), estimate(math.nan, 3.0, math.inf, status))
     with pytest.raises(UsageError, match="positive"):
         critical_batch(0.0)
+    for wrong in (None, "500"):
+        with pytest.raises(UsageError, match="B_c"):
+            critical_batch(wrong)
 
 
 @settings(max_examples=60, deadline=None)

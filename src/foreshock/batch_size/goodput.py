@@ -204,6 +204,8 @@ def critical_batch(noise: float | Noise, c: float = C) -> tuple[float, float | N
         if not size > 0.0:
             raise UsageError(f"B_c: the critical batch size is positive, got {noise!r}")
         return size, None, None
+    if not hasattr(noise, "status"):
+        raise UsageError(f"B_c: a batch size, or an estimate of the noise scale, got {noise!r}")
     noise = cast(Noise, noise)
     if noise.status != "ok" or not noise.noise_scale > 0.0:
         raise UsageError(

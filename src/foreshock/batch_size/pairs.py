@@ -91,6 +91,8 @@ def adaptdl_pair(local_sq_norms: Any, total_sq_norm: Any, *, scale: float = 1.0)
 def floats(values: Any) -> list[float]:
     """Returns a number, a sequence, an array or a tensor of them as a list."""
     values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, (str, bytes)):
+        raise UsageError(f"batch sizes and squared norms are numbers; got {values!r}")
     if isinstance(values, Iterable):
         return [each for value in values for each in floats(value)]
     return [float(values)]
