@@ -104,7 +104,7 @@ def _policy(drawn: Mapping[str, Any]) -> Figure | None:
         grid[0].legend(fontsize=6, frameon=False, handletextpad=0.1, loc="upper center")
         for axes in grid[-3:]:
             axes.set_xlabel("batch size, of the policy its last")
-        figure.supylabel("time to the loss, over the fastest fixed size", fontsize=7)
+        figure.supylabel("time to the loss, over the\nfastest fixed size", fontsize=7, multialignment="center")
     return figure
 
 
