@@ -89,10 +89,21 @@ def _own(name: str) -> tuple[Statement, ...]:
     )
 
 
+def _token(name: str, title: str) -> tuple[Statement, ...]:
+    arm = f"{name}, foreshock"
+    return (
+        _of(f"{arm}: first over random", f"{title}, as many new as in the text: first loss over random's", 0, 1, OURS),
+        _of(f"{arm}: kept", "... share of the old tokens' accuracy at the start", 0.95, INF, OURS),
+        _of(f"{arm}: final old over random", "... old tokens at the end, above random's", -SLACK, 1, OURS),
+    )
+
+
 STATEMENTS = (
     *_PROTOTYPE,
     *(each for name in PUBLISHED for each in _published(name)),
     *(each for name in SQUARED for each in _squared(name)),
     *(each for name in SHIPPED for each in _own(name)),
+    *_token("words", "24 words as tokens"),
+    *_token("words-tied", "24 words, tied to the embedding"),
 )
 """All claims; those whose numbers a training does not give are left out when it is judged."""

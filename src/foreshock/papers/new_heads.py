@@ -32,7 +32,7 @@ STUDIES = {
     "pairs": Study("Garments: five tasks of two classes", pairs, 46),
     "buffers": Study("Garments, five and five, with 50 and 200 rehearsed examples a class", buffers, 10),
     "moving": Study("All three splits with the backbone training on", moving, 100),
-    "words": Study("A language model of characters is given 24 words, tied to its embedding or not", words, 80),
+    "words": Study("A language model of characters is given 24 words, tied to its embedding or not", words, 100),
 }
 QUICK = ("digits", "five")
 
