@@ -46,7 +46,7 @@ def init_new_rows(
     calibrate: Calibrate | None = "auto",
     loss: Loss = "auto",
     keep: float = KEEP,
-    new_share: float = 0.5,
+    new_share: float | None = None,
     batch: tuple[Tensor, Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
@@ -79,7 +79,9 @@ def init_new_rows(
             scale and one offset alone, held out as above; "grid": the reference's; None: not.
         loss: that the head is trained with; "auto": told by its old logits on old examples.
         keep: share of the old classes' accuracy that they must keep.
-        new_share: weight of the new classes together in the batches to come.
+        new_share: weight of the new classes together in the batches to come. None: their share of `batch`, if there is
+            one; all classes as often as in the statistics, where these look like a text, with rare new classes beside
+            old ones of very different frequencies; else a half, as in rehearsal.
         batch: features and labels of the first mixed batch, if the losses in the report are to be of it.
         optimizer: gives the new rows fresh state in it (`fresh_state`).
         generator: for method "random"; seed 0 without it.
@@ -100,7 +102,8 @@ def init_new_rows(
     method = "class_mean" if method == "mean" else method
     checks.choice("calibrate", calibrate, Calibrate, None)
     checks.share("keep", keep)
-    checks.share("new_share", new_share)
+    if new_share is not None:
+        checks.share("new_share", new_share)
     checks.positive("lam", lam)
     checks.kinds(statistics, optimizer, generator, monitor)
     old = layer(head, statistics.dim)
@@ -110,10 +113,13 @@ def init_new_rows(
     solution = _solution(old, statistics, ids, method, lam, scaled, use, balanced, generator)
 
     h, y, counts, real = examples(statistics)
-    met = scene((h, y, counts), old.logits, ids, len(old.weight), new_share=new_share)
+    share, natural = (new_share, False) if new_share is not None else _share(statistics, ids, batch)
+    if natural:
+        warnings.append(f"new classes are taken for {share:.1%} of the batches to come, as here; else give new_share")
+    met = scene((h, y, counts), old.logits, ids, len(old.weight), new_share=None if natural else share)
     kind = _trained_with(met) if loss == "auto" else loss
     way = _way(calibrate, kind, method, met, len(ids) < len(old.weight))
-    rows, bias, held_out, s, mu = _calibrated(way, old, solution, met, keep, new_share, real)
+    rows, bias, held_out, s, mu = _calibrated(way, old, solution, met, keep, real)
 
     seen = met if batch is None else _batch(old, ids, batch)
     was = seen.loss(old.logits(seen.features, ids), kind)
@@ -150,7 +156,24 @@ def init_new_rows(
     return result
 
 
+_HALF = 0.5
+_RARE, _UNEVEN = 0.2, 0.5  # share of new classes, spread of the old ones' counts over their mean: a text, no rehearsal
 _CLOSE = "new and old classes lie close in these features"
+
+
+def _share(statistics: HeadStatistics, ids: list[int], batch: tuple[Tensor, Tensor] | None) -> tuple[float, bool]:
+    """Returns what share of the batches to come new classes will be, and whether the statistics told so."""
+    new = torch.tensor(ids)
+    if batch is not None:
+        labels = batch[1].flatten().cpu()
+        share = float(torch.isin(labels[labels >= 0], new).double().mean())
+        return (share, False) if 0 < share < 1 else (_HALF, False)
+    fresh = torch.isin(statistics.classes.cpu(), new)
+    counts = statistics.weight.cpu().double()
+    old = counts[~fresh]
+    share = float(counts[fresh].sum() / counts.sum())
+    text = 0 < share < _RARE and len(old) > 1 and float(old.std() / old.mean()) > _UNEVEN
+    return (share, True) if text else (_HALF, False)
 
 
 def _solution(
@@ -176,7 +199,7 @@ def _way(calibrate: Calibrate | None, kind: str, method: str, met: Scene, rows: 
 
 
 def _calibrated(
-    way: Calibrate | None, old: Layer, solution: Solution, met: Scene, keep: float, new_share: float, real: bool
+    way: Calibrate | None, old: Layer, solution: Solution, met: Scene, keep: float, real: bool
 ) -> tuple[Tensor, Tensor, Tensor, float | None, float | None]:
     """Returns rows, biases, held-out logits of the examples, scale, and weight of old examples."""
     plain = solution.scores(met.features)

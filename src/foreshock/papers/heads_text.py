@@ -38,10 +38,10 @@ METHODS: Mapping[str, tuple[str, dict[str, Any] | None]] = {
     "pieces": ("mean of its letters' rows", None),
     "unit-mean": ("unit mean", {"method": "unit_mean", "calibrate": None}),
     "ls": ("LS", {"calibrate": None}),
-    "as-classes": ("foreshock, half new", {}),
-    "foreshock": ("foreshock", {"new_share": None}),
+    "as-classes": ("foreshock, half new", {"new_share": 0.5}),
+    "foreshock": ("foreshock", {}),
 }
-"""Name -> (title, settings of `init_new_rows`, None where it is not asked); new_share None is that of the text."""
+"""Name -> (title, settings of `init_new_rows`, None where it is not asked)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +216,6 @@ def _choose(
         _pieces(model.head, text, new)
     if settings is None:
         return {}
-    if "new_share" in settings:
-        settings = settings | {"new_share": float((text.tokens >= text.kinds).double().mean())}
     told = init_new_rows(
         model.head, _statistics(text, model, seed), new, loss="ce", monitor=monitor,
         optimizer=optimizer if name in ("as-classes", "foreshock") else None, **settings,
