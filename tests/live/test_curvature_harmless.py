@@ -164,6 +164,9 @@ def outcome(loop: Loop, kind: str, *, watched: bool, **settings: Any) -> tuple[l
     return state_of(model, optimizer), run
 
 
+ALWAYS = ("adam-fused", "adamw", "rmsprop", "sgd-momentum-nesterov")  # the others nightly
+
+
 @pytest.mark.parametrize("kind", ["sgd-momentum-nesterov", "adam-fused"])
 @pytest.mark.parametrize("name", sorted(LOOPS))
 def test_a_training_whose_curvature_is_watched_is_the_same_bit_for_bit(name: str, kind: str) -> None:
@@ -187,7 +190,9 @@ def alarmed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approach, "KAPPA", 1e-6)  # so that what would keep chi below is always asked for
 
 
-@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ALWAYS else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(OPTIMIZERS)]
+)
 def test_every_optimizer_is_left_alone_in_alarm_too(kind: str, alarmed: None) -> None:
     watched, run = outcome(recomputing, kind, watched=True, probes=[Curvature(every=2)], max_overhead=math.inf)
     assert same(watched, outcome(recomputing, kind, watched=False)[0])
@@ -195,7 +200,7 @@ def test_every_optimizer_is_left_alone_in_alarm_too(kind: str, alarmed: None) ->
     assert {"chi_gradient", "hessian_top", "chi_overlap", "chi_denominator"} <= set(run.columns)
 
 
-@pytest.mark.parametrize("kind", ["sgd-momentum-nesterov", "adam-foreach"])
+@pytest.mark.parametrize("kind", [pytest.param("sgd-momentum-nesterov", marks=pytest.mark.slow), "adam-foreach"])
 @pytest.mark.parametrize("name", ["accumulating", "bf16", "holding", "hooked", "plain"])
 def test_what_is_measured_on_the_approach_changes_nothing(name: str, kind: str, alarmed: None) -> None:
     watched, run = outcome(LOOPS[name], kind, watched=True, probes=[Curvature(every=1)], max_overhead=math.inf)

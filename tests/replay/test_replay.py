@@ -49,7 +49,7 @@ def test_the_unchanged_course_is_the_record_bit_for_bit(optimizer: str, dropout:
     assert found.start <= found.event.onset < max(found.original)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_a_bad_batch_is_removed_by_the_batches_alone(optimizer: str) -> None:
     world = world_of("labels", optimizer)
     found = replay(world.monitor, world.event, world.step_fn)
@@ -59,7 +59,7 @@ def test_a_bad_batch_is_removed_by_the_batches_alone(optimizer: str) -> None:
     assert found.arms["skip"] < found.peak
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_a_raised_learning_rate_is_removed_by_holding_it(optimizer: str) -> None:
     world = world_of("lr", optimizer)
     found = replay(world.monitor, world.event, world.step_fn)
