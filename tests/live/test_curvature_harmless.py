@@ -167,7 +167,7 @@ def outcome(loop: Loop, kind: str, *, watched: bool, **settings: Any) -> tuple[l
 ALWAYS = ("adam-fused", "adamw", "rmsprop", "sgd-momentum-nesterov")  # the others nightly
 
 
-@pytest.mark.parametrize("kind", ["sgd-momentum-nesterov", "adam-fused"])
+@pytest.mark.parametrize("kind", [pytest.param("sgd-momentum-nesterov", marks=pytest.mark.slow), "adam-fused"])
 @pytest.mark.parametrize("name", sorted(LOOPS))
 def test_a_training_whose_curvature_is_watched_is_the_same_bit_for_bit(name: str, kind: str) -> None:
     alarmed = Curvature(every=2)

@@ -23,7 +23,7 @@ from tests.live.nets import OPTIMIZERS, batches, net
 
 DATA = list(batches(120))
 
-pytestmark = pytest.mark.usefixtures("each_sweep")
+with_each_sweep = pytest.mark.usefixtures("each_sweep")
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, monitor: Monitor, start: int, stop: int) -> None:
@@ -47,6 +47,7 @@ def signals(run: Run) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["adam-fused", "sgd-momentum-nesterov", "rmsprop"])
 @pytest.mark.parametrize("same_directory", [True, False])
+@with_each_sweep
 def test_a_resumed_run_equals_one_that_never_stopped(kind: str, same_directory: bool, tmp_path: Path) -> None:
     probes = [*FREE, every(7, Moments), every(7, GradientCosine)][: 4 if kind == "rmsprop" else 6]
     model, optimizer = new(kind)
@@ -77,6 +78,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(kind: str, same_directory: 
         assert again.events == whole.events
 
 
+@with_each_sweep
 def test_the_state_can_be_loaded_into_an_open_monitor() -> None:
     model, optimizer = new("adamw")
     with Monitor(model, optimizer) as monitor:
@@ -89,12 +91,14 @@ def test_the_state_can_be_loaded_into_an_open_monitor() -> None:
     assert run.steps.tolist() == list(range(60))
 
 
+@with_each_sweep
 def test_another_things_state_is_refused() -> None:
     model, optimizer = new("sgd")
     with pytest.raises(UsageError, match="not the state of a monitor"):
         Monitor(model, optimizer).load_state_dict(optimizer.state_dict())
 
 
+@with_each_sweep
 def test_a_directory_that_holds_another_run_is_not_resumed_into(tmp_path: Path) -> None:
     model, optimizer = new("sgd")
     with Monitor(model, optimizer, run=tmp_path / "a") as monitor:
