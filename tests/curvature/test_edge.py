@@ -16,6 +16,7 @@ from foreshock.curvature import Edge, EdgeTracker, Hessian, edge
 from foreshock.errors import UsageError
 from foreshock.stability import edge_weights, planned_step
 from tests.curvature.matrices import symmetric
+from tests.nightly import thinned
 from tests.stability.live_cases import MATRICES, OTHERS, TORCH, built, label, stepped
 
 torch.set_num_threads(1)
@@ -184,7 +185,7 @@ def test_mixed_groups_and_optimizers_share_one_edge() -> None:
 # ---- every optimizer, at several moments of its life, against dense matrices
 
 
-@pytest.mark.parametrize("steps", [0, 7])
+@pytest.mark.parametrize("steps", thinned([7, 0]))
 @pytest.mark.parametrize("case", TORCH + OTHERS + MATRICES, ids=label)
 def test_all_numbers_are_those_of_dense_matrices(case: tuple[type, dict[str, object]], steps: int) -> None:
     optimizer, params, _ = built(case, seed=steps)

@@ -54,9 +54,8 @@ def compare(one: dict[str, Any], other: dict[str, Any], run: Run, whole: Run) ->
         np.testing.assert_array_equal(run[signal_], whole[signal_])
 
 
-@pytest.mark.parametrize(
-    ("steps", "kills", "seed"), [(106, 1, 0), *(pytest.param(120, 4, n, marks=pytest.mark.slow) for n in range(1, 6))]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "kills", "seed"), [(106, 1, 0), *((120, 4, n) for n in range(1, 6))])
 def test_a_killed_training_ends_as_one_that_was_never_killed(tmp_path, steps, kills, seed):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()

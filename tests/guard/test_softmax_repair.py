@@ -21,6 +21,7 @@ from foreshock.numerics.margin import margin_cross_entropy
 from foreshock.numerics.repair import exact_gradient
 from foreshock.probes import Softmax
 from tests.live.softmaxes import make, signals
+from tests.nightly import thinned
 from tests.numerics.logits import DTYPES, TOLERANCE, confident, error, exactly
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -295,7 +296,7 @@ class Noted(torch.autograd.Function):
         return grad
 
 
-@pytest.mark.parametrize("loss_of", [F.cross_entropy, *HANDMADE])
+@pytest.mark.parametrize("loss_of", thinned([F.cross_entropy, *HANDMADE], 4))
 @pytest.mark.parametrize("differentiated", [True, False])
 def test_graphs_are_freed(loss_of: Loss, differentiated: bool) -> None:
     z, target = confident(seeded(13), 8, 5, torch.float32)

@@ -62,7 +62,8 @@ dist.destroy_process_group()
 '''
 
 
-@pytest.mark.parametrize("how", [pytest.param("one", marks=pytest.mark.slow), "both"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["one", "both"])
 def test_ranks_train_on_as_they_would(how: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -19,6 +19,7 @@ from foreshock.errors import ForeshockWarning
 from foreshock.monitor import Monitor
 from foreshock.probes import DEFAULT, GradientCosine, GradientNorm, Moments, Update, every
 from tests.live.nets import OPTIMIZERS, batches, net, same, state_of
+from tests.nightly import thinned
 
 Loop = Callable[[nn.Module, torch.optim.Optimizer, Any], None]
 
@@ -100,7 +101,7 @@ def outcome(loop: Loop, kind: str, *, watched: bool, **settings: Any) -> list[Te
 
 
 @pytest.mark.parametrize("loop", [plain, accumulating, bf16, scaled, with_nan])
-@pytest.mark.parametrize("kind", ["sgd-momentum-nesterov", "adam-foreach", "adam-loop", "adam-fused", "adamw"])
+@pytest.mark.parametrize("kind", thinned(["sgd-momentum-nesterov", "adam-foreach", "adam-fused", "adam-loop", "adamw"]))
 def test_a_watched_run_equals_an_unwatched_one_bit_for_bit(loop: Loop, kind: str) -> None:
     assert same(outcome(loop, kind, watched=False), outcome(loop, kind, watched=True))
 

@@ -20,6 +20,7 @@ from foreshock.monitor import Monitor
 from foreshock.probes import FREE, GradientCosine, Moments, every
 from foreshock.run import Run
 from tests.live.nets import OPTIMIZERS, batches, net
+from tests.nightly import thinned
 
 DATA = list(batches(120))
 
@@ -45,7 +46,7 @@ def signals(run: Run) -> dict[str, Any]:
     return {name: run[name] for name in run.columns if not name.endswith("_seconds")}
 
 
-@pytest.mark.parametrize("kind", ["adam-fused", "sgd-momentum-nesterov", "rmsprop"])
+@pytest.mark.parametrize("kind", thinned(["adam-fused", "sgd-momentum-nesterov", "rmsprop"], 3))
 @pytest.mark.parametrize("same_directory", [True, False])
 @with_each_sweep
 def test_a_resumed_run_equals_one_that_never_stopped(kind: str, same_directory: bool, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from foreshock.monitor import Monitor
 from foreshock.probes import DEFAULT, GradientCosine, GradientNorm, Moments, every, native
 from foreshock.run import Run
 from tests.live.nets import OPTIMIZERS, batches, net
+from tests.nightly import thinned
 from tests.reference.signals import Reference
 
 pytestmark = pytest.mark.usefixtures("each_sweep")
@@ -51,7 +52,7 @@ def compare(run: Run, expected: list[dict[str, float]], rtol: float) -> None:
         np.testing.assert_allclose(found, wanted, rtol=rtol, atol=1e-30, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("kind", thinned(sorted(OPTIMIZERS)))
 def test_signals_equal_the_float64_reference(kind: str) -> None:
     model = net(dtype=torch.float64)
     run, expected = watch(model, OPTIMIZERS[kind](model.parameters()), 12, dtype=torch.float64)

@@ -126,6 +126,7 @@ def test_the_transformer_looks_back_only_and_leaves_the_random_stream_alone():
     assert not torch.allclose(plain[:, 7:], other[:, 7:])
 
 
+@pytest.mark.slow
 def test_the_transformer_is_watched_where_it_is_read(novel, monkeypatch):
     monkeypatch.setattr(adam_text, "BETAS", (0.999, 0.95))
     monkeypatch.setattr(adam_text, "NEAR", {0.95: 0.0})

@@ -170,6 +170,7 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
         digits(0)
 
 
+@pytest.mark.slow
 def test_the_command_trains_judges_draws_and_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(

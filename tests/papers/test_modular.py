@@ -138,6 +138,7 @@ def test_a_perpendicular_training_keeps_the_lengths_of_weights_nearly():
     assert long.end.head_centred < train(SMALL, ARMS["stock"], 0).end.head_centred
 
 
+@pytest.mark.slow
 def test_a_short_study_judges_nothing_but_can_be_drawn():
     pytest.importorskip("matplotlib")
     found = grokking(0, silent, 21, {})

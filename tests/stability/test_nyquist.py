@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.nightly import thinned
 from tests.reference import optimizers as others
 from tests.reference.optimizers import Slow, moment
 from tests.stability.live_cases import OTHERS, TORCH, built, label, stepped
@@ -20,7 +21,7 @@ NOT_ELEMENTWISE = ("Rprop", "Adafactor", "Adadelta", "Lion", "Lamb", "S3", "Adam
 
 
 @pytest.mark.parametrize("planned", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", thinned([torch.float32, torch.float64]))
 @pytest.mark.parametrize("case", [c for c in TORCH + OTHERS if c[0].__name__ not in NOT_ELEMENTWISE], ids=label)
 def test_the_probe_agrees_with_the_closed_forms_in_running_optimizers(case, dtype, planned):
     if case[0] is optim.ASGD and not planned:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.nightly import thinned
 from tests.reference import optimizers as others
 from tests.stability.quadratic import Frozen
 from torch import optim
@@ -155,7 +156,7 @@ def prepared(case):
     return frozen, edge_weights(frozen.optimizer, [frozen.param.grad])
 
 
-@pytest.mark.parametrize("case", LINEAR, ids=label)
+@pytest.mark.parametrize("case", thinned(LINEAR), ids=label)
 def test_the_step_begins_to_grow_at_chi_1(case):
     frozen, weights = prepared(case)
     edge = frozen.edge(weights)
