@@ -25,6 +25,7 @@ from foreshock.curvature import (
 from foreshock.errors import UsageError
 from tests.curvature.matrices import operator, outliers, symmetric
 from tests.curvature.zoo import case, dense
+from tests.nightly import thinned
 
 torch.set_num_threads(1)
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -111,7 +112,7 @@ def test_the_docstrings_hold() -> None:
     assert doctest.testmod(sys.modules[eigsh.__module__]).failed == 0
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("spectrum", thinned(SPECTRA))
 def test_what_is_said_to_be_converged_is_right(spectrum: str) -> None:
     """Random sizes, ends, k, tolerances and types: within tol nearly always, within 5 tol always."""
     rng = np.random.default_rng(list(SPECTRA).index(spectrum))

@@ -16,6 +16,7 @@ from foreshock.errors import UsageError
 from foreshock.guard.denominators import floor_, refill_
 from foreshock.stability import edge_weights
 from foreshock.stability.rules.moments import rectification
+from tests.nightly import thinned
 from tests.reference import optimizers as others
 
 torch.set_num_threads(1)
@@ -114,7 +115,7 @@ def dense(optimizer, H, weight):
 
 
 @pytest.mark.parametrize("raise_", [floor_, refill_])
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", thinned(CASES), ids=named)
 def test_chi_of_the_step_really_taken_is_at_most_kappa(case, raise_):
     kind, settings, weight = case
     loss, params, H, optimizer, reading = beyond(kind, settings)

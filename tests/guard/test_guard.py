@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from foreshock import Guard, Monitor, Snapshots, policies
 from foreshock.errors import ForeshockWarning, StoppedError, UsageError
 from tests.guard.loops import adamw, data, flat, net, same, train
+from tests.nightly import thinned
 
 OPTIMIZERS = {
     "adamw": adamw,
@@ -35,7 +36,7 @@ def at(step, action):
     return lambda events, actions: action if policies.seen(events).step == step else policies.Proceed()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", thinned(OPTIMIZERS))
 def test_a_calm_run_is_bit_for_bit_the_unguarded_one(name):
     with_guard, without = (train(guarded=each, make=OPTIMIZERS[name]) for each in (True, False))
     assert with_guard.losses == without.losses
@@ -276,7 +277,7 @@ def test_bad_arguments_are_refused_by_name():
         Guard(monitor, data=[])
 
 
-@pytest.mark.parametrize("cut", [30, 99, 103, 118])
+@pytest.mark.parametrize("cut", thinned([103, 30, 99, 118]))
 def test_a_resumed_guard_goes_on_as_if_it_had_not_stopped(cut, tmp_path):
     """The checkpoint is written after `cut` steps and read into new objects, before and after the faults."""
 

@@ -106,7 +106,7 @@ def test_a_watched_run_equals_an_unwatched_one_bit_for_bit(loop: Loop, kind: str
     assert same(outcome(loop, kind, watched=False), outcome(loop, kind, watched=True))
 
 
-@pytest.mark.parametrize("kind", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("kind", thinned(sorted(OPTIMIZERS)))
 def test_every_optimizer_steps_the_same_when_watched(kind: str) -> None:
     assert same(outcome(plain, kind, watched=False), outcome(plain, kind, watched=True))
 

@@ -23,6 +23,7 @@ from foreshock.numerics.cross_entropy import cross_entropy
 from foreshock.numerics.repair import exact_gradient
 from foreshock.probes import DEFAULT, Softmax, passing
 from tests.live.nets import OPTIMIZERS, Net, batches, net, same, state_of
+from tests.nightly import thinned
 
 Loop = Callable[[nn.Module, torch.optim.Optimizer, Any], None]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -143,7 +144,7 @@ def outcome(loop: Loop, kind: str, *, watched: bool, **settings: Any) -> tuple[l
     return state_of(model, optimizer), run
 
 
-@pytest.mark.parametrize("kind", ["sgd-momentum-nesterov", "adam-fused"])
+@pytest.mark.parametrize("kind", thinned(["adam-fused", "sgd-momentum-nesterov"]))
 @pytest.mark.parametrize("name", sorted(LOOPS))
 def test_a_training_whose_softmax_is_watched_is_the_same_bit_for_bit(name: str, kind: str) -> None:
     watched, run = outcome(LOOPS[name], kind, watched=True, probes=[Softmax(every=1)])

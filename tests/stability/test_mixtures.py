@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tests.nightly import thinned
 from torch import optim
 
 from foreshock.errors import UsageError
@@ -112,7 +113,7 @@ MIXTURES = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", thinned([0, 1]))
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_mixture_diverges_exactly_at_chi_1(name, seed):
     make = MIXTURES[name]

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from tests.nightly import thinned
 from tests.reference import optimizers as others
 from tests.stability.live_cases import OTHERS, TORCH, built, label, stepped
 from torch import Tensor, optim
@@ -38,7 +39,7 @@ def plain(case, steps: int):
     return optimizer, params, gradients()
 
 
-@pytest.mark.parametrize("steps", [2, 12])
+@pytest.mark.parametrize("steps", thinned([12, 2]))
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_denominators_fade_as_steps_without_gradient_make_them(case, steps: int) -> None:
     optimizer, params, grads = plain(case, steps)
